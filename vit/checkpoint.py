@@ -1,0 +1,153 @@
+"""Write and read one checkpoint: a safetensors file whose metadata holds a JSON header and a digest of everything.
+
+No pickle anywhere: reading a checkpoint can't run code. A file is written beside its place, flushed to the disk and
+renamed into it, so that at every moment the old or the new one is whole.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vit.errors import CheckpointError
+from vit.model import VisionTransformer
+from vit.transforms import Preprocessing
+
+FORMAT = "vit-checkpoint-1"
+LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
+
+
+def digest(tensors: dict[str, Tensor], header: str) -> str:
+    """SHA-256 over the header and every tensor's name, type, shape and bytes."""
+    sha = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], keep: Path | None = None) -> None:
+    """Write atomically. `keep` is a second name under which the file that stood at path until now stays.
+
+    header: anything JSON can hold. Raises OSError where the disk is full or the folder read-only; the old file stays.
+    """
+    text = json.dumps(header, sort_keys=True)
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": FORMAT, "header": text, "sha256": digest(held, text)}
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        try:
+            save_file(held, temporary, metadata)
+        except SafetensorError as error:  # its only cause here: the disk
+            raise OSError(str(error)) from None
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            link = keep.with_name(f".{keep.name}.writing")
+            link.unlink(missing_ok=True)
+            os.link(path, link)
+            os.replace(link, keep)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors on the CPU, header) of a checkpoint; raises CheckpointError where it is missing, damaged or none of ours."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file; runs keep theirs under RUN_FOLDER/checkpoints/")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); it is cut short, damaged or of another "
+                              "kind") from None
+    if metadata.get("format") != FORMAT or not {"header", "sha256"} <= metadata.keys():
+        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of this project (no header {FORMAT})")
+    if digest(tensors, metadata["header"]) != metadata["sha256"]:
+        raise CheckpointError(f"{path}: its checksum doesn't match, so some bytes have changed since it was written")
+    return tensors, json.loads(metadata["header"])
+
+
+def read_last(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
+    """The last checkpoint of RUN/checkpoints, or the one before where it is damaged, and then a line that says so.
+
+    Raises CheckpointError where neither can be read.
+    """
+    warning = None
+    for name in (LAST, PREVIOUS):
+        try:
+            return *read_checkpoint(folder / name), warning
+        except CheckpointError as error:
+            if warning is not None:
+                raise CheckpointError(f"nothing to resume from in {folder}: {warning}; {error}") from None
+            warning = str(error)
+    raise AssertionError("unreachable")
+
+
+def check_classes(saved: list[str], found: list[str], source: Path | str) -> None:
+    """Raise CheckpointError where a checkpoint's classes are not the data set's."""
+    if saved != found:
+        first = next((f"class {i} is '{a}' there and '{b}' here" for i, (a, b) in enumerate(zip(saved, found)) if a != b),  # noqa: B905
+                     f"{len(saved)} there, {len(found)} here")
+        raise CheckpointError(f"{source}: its classes are not those of the data set ({first}); a label would mean another thing")
+
+
+def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def build_model(config: dict[str, Any], num_classes: int) -> VisionTransformer:
+    """The model of a configuration's `model` node, as plain values; raises ValueError as VisionTransformer does."""
+    return VisionTransformer(num_classes=num_classes, **{key: value for key, value in config.items() if key != "name"})
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Copy tensors into a model of the same shapes; raises CheckpointError with the first differences, changing nothing."""
+    expected = model.state_dict()
+    differences = [f"{name} is missing" for name in expected if name not in tensors]
+    differences += [f"{name} belongs to no part of this model" for name in tensors if name not in expected]
+    differences += [f"{name} is {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
+                    for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
+    if differences:
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise CheckpointError(f"{source}: weights of another model: {'; '.join(differences[:3])}{more}")
+    model.load_state_dict(tensors)
+
+
+def load(path: Path | str) -> VisionTransformer:
+    """The model of a best checkpoint, in evaluation mode on the CPU, with two attributes more:
+
+    classes         the class names in the order of the logits
+    preprocessing   a vit.transforms.Preprocessing: preprocessing(picture or path) → (C, height, width), ready for the model
+
+    Raises CheckpointError where the file is missing, damaged or not a best checkpoint.
+    """
+    tensors, header = read_checkpoint(path)
+    if header["kind"] != "best":
+        raise CheckpointError(f"{path}: holds the whole state of a run, to resume from; use {BEST} beside it")
+    model = build_model(header["config"]["model"], len(header["classes"]))
+    load_weights(model, tensors, str(path))
+    model.classes = header["classes"]
+    model.preprocessing = Preprocessing.from_plain(header["preprocessing"])
+    return model.eval()

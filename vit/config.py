@@ -1,0 +1,435 @@
+"""The schema of conf/, its checks, and what Hydra's command line needs around it. Imports neither torch nor the data, so
+that `--help` and a mistyped key answer at once."""
+
+import difflib
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vit.errors import ConfigError, GaveUp, Stopped, UserError
+
+
+def choices(name: str, values: str) -> Any:
+    """An Enum whose members' names are the words of `values`; OmegaConf refuses any other word and names these."""
+    return Enum(name, {word: word for word in values.split()})
+
+
+Activation = choices("Activation", "gelu gelu_tanh relu silu")
+Pool = choices("Pool", "cls mean")
+Init = choices("Init", "jax xavier trunc_normal")
+Dataset = choices("Dataset", "digits cifar10 cifar100 tiny_imagenet imagenet folder synthetic")
+Interpolation = choices("Interpolation", "bilinear bicubic")
+OptimizerName = choices("OptimizerName", "adamw sgd")
+ScheduleName = choices("ScheduleName", "cosine linear constant")
+PrecisionName = choices("PrecisionName", "auto bf16 fp16 fp32")
+Device = choices("Device", "auto cpu cuda mps")
+Split = choices("Split", "train val test")
+ResumeChanged = choices("ResumeChanged", "refuse allow")
+
+
+@dataclass
+class ModelConfig:
+    """The keyword arguments of vit.model.VisionTransformer, less num_classes, which the data set gives."""
+
+    name: str = MISSING
+    image_size: Any = MISSING  # pixels: one number or [height, width]
+    patch_size: Any = MISSING  # pixels: one number or [height, width]; null where grid_size is given
+    grid_size: Any = None  # patches a side instead of patch_size
+    num_channels: int = 3
+    hidden_size: int = MISSING
+    num_layers: int = MISSING
+    num_heads: int = MISSING
+    mlp_ratio: float = 4.0
+    intermediate_size: int | None = None
+    activation: Activation = Activation.gelu
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-6
+    global_pool: Pool = Pool.cls
+    init: Init = Init.jax
+    init_range: float = 0.02
+
+
+@dataclass
+class DataConfig:
+    name: Dataset = MISSING
+    root: str | None = None  # where the files are; null for data sets that need none
+    val_fraction: float = 0.1  # of train, held out to choose the best checkpoint; 0 trains on everything
+    test_fraction: float | None = None  # of train, where the data set has no test split of its own
+    limit: int | None = None  # images of each split, spread evenly over the classes
+    mean: list[float] = MISSING  # per channel, of pixels in 0..1
+    std: list[float] = MISSING
+    eval_crop: float | None = None  # centre crop of evaluation as a share of the shorter side; null squashes to the model's size
+    interpolation: Interpolation = Interpolation.bilinear
+    mirror: bool = True  # a mirrored picture is of the same class
+    num_classes: int | None = None  # synthetic only
+    num_images: int | None = None  # synthetic only
+
+
+@dataclass
+class AugmentConfig:
+    """Small images are cropped after padding; pictures decoded from files get a random crop of random size."""
+
+    pad: float = 0.0  # random crop of small images: padding on each side as a share of the side (0.125 of 32 px: 4 px)
+    flip: float = 0.0  # probability of mirroring, where data.mirror allows it
+    crop_scale: list[float] | None = None  # pictures from files: share of the area that the random crop takes; null: as in evaluation
+    randaugment_ops: int = 0  # RandAugment: operations an image
+    randaugment_magnitude: int = 9  # of 30
+
+
+@dataclass
+class OptimizerConfig:
+    name: OptimizerName = MISSING
+    lr: float = MISSING  # at the schedule's peak, for the batch size as it is
+    weight_decay: float = 0.0  # of matrices and convolutions alone
+    betas: list[float] | None = None  # adamw
+    eps: float | None = None  # adamw
+    momentum: float | None = None  # sgd
+    nesterov: bool | None = None  # sgd
+
+
+@dataclass
+class ScheduleConfig:
+    name: ScheduleName = MISSING
+    warmup: float = 0.0  # linear, from 0: below 1 a share of the run, else steps
+    final: float | None = None  # cosine, linear: learning rate at the end, as a share of the peak
+
+
+@dataclass
+class TrainingConfig:
+    epochs: float = 100.0
+    steps: int | None = None  # wins over epochs
+    batch_size: int = 128  # global: over all processes and micro-steps
+    micro_batch_size: int | None = None  # images per forward and backward pass, to save memory; null: the whole batch
+    precision: PrecisionName = PrecisionName.auto
+    label_smoothing: float = 0.0
+    clip_norm: float | None = 1.0  # of the whole gradient; null: no clipping
+    ema_decay: float = 0.0  # of the averaged weights, which are then the ones evaluated and saved as best; 0: no average
+    eval_every: float = 1.0  # epochs
+    log_every: int = 50  # steps
+    save_every: int | None = None  # steps; null: every ten minutes
+
+
+@dataclass
+class RuntimeConfig:
+    device: Device = Device.auto
+    compile: Any = "auto"  # auto, true, false
+    workers: int | None = None  # processes that decode pictures; null: one a core, eight at most
+    threads: int | None = None  # of torch on the CPU; null: torch's own choice
+    deterministic: bool = False
+
+
+@dataclass
+class Config:
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    augment: AugmentConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    train: TrainingConfig = MISSING
+    runtime: RuntimeConfig = MISSING
+    seed: int = 0
+    resume: str | None = None
+    resume_changed: ResumeChanged = ResumeChanged.refuse
+
+
+@dataclass
+class EvaluateConfig:
+    checkpoint: str | None = None
+    split: Split = Split.test
+    out: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    runtime: RuntimeConfig = MISSING
+
+
+def register() -> None:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    OmegaConf.register_new_resolver("process", os.getpid, replace=True)  # so that two runs of one second have two folders
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+Check = tuple[Callable[[Any], bool], str]
+POSITIVE: Check = (lambda x: x > 0, "a positive number")
+NOT_NEGATIVE: Check = (lambda x: x >= 0, "0 or more")
+PROBABILITY: Check = (lambda x: 0 <= x < 1, "at least 0 and below 1")
+
+CHECKS: dict[str, Check] = {
+    "seed": NOT_NEGATIVE,
+    "model.mlp_ratio": POSITIVE,
+    "model.intermediate_size": POSITIVE,
+    "model.num_channels": (lambda x: x in (1, 3), "1 (grey) or 3 (RGB)"),
+    "model.dropout": PROBABILITY,
+    "model.attention_dropout": PROBABILITY,
+    "model.layer_norm_eps": POSITIVE,
+    "model.init_range": POSITIVE,
+    "data.val_fraction": PROBABILITY,
+    "data.test_fraction": (lambda x: 0 < x < 1, "between 0 and 1"),
+    "data.limit": POSITIVE,
+    "data.eval_crop": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "data.std": (lambda x: all(value > 0 for value in x), "positive numbers"),
+    "data.num_classes": POSITIVE,
+    "data.num_images": POSITIVE,
+    "augment.pad": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "augment.flip": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "augment.crop_scale": (lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= 1, "[smallest, largest], above 0 and at most 1"),
+    "augment.randaugment_ops": NOT_NEGATIVE,
+    "augment.randaugment_magnitude": (lambda x: 0 <= x <= 30, "from 0 to 30"),
+    "optimizer.lr": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.betas": (lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x), "two numbers, at least 0 and below 1"),
+    "optimizer.eps": POSITIVE,
+    "optimizer.momentum": PROBABILITY,
+    "schedule.warmup": NOT_NEGATIVE,
+    "schedule.final": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "train.epochs": POSITIVE,
+    "train.steps": POSITIVE,
+    "train.batch_size": POSITIVE,
+    "train.micro_batch_size": POSITIVE,
+    "train.label_smoothing": PROBABILITY,
+    "train.clip_norm": POSITIVE,
+    "train.ema_decay": PROBABILITY,
+    "train.eval_every": POSITIVE,
+    "train.log_every": POSITIVE,
+    "train.save_every": POSITIVE,
+    "runtime.compile": (lambda x: x in ("auto", True, False), "auto, true or false"),
+    "runtime.workers": NOT_NEGATIVE,
+    "runtime.threads": POSITIVE,
+}
+
+# Keys that mean something for some names of their group only: (key, names). Set for another name they would do nothing.
+BELONGS = [
+    ("optimizer.betas", ("adamw",)),
+    ("optimizer.eps", ("adamw",)),
+    ("optimizer.momentum", ("sgd",)),
+    ("optimizer.nesterov", ("sgd",)),
+    ("schedule.final", ("cosine", "linear")),
+    ("data.test_fraction", ("digits", "folder", "synthetic")),
+    ("data.num_classes", ("synthetic",)),
+    ("data.num_images", ("synthetic",)),
+]
+
+
+def value_at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def check_values(config: Any, checks: dict[str, Check]) -> None:
+    """Raise ConfigError for the first value out of its range; null means "not set" and passes."""
+    for key, (allowed, expected) in checks.items():
+        value = value_at(config, key)
+        numbers = value if isinstance(value, list) else [value]
+        finite = all(not isinstance(number, float) or math.isfinite(number) for number in numbers)
+        if value is not None and not (finite and allowed(value)):
+            raise ConfigError(f"{key} must be {expected}, got {value}")
+
+
+def validate(config: Config) -> None:
+    """Raise ConfigError, naming the key, for what can be told before any data is read."""
+    check_values(config, CHECKS)
+    for key, names in BELONGS:
+        name = value_at(config, key.split(".")[0]).name.name
+        if value_at(config, key) is not None and name not in names:
+            raise ConfigError(f"{key} does nothing with {key.split('.')[0]}={name}; it belongs to {', '.join(names)}")
+    for key in ("data.mean", "data.std"):
+        if len(value_at(config, key)) not in (1, 3):
+            raise ConfigError(f"{key} must hold 1 number (grey) or 3 (RGB), got {value_at(config, key)}")
+    if config.data.name.name in ("imagenet", "tiny_imagenet", "folder", "cifar10", "cifar100") and config.data.root is None:
+        raise ConfigError(f"data={config.data.name.name} needs data.root=FOLDER")
+    if config.data.name.name in ("digits", "folder", "synthetic") and config.data.test_fraction is None:
+        raise ConfigError(f"data={config.data.name.name} needs data.test_fraction: its test images are cut from train")
+    if config.data.val_fraction + (config.data.test_fraction or 0) >= 1:
+        raise ConfigError("data.val_fraction and data.test_fraction leave nothing to train on: they must sum to less than 1")
+    if config.optimizer.nesterov and not config.optimizer.momentum:
+        raise ConfigError("optimizer.nesterov=true needs optimizer.momentum above 0")
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The configuration as dictionaries, lists, numbers and words, resolved: what a checkpoint and config.yaml hold."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
+
+
+def from_composed(composed: DictConfig) -> Config:
+    """The typed configuration that Hydra composed; raises ConfigError, naming the key, where one has no value yet."""
+    missing = sorted(key for key in OmegaConf.missing_keys(composed) if not key.startswith("hydra"))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value; give it on the command line, such as {missing[0]}=…")
+    return OmegaConf.to_object(composed)  # type: ignore[return-value]
+
+
+def from_plain(container: dict[str, Any], source: str) -> Config:
+    """The typed configuration of plain(); raises ConfigError naming `source` where it doesn't fit the schema."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), container))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{source}: {first_line(error)}") from None
+
+
+def explicit_changes(composed: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the command line gives itself: {key: value} of the composed configuration for every override.
+
+    A group (`optimizer=sgd`) gives its whole node; `experiment=…` can touch any key and gives them all.
+    """
+    keys = [re.split(r"[=@]", override.lstrip("+~"))[0].replace("/", ".") for override in overrides]
+    if "experiment" in keys:
+        keys = [str(key) for key in composed]
+    return {key: OmegaConf.select(composed, key) for key in keys}
+
+
+def data_arguments(data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of vit.data.load_data, less the device and the image size, from plain() nodes."""
+    names = ("name", "root", "val_fraction", "test_fraction", "limit", "num_classes", "num_images")
+    return {**{name: data[name] for name in names}, "num_channels": model["num_channels"]}
+
+
+def flatten(container: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined with dots."""
+    flat: dict[str, Any] = {}
+    for key, value in container.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+# What a resumed run may change without asking: it can't change the result, or (the second) only its last bits.
+FREE_TO_CHANGE = ("runtime.workers", "runtime.device", "train.save_every", "train.log_every", "data.root", "resume",
+                  "resume_changed")
+BITS_MAY_DIFFER = ("runtime.threads", "runtime.compile", "runtime.deterministic")
+
+
+def changed(saved: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A plain configuration with some keys set anew."""
+    config = OmegaConf.create(saved)
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value, merge=False)
+    return OmegaConf.to_container(config, enum_to_str=True)  # type: ignore[return-value]
+
+
+def resumed(saved: dict[str, Any], changes: dict[str, Any], allow: bool) -> tuple[dict[str, Any], list[str]]:
+    """A saved configuration with the changes made to it, and a line for every change worth a warning.
+
+    Raises ConfigError, naming the differences, where a change would change the result and `allow` is false.
+    """
+    container = changed(saved, changes)
+    before, after = flatten(saved), flatten(container)
+    differences = [f"{key}: {before.get(key)} → {after.get(key)}" for key in {**before, **after}
+               if before.get(key) != after.get(key) and key not in FREE_TO_CHANGE]
+    refused = [line for line in differences if not line.startswith(BITS_MAY_DIFFER)]
+    if refused and not allow:
+        raise ConfigError("resuming with another configuration would be another run ("
+                          + "; ".join(refused) + "); leave these as they were, or add resume_changed=allow")
+    return container, [f"resuming with a change: {line}" + ("" if line in refused else " (last bits may differ)")
+                       for line in differences]
+
+
+# --- the command line around Hydra -----------------------------------------------------------------------------------
+
+PATH_KEYS = ("data.root", "hydra.run.dir", "hydra.sweep.dir", "resume", "checkpoint", "out")
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
+    """Quote the values of keys that hold paths, which may contain what Hydra's grammar refuses (ü ~ ( ) = ' , # [), and
+    expand ~. A comma under -m stays a sweep."""
+    sweep = "-m" in arguments or "--multirun" in arguments
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in PATH_KEYS and value not in ("", "null") and value[0] not in "'\"" and not (sweep and "," in value):
+            value = "'" + os.path.expanduser(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+        quoted.append(key + equals + value)
+    return quoted
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """ "; did you mean …?" with the known words nearest to a mistyped one, or all of them where none is near."""
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(known)}"
+
+
+def known_keys(schema: type) -> list[str]:
+    """Every key of the schema with dots, groups included."""
+    keys: list[str] = []
+    for name, parameter in schema.__dataclass_fields__.items():
+        keys.append(name)
+        if hasattr(parameter.type, "__dataclass_fields__"):
+            keys += [f"{name}.{key}" for key in known_keys(parameter.type)]
+    return keys
+
+
+def composition_error(error: Exception, schema: type) -> str:
+    """Hydra's or OmegaConf's complaint about the command line, as one line that says what to write instead."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = [option for option in error.options if not option.endswith("schema")]
+        return f"{group}={name}: there is no conf/{group}/{name}.yaml{nearest(name, options)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    lines = [line.strip() for line in f"{error}\n{cause}".split("\n") if line.strip()]
+    unknown = re.search(r"Could not override '([^']+)'|Could not find '([^']+)'|Could not override '([^']+)'", str(error))
+    full_key = getattr(cause, "full_key", None) or (unknown and next(group for group in unknown.groups() if group))
+    if "not in" in str(cause) and "Key" in str(cause) or "No match in the defaults list" in str(error):
+        wanted = re.search(r"Could not override '([^']+)'", str(error))
+        key = wanted.group(1) if wanted else str(full_key)
+        return f"{key}: no such key{nearest(key, known_keys(schema))}"
+    told = next((line for line in lines if line.startswith(("Value ", "Invalid value ", "Object of "))), lines[0])
+    return f"{full_key}: {told}" if full_key and str(full_key) not in told else told
+
+
+def prepare_arguments(arguments: Sequence[str]) -> list[str]:
+    """What Hydra gets to parse: paths quoted, and the folder of resume=FOLDER as the run folder."""
+    arguments = quote_paths(arguments)
+    resume = next((argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")), "null")
+    if resume not in ("null", "auto") and not any(argument.startswith("hydra.run.dir=") for argument in arguments):
+        arguments.append(f"hydra.run.dir={resume}")
+    return arguments
+
+
+def happened_in(error: BaseException, function: str, script: str) -> bool:
+    """Whether an exception passed through a function of the script itself."""
+    return any(frame.name == function and Path(frame.filename).name == script
+               for frame in traceback.extract_tb(error.__traceback__))
+
+
+def command_line(main: Callable[[], None], schema: type) -> int:
+    """Run a Hydra main and return the exit code of the contract: 0 done, 2 the user's mistake, 3 gave up, 75 stopped by a
+    signal. What is no user's mistake keeps its traceback (and Python's exit code 1)."""
+    script = Path(sys.argv[0]).name
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and leaving
+    sys.argv[1:] = prepare_arguments(sys.argv[1:])
+    try:
+        main()
+        return 0
+    except (UserError, GaveUp, Stopped) as error:
+        message, code = str(error), error.exit_code
+    except (HydraException, OmegaConfBaseException) as error:
+        if happened_in(error, "main", script):
+            raise
+        message, code = composition_error(error, schema), ConfigError.exit_code
+    except OSError as error:
+        if happened_in(error, "main", script):
+            raise
+        message = f"{error.filename}: can't make this run folder ({error.strerror}); choose another with hydra.run.dir=FOLDER"
+        code = ConfigError.exit_code
+    print(f"{script}: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,356 @@
+"""Data sets, their splits, and the batches of training and evaluation.
+
+Small data sets stand whole on the device as uint8 and are augmented there a batch at a time; folders of pictures are
+decoded in worker processes. Both give the loop the same thing: normalised images and labels, in an order that is a
+function of (seed, epoch) alone.
+"""
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vit.augment import BatchAugmentation
+from vit.errors import DataError
+from vit.randomness import permutation, random_bits, random_seed
+from vit.transforms import EXTENSIONS, Preprocessing, TrainingTransform, open_image, to_pixels
+
+# The 1,000 wnids of ILSVRC 2012 in order, joined by newlines: a folder that holds exactly these gets readable class names.
+IMAGENET_WNIDS_SHA256 = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split: labels int64 (n,) and either pixels uint8 (n, C, height, width) or paths, bytes (n,)."""
+
+    title: str  # for people: "CIFAR-10 test"
+    labels: Tensor
+    pixels: Tensor | None = None
+    paths: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __str__(self) -> str:
+        return f"{self.title}, {len(self):,} images"
+
+    def subset(self, indices: Tensor, title: str | None = None) -> "Images":
+        return Images(title or self.title, self.labels[indices],
+                      None if self.pixels is None else self.pixels[indices.to(self.pixels.device)],
+                      None if self.paths is None else self.paths[indices.numpy()])
+
+    def to(self, device: torch.device) -> "Images":
+        """With the pixels on the device; labels and paths stay."""
+        return self if self.pixels is None else replace(self, pixels=self.pixels.to(device))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: class names in the order of the labels, and its splits; val is None where nothing is held out."""
+
+    classes: list[str]
+    train: Images
+    val: Images | None
+    test: Images
+
+    def split(self, name: str) -> Images:
+        """train, val or test by name; raises DataError where nothing was held out for val."""
+        images = {"train": self.train, "val": self.val, "test": self.test}[name]
+        if images is None:
+            raise DataError("split=val: nothing was held out of train (data.val_fraction=0); use split=test")
+        return images
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load_data(*, name: str, root: str | None, val_fraction: float, test_fraction: float | None, limit: int | None,
+              image_size: tuple[int, int], num_channels: int, num_classes: int | None, num_images: int | None,
+              device: torch.device) -> ImageData:
+    """Read a data set (not its pictures, where they are files) and cut the splits it lacks out of train, stratified.
+
+    The cut depends on the data alone, not on the run's seed, so that every run of a sweep holds out the same images.
+    Raises DataError where something is missing or inconsistent, naming the path and what to do.
+    """
+    if name == "digits":
+        classes, train, val, test = read_digits()
+    elif name in ("cifar10", "cifar100"):
+        classes, train, val, test = read_cifar(name, Path(str(root)))
+    elif name == "synthetic":
+        assert num_classes and num_images
+        classes, train, val, test = make_synthetic(num_classes, num_images, (num_channels, *image_size), device)
+    else:
+        classes, train, val, test = read_folder(name, Path(str(root)))
+    if test is None:
+        train, test = hold_out(train, test_fraction or 0.0, f"{train.title} (a share of it), used as test")
+    if val is None and val_fraction > 0:
+        train, val = hold_out(train, val_fraction, f"{train.title}, held out for validation")
+    if limit is not None:
+        train, val, test = (images and images.subset(spread_over_classes(images.labels, limit))
+                            for images in (train, val, test))
+    for images in (train, val, test):
+        if images is not None and len(images) == 0:
+            raise DataError(f"{images.title}: no image is left; hold out more or fewer with data.val_fraction or "
+                            "data.test_fraction, or raise data.limit")
+    return ImageData(classes, train, val, test)
+
+
+def class_rank(labels: Tensor) -> Tensor:
+    """Each sample's place in a fixed random order within its class, int64 (n,)."""
+    order = torch.argsort(random_bits(0, "split", torch.arange(len(labels))), stable=True)
+    order = order[torch.argsort(labels[order], stable=True)]  # by class, random within
+    counts = torch.bincount(labels)
+    rank = torch.empty_like(labels)
+    rank[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    return rank
+
+
+def hold_out(images: Images, fraction: float, title: str) -> tuple[Images, Images]:
+    """(the rest, the held-out share of every class). A class of two images or more gives at least one and keeps one."""
+    counts = torch.bincount(images.labels)[images.labels]
+    wanted = (counts * fraction).round().clamp(min=1).minimum(counts - 1)
+    held = class_rank(images.labels) < wanted
+    return images.subset((~held).nonzero()[:, 0]), images.subset(held.nonzero()[:, 0], title)
+
+
+def spread_over_classes(labels: Tensor, limit: int) -> Tensor:
+    """The indices of `limit` samples, as evenly over the classes as they go, in the data set's order."""
+    return torch.argsort(class_rank(labels) * (labels.max() + 1) + labels)[:limit].sort().values
+
+
+Splits = tuple[list[str], Images, Images | None, Images | None]
+
+
+def read_digits() -> Splits:
+    """scikit-learn's bundled digits (UCI optical recognition, Alpaydin & Kaynak 1998); 0..16 scaled to 0..255."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = torch.from_numpy((images / 16 * 255).round().astype(np.uint8)).reshape(-1, 1, 8, 8)
+    return [str(digit) for digit in range(10)], Images("digits", torch.from_numpy(labels).long(), pixels), None, None
+
+
+def read_cifar(name: str, root: Path) -> Splits:
+    """CIFAR-10 or -100, downloaded and verified by torchvision where it isn't in root yet."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = CIFAR10 if name == "cifar10" else CIFAR100
+    title = "CIFAR-10" if name == "cifar10" else "CIFAR-100"
+    folder = root / kind.base_folder
+    try:
+        try:
+            parts = [kind(root, train=train) for train in (True, False)]
+        except RuntimeError:  # not there, or not whole
+            print(f"{title} is not in {folder}: downloading it", flush=True)
+            kind(root, download=True)
+            parts = [kind(root, train=train) for train in (True, False)]
+    except (URLError, OSError, RuntimeError, EOFError) as error:
+        raise DataError(f"data={name}: not found in {folder}, and downloading {kind.url} failed ({error}); unpack that archive "
+                        f"into {root} by hand, or try experiment=digits, which needs no download") from None
+    train, test = (Images(f"{title} {split}", torch.tensor(part.targets),
+                          torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous())
+                   for split, part in zip(("train", "test"), parts, strict=True))
+    return list(parts[0].classes), train, None, test
+
+
+def make_synthetic(num_classes: int, num_images: int, shape: tuple[int, ...], device: torch.device) -> Splits:
+    generator = torch.Generator(device).manual_seed(0)
+    pixels = torch.randint(0, 256, (num_images, *shape), dtype=torch.uint8, device=device, generator=generator)
+    labels = torch.arange(num_images) % num_classes
+    return [str(label) for label in range(num_classes)], Images("synthetic noise", labels, pixels), None, None
+
+
+def read_folder(name: str, root: Path) -> Splits:
+    """root/train/<class>/… with val/ and test/ where there are; ImageNet's and Tiny-ImageNet's val serve as test."""
+    train_folder = root / "train"
+    if not train_folder.is_dir():
+        how = {"imagenet": "get ILSVRC 2012 from https://image-net.org and put its pictures there",
+               "tiny_imagenet": "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there",
+               "folder": "put pictures into one folder a class there"}[name]
+        raise DataError(f"data={name}: no folder {train_folder.absolute()}; {how} (train/<class>/*.jpg), or say where it is "
+                        "with data.root=FOLDER, or try experiment=digits, which needs no files")
+    classes, train = list_pictures(train_folder, f"{root.name} train")
+    val = test = None
+    if name == "tiny_imagenet" and (root / "val" / "val_annotations.txt").is_file():
+        test = list_annotated(root / "val", classes)
+    elif (root / "val").is_dir():
+        val_classes, val = list_pictures(root / "val", f"{root.name} val")
+        check_classes(classes, val_classes, root / "val")
+        if name != "folder":
+            title = "ImageNet val" if is_imagenet(classes) else val.title
+            val, test = None, replace(val, title=f"{title}, used as test")
+    if name == "folder" and (root / "test").is_dir():
+        test_classes, test = list_pictures(root / "test", f"{root.name} test")
+        check_classes(classes, test_classes, root / "test")
+    if name != "folder" and test is None:
+        raise DataError(f"data={name}: no folder {(root / 'val').absolute()}, which is used as test")
+    return readable_names(classes), train, val, test
+
+
+def list_pictures(folder: Path, title: str) -> tuple[list[str], Images]:
+    """The classes, sorted, and the pictures below folder/<class>/, at any depth, sorted."""
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if len(classes) < 2:
+        raise DataError(f"{folder.absolute()}: found {len(classes)} class folders; expected one folder a class, two at least")
+    paths: list[bytes] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(os.path.join(parent, file) for parent, _, files in os.walk(folder / name) for file in files
+                       if file.lower().endswith(EXTENSIONS) and not file.startswith("."))
+        if not found:
+            raise DataError(f"{(folder / name).absolute()}: no pictures in this class folder "
+                            f"(looked for {', '.join(EXTENSIONS)}); add some or remove the folder")
+        paths += [os.fsencode(path) for path in found]
+        labels += [label] * len(found)
+    return classes, Images(title, torch.tensor(labels), paths=np.array(paths))
+
+
+def list_annotated(folder: Path, classes: list[str]) -> Images:
+    """Tiny-ImageNet's val as its archive has it: images/ and val_annotations.txt (file, wnid, box)."""
+    number = {name: label for label, name in enumerate(classes)}
+    rows = [line.split("\t")[:2] for line in (folder / "val_annotations.txt").read_text().splitlines() if line.strip()]
+    check_classes(classes, sorted({wnid for _, wnid in rows}), folder / "val_annotations.txt")
+    return Images("Tiny-ImageNet val, used as test", torch.tensor([number[wnid] for _, wnid in rows]),
+                  paths=np.array([os.fsencode(folder / "images" / file) for file, _ in rows]))
+
+
+def check_classes(classes: list[str], other: list[str], where: Path) -> None:
+    if classes != other:
+        missing, extra = sorted(set(classes) - set(other)), sorted(set(other) - set(classes))
+        told = [f"{what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+                for what, names in (("lacks", missing), ("has besides", extra)) if names]
+        raise DataError(f"{where.absolute()}: its classes are not those of train: it {' and '.join(told)}")
+
+
+def is_imagenet(classes: Sequence[str]) -> bool:
+    return len(classes) == 1000 and hashlib.sha256("\n".join(classes).encode()).hexdigest() == IMAGENET_WNIDS_SHA256
+
+
+def readable_names(classes: list[str]) -> list[str]:
+    """For ImageNet's 1,000 wnids the English names, which torchvision lists in their order; else the names as they are."""
+    if not is_imagenet(classes):
+        return classes
+    from torchvision.models import ResNet18_Weights
+
+    return list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+class SampleOrder:
+    """Which samples each step sees: the epochs' permutations one after another, cut into batches.
+
+    A batch may hold the end of one epoch and the start of the next, so every sample is seen equally often whatever the
+    batch size, and the step alone says where the stream stands.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int):
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.cached: dict[int, Tensor] = {}
+
+    def epoch_order(self, epoch: int) -> Tensor:
+        if epoch not in self.cached:
+            self.cached = {kept: order for kept, order in self.cached.items() if kept == epoch - 1}
+            self.cached[epoch] = permutation(self.num_samples, self.seed, "order", epoch)
+        return self.cached[epoch]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """(epochs, indices) of the samples of a step, counted from 0; int64 (batch_size,) each."""
+        positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, offsets = positions // self.num_samples, positions % self.num_samples
+        indices = torch.empty_like(offsets)
+        for epoch in epochs.unique().tolist():
+            indices[epochs == epoch] = self.epoch_order(epoch)[offsets[epochs == epoch]]
+        return epochs, indices
+
+
+class PictureFiles(Dataset):
+    """Decodes and transforms one picture; an item is (epoch, index), so that workers hold no state."""
+
+    def __init__(self, images: Images, preprocessing: Preprocessing, transform: TrainingTransform | None, seed: int):
+        self.images, self.preprocessing, self.transform, self.seed = images, preprocessing, transform, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | DataError:
+        """uint8 (C, *image_size) and the label; a DataError is returned, not raised: a worker would wrap it in its traceback."""
+        epoch, index = item
+        assert self.images.paths is not None
+        try:
+            picture = open_image(os.fsdecode(self.images.paths[index]), self.preprocessing.num_channels)
+        except DataError as error:
+            return error
+        if self.transform is None:
+            return to_pixels(self.preprocessing.fit_size(picture)), int(self.images.labels[index])
+        seed = random_seed(self.seed, "sample", epoch, index)  # every library a transform may draw from
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        return self.transform(picture), int(self.images.labels[index])
+
+
+def collate(items: list[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tensor] | DataError:
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+    pixels, labels = zip(*items, strict=True)  # type: ignore[arg-type]
+    return torch.stack(pixels), torch.tensor(labels)
+
+
+def start_worker(worker: int) -> None:
+    """The parent answers signals; a worker that died of one would take the batch in progress with it. One thread each."""
+    import signal
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def decoded(dataset: PictureFiles, batches: Sequence[list[tuple[int, int]]] | Iterator[list[tuple[int, int]]],
+            workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures from the loader's processes, uint8 on the device; raises the DataError of an unreadable one."""
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate,  # type: ignore[arg-type]
+                        worker_init_fn=start_worker, pin_memory=device.type == "cuda",
+                        prefetch_factor=2 if workers else None)
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+
+
+def training_batches(images: Images, order: SampleOrder, first_step: int, last_step: int, preprocessing: Preprocessing,
+                     augmentation: BatchAugmentation, transform: TrainingTransform, workers: int,
+                     device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of steps first_step to last_step - 1: float32 (B, C, *image_size) and int64 (B,), on the device."""
+    if images.pixels is None:
+        items = (list(zip(*(part.tolist() for part in order.batch(step)), strict=True)) for step in range(first_step, last_step))
+        dataset = PictureFiles(images, preprocessing, transform, order.seed)
+        for pixels, labels in decoded(dataset, items, workers, device):
+            yield preprocessing.to_input(pixels), labels
+        return
+    for step in range(first_step, last_step):
+        epochs, indices = order.batch(step)
+        pixels = augmentation(images.pixels[indices.to(device)], epochs, indices)
+        yield preprocessing.to_input(pixels), images.labels[indices].to(device)
+
+
+def evaluation_batches(images: Images, batch_size: int, preprocessing: Preprocessing, workers: int,
+                       device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once, in order, as evaluation sees it; the last batch may be smaller."""
+    if images.pixels is None:
+        items = [[(0, index) for index in range(start, min(start + batch_size, len(images)))]
+                 for start in range(0, len(images), batch_size)]
+        dataset = PictureFiles(images, preprocessing, None, 0)
+        for pixels, labels in decoded(dataset, items, workers, device):
+            yield preprocessing.to_input(pixels), labels
+        return
+    for start in range(0, len(images), batch_size):
+        pixels, labels = images.pixels[start:start + batch_size], images.labels[start:start + batch_size]
+        yield preprocessing.to_input(pixels.to(device)), labels.to(device)

@@ -1,0 +1,33 @@
+"""How a command ends when it doesn't end well. Each class carries its exit code; a bug has none of these and shows its
+traceback (exit 1)."""
+
+
+class UserError(ValueError):
+    """A mistake in the configuration, the data or a checkpoint. The message is one line that names the key or the path,
+    what was expected and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """The configuration asks for something impossible."""
+
+
+class DataError(UserError):
+    """A data set or a picture is missing or not what it should be."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or a run folder is missing, damaged or of another model."""
+
+
+class GaveUp(Exception):
+    """Training can't go on (a loss that is not finite, memory, disk); the last good checkpoint is kept."""
+
+    exit_code = 3
+
+
+class Stopped(Exception):
+    """A signal asked for the end; the state is saved and the run can be resumed."""
+
+    exit_code = 75

@@ -1,0 +1,122 @@
+"""The device, the precision, compiling and determinism: how a run is computed, not what."""
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vit.errors import ConfigError
+
+# bfloat16 on CPUs that multiply it in hardware: 0.4 times the speed of float32 at a width of 128 (converting costs more
+# than the small products win), 1.6 times at 192; benchmarks/README.md has the figures.
+CPU_BF16_MIN_WIDTH = 192
+# Compiling on a GPU takes about a minute and wins a third or more; on CPUs eager is as fast (benchmarks/README.md).
+COMPILE_MIN_FLOPS = 2e16
+
+
+def choose_device(name: str) -> torch.device:
+    """auto, cuda, mps or cpu → a device; raises ConfigError where it isn't there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(kind for kind, there in available.items() if there)
+        raise ConfigError(f"runtime.device={name}: this machine has none that PyTorch can use; it has {there}")
+    return torch.device(name)
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has bfloat16 matrix products in hardware (AVX512_BF16 or AMX)."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 may lack it: then float32
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """bf16 or fp16: matrix products in 16 bits under autocast, weights and sums in float32; fp32: no autocast."""
+
+    name: str
+    device: torch.device
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        if self.name == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.name == "bf16" else torch.float16)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss so that small gradients survive fp16; does nothing for the others."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+
+def choose_precision(name: str, device: torch.device, width: int) -> Precision:
+    """auto: bf16 on GPUs that have it (compute capability 8.0) and on CPUs that have it where `width` makes it pay; fp16 on
+    older GPUs; else fp32. Other names as they are."""
+    if name == "auto":
+        if device.type == "cuda":
+            name = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+        else:
+            fast = device.type == "cpu" and width >= CPU_BF16_MIN_WIDTH and cpu_multiplies_bf16()
+            name = "bf16" if fast else "fp32"
+    return Precision(name, device)
+
+
+def compile_model(model: nn.Module, wanted: bool | str, device: torch.device, run_flops: float) -> tuple[nn.Module, str | None]:
+    """The model, compiled where asked for or, with auto, where it pays; and a line for the user where asking was in vain.
+
+    run_flops: of the whole run; auto decides from this and the device alone, so that a resumed run decides the same.
+    """
+    worth_it = wanted is True or (wanted == "auto" and device.type == "cuda" and run_flops > COMPILE_MIN_FLOPS)
+    if not worth_it:
+        return model, None
+    if device.type == "cpu" and not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "c++", "clang++")):
+        return model, "runtime.compile: no C++ compiler was found, so the model runs uncompiled"
+    if device.type == "cuda" and not has_triton():
+        return model, "runtime.compile: Triton is not installed, so the model runs uncompiled"
+    return torch.compile(model), None  # type: ignore[return-value]
+
+
+def has_triton() -> bool:
+    from torch.utils._triton import has_triton as found
+
+    return found()
+
+
+def loader_workers(wanted: int | None) -> int:
+    """Processes that decode pictures: as many as wanted, or one a core this process may use, eight at most."""
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
+def use_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def use_deterministic_kernels(wanted: bool) -> None:
+    """On a GPU: refuse kernels whose bits differ from run to run. CPU kernels repeat at a fixed thread count anyway."""
+    torch.backends.cudnn.benchmark = not wanted
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most the GPU's allocator held, or the most the process held, up to now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

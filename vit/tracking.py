@@ -1,0 +1,156 @@
+"""What a run says while it trains: the screen, metrics.jsonl, timing.jsonl and TensorBoard."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from vit.run_folder import cut_back
+
+log = logging.getLogger("vit")
+
+SECONDS_BETWEEN_LOOKS = 1  # at the numbers, for the bar
+SECONDS_BETWEEN_LINES = 30  # where there is no bar
+
+
+def clock(seconds: float) -> str:
+    """3:05 (minutes and seconds), 2:03:05 (with hours) or 1 day 2:03:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    told = f"{hours}:{minutes:02}:{rest:02}" if hours or days else f"{minutes}:{rest:02}"
+    return f"{days} day{'s' if days > 1 else ''} {told}" if days else told
+
+
+def screen(line: str) -> None:
+    """A line on standard output, above the bar where there is one."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Tracker:
+    """Writes a run's numbers; `step` counts finished optimizer steps.
+
+    metrics.jsonl holds what a repeated run would write again to the bit; what depends on the clock goes to timing.jsonl.
+    On a resume (first_step > 0) all three files are cut back to that step.
+    """
+
+    def __init__(self, folder: Path, first_step: int, total_steps: int, steps_per_epoch: float, batch_size: int):
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            cut_back(folder / name, first_step)
+        self.metrics_file = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+        self.timing_file = open(folder / "timing.jsonl", "a", buffering=1)  # noqa: SIM115
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self.total_steps, self.steps_per_epoch, self.batch_size = total_steps, steps_per_epoch, batch_size
+        self.first_step = first_step
+        self.started = self.last_shown = time.monotonic()
+        self.bar: tqdm | None = None
+        self.latest = ""  # numbers of the last steps, for a person
+
+    def epoch(self, step: int) -> int:
+        """The epoch, counted from 1, that the step after `step` belongs to."""
+        return int(step / self.steps_per_epoch) + 1
+
+    def epochs(self) -> int:
+        return max(1, round(self.total_steps / self.steps_per_epoch))
+
+    def advance(self, step: int) -> None:
+        """Move the bar; called after every step, and costs nothing where output is no terminal."""
+        if not sys.stderr.isatty():
+            return
+        begin = int((self.epoch(step - 1) - 1) * self.steps_per_epoch)
+        if self.bar is None:
+            end = min(self.total_steps, int(self.epoch(step - 1) * self.steps_per_epoch))
+            self.bar = tqdm(total=(end - begin) * self.batch_size, initial=(step - 1 - begin) * self.batch_size, unit=" img",
+                            desc=f"epoch {self.epoch(step - 1)}/{self.epochs()}", leave=False, dynamic_ncols=True,
+                            bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}")
+        self.bar.update(self.batch_size)
+        if self.epoch(step) != self.epoch(step - 1):
+            self.close_bar()
+
+    def close_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def write_metrics(self, step: int, split: str, **values: float) -> None:
+        self.metrics_file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+
+    def train(self, step: int, *, loss: float, top1: float, learning_rate: float, grad_norm: float,
+              images_per_second: float, data_wait: float, memory: int) -> None:
+        """Means over the steps since the last call; data_wait is the share of the time spent waiting for batches."""
+        self.write_metrics(step, "train", loss=loss, top1=top1, lr=learning_rate, grad_norm=grad_norm)
+        self.timing_file.write(json.dumps({"step": step, "images_per_second": round(images_per_second, 2),
+                                           "data_wait": round(data_wait, 4), "memory_bytes": memory}) + "\n")
+        for tag, value in {"loss/train": loss, "top1/train": top1, "optimizer/learning_rate": learning_rate,
+                           "optimizer/gradient_norm": grad_norm, "speed/images_per_second": images_per_second,
+                           "speed/data_wait_share": data_wait, "speed/peak_memory_GiB": memory / 2**30,
+                           "optimizer/epoch": step / self.steps_per_epoch}.items():
+            self.writer.add_scalar(tag, value, step)
+        self.latest = f"loss {loss:.3f}  top-1 {top1:.1%}  {images_per_second:.0f} img/s"
+
+    def wants_numbers(self) -> bool:
+        """Whether it is time to show the numbers of the last steps: reading them makes the device wait."""
+        return time.monotonic() - self.last_shown > (SECONDS_BETWEEN_LOOKS if self.bar is not None else SECONDS_BETWEEN_LINES)
+
+    def show(self, step: int, loss: float, top1: float, grad_norm: float, images_per_second: float) -> None:
+        self.latest = f"loss {loss:.3f}  top-1 {top1:.1%}  {images_per_second:.0f} img/s"
+        self.last_shown = time.monotonic()
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.3f}, top-1 {top1:.1%}")
+        else:
+            self.line(step)
+
+    def line(self, step: int, told: str = "") -> None:
+        """One plain line: where training stands, its latest numbers, and what `told` adds."""
+        self.last_shown = time.monotonic()
+        log.info(f"epoch {min(step / self.steps_per_epoch, self.epochs()):5.1f}/{self.epochs()}  step {step}  {self.latest}{told}"
+                 f"  {clock(self.seconds_left(step))} left")
+
+    def seconds_left(self, step: int) -> float:
+        """From the speed of this process so far, evaluations included."""
+        done = step - self.first_step
+        return (time.monotonic() - self.started) / done * (self.total_steps - step) if done > 0 else 0.0
+
+    def evaluation(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        values = {name: metrics[name] for name in ("n", "loss", "top1", "top5")}
+        self.write_metrics(step, split, **values)
+        for name in ("loss", "top1", "top5"):
+            self.writer.add_scalar(f"{name}/{split}", metrics[name], step)
+
+    def text(self, tag: str, markdown: str) -> None:
+        self.writer.add_text(tag, markdown, 0)
+
+    def pictures(self, pictures: Tensor, labels: list[str], step: int) -> None:
+        """A grid of training images as the model sees them, floats in 0..1 (B, C, height, width), and their labels beside."""
+        pictures = pictures.cpu()
+        if max(pictures.shape[-2:]) < 64:  # small images are enlarged without smoothing: a person should see the pixels
+            pictures = torch.nn.functional.interpolate(pictures, scale_factor=64 // max(pictures.shape[-2:]))
+        self.writer.add_image("training images", make_grid(pictures, nrow=8, padding=2, pad_value=1.0), step)
+        rows = [labels[start:start + 8] for start in range(0, len(labels), 8)]
+        table = ["|" * 9, "|" + "---|" * 8] + ["| " + " | ".join(row) + " |" for row in rows]
+        self.writer.add_text("training images' labels", "\n".join(table), step)
+
+    def hyperparameters(self, parameters: dict[str, Any], metrics: dict[str, float]) -> None:
+        """One row of TensorBoard's HPARAMS page, in the run's own folder so that it stands beside its curves."""
+        plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in parameters.items()}
+        for summary in hparams(plain, metrics):
+            assert self.writer.file_writer is not None
+            self.writer.file_writer.add_summary(summary)
+        for tag, value in metrics.items():
+            self.writer.add_scalar(tag, value, self.total_steps)
+
+    def close(self) -> None:
+        self.close_bar()
+        self.writer.close()
+        self.metrics_file.close()
+        self.timing_file.close()

@@ -1,0 +1,256 @@
+"""The training loop.
+
+It receives ready objects and knows neither the configuration nor the data set: batches come as normalised images and
+labels on the device, evaluation and saving are functions it calls.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit.errors import GaveUp, Stopped
+from vit.interrupts import StopRequest
+from vit.optim import Schedule, WeightAverage
+from vit.randomness import random_seed
+from vit.runtime import Precision, peak_memory
+from vit.tracking import Tracker
+
+log = logging.getLogger("vit")
+
+SECONDS_BETWEEN_SAVES = 600
+SECONDS_TO_A_FORECAST = 5
+MIN_LOSS_SCALE = 2.0**-10
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved in every checkpoint beside the tensors. `step` counts finished optimizer steps."""
+
+    step: int = 0
+    evaluated_step: int = 0
+    seconds: float = 0.0  # of all processes that worked on the run
+    best_step: int | None = None
+    best_top1: float | None = None
+    best_loss: float | None = None
+    scaler: dict | None = None  # of fp16
+
+    def improve(self, metrics: dict[str, float]) -> bool:
+        """Take an evaluation in; true where it is the best so far: higher top-1, or the same and a lower loss."""
+        key = (metrics["top1"], -metrics["loss"])
+        better = self.best_top1 is None or self.best_loss is None or key > (self.best_top1, -self.best_loss)
+        if better:
+            self.best_step, self.best_top1, self.best_loss = self.step, metrics["top1"], metrics["loss"]
+        return better
+
+
+def every(interval: float, total_steps: int) -> Callable[[int], bool]:
+    """step → whether a multiple of `interval` steps, which need not be whole, has just been reached, or the end."""
+    return lambda step: step == total_steps or (step > 0 and int(step / interval) > int((step - 1) / interval))
+
+
+class Window:
+    """What happened since the last log; the numbers stay on the device so that no step waits for those of the one before."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []  # (loss, correct, gradient norm) of each step
+        self.images, self.waited, self.started = 0, 0.0, time.perf_counter()
+
+    def images_per_second(self) -> float:
+        return self.images / (time.perf_counter() - self.started)
+
+    def waited_share(self) -> float:
+        return self.waited / (time.perf_counter() - self.started)
+
+
+class Clock:
+    """Wall time of a run: what has passed, when to save and when to say how long it will take."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.first_step = progress, progress.step
+        self.seconds_before, self.began = progress.seconds, time.monotonic()
+        self.saved, self.after_first_step, self.told = self.began, 0.0, False
+
+    def saving(self) -> None:
+        self.saved = time.monotonic()
+        self.progress.seconds = self.seconds_before + self.saved - self.began
+
+    def save_due(self, every: int | None) -> bool:
+        if every is not None:
+            return self.progress.step % every == 0
+        return time.monotonic() - self.saved > SECONDS_BETWEEN_SAVES
+
+    def seconds_a_step(self) -> float:
+        return (time.monotonic() - self.after_first_step) / (self.progress.step - self.first_step - 1)
+
+    def forecast_due(self) -> bool:
+        """Once, after a few steps; the first is left out of the estimate, since it may compile."""
+        now, done = time.monotonic(), self.progress.step - self.first_step
+        if done == 1:
+            self.after_first_step = now
+        due = not self.told and done > 2 and now - self.after_first_step > SECONDS_TO_A_FORECAST
+        self.told = self.told or due
+        return due
+
+
+@dataclass
+class Trainer:
+    """Everything the loop works with.
+
+    forward: the model, or its compiled twin that shares its weights; evaluate: model → metrics, or None where nothing is
+    held out; save_last, save_best: write a checkpoint; evaluation_due: step → whether to evaluate after it.
+    micro_batch_size, clip_norm: None for the whole batch, for no clipping. seed: of dropout.
+    """
+
+    model: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    average: WeightAverage | None
+    precision: Precision
+    batches: Iterator[tuple[Tensor, Tensor]]
+    total_steps: int
+    micro_batch_size: int | None
+    label_smoothing: float
+    clip_norm: float | None
+    seed: int
+    progress: Progress
+    tracker: Tracker
+    stop: StopRequest
+    evaluate: Callable[[nn.Module], dict[str, float]] | None
+    evaluation_due: Callable[[int], bool]
+    save_last: Callable[[], None]
+    save_best: Callable[[], None]
+    forecast: Callable[[float], None]
+    log_every: int
+    save_every: int | None
+
+    def fit(self) -> None:
+        """Train from progress.step to total_steps. Raises Stopped on a signal, after saving; GaveUp where the loss is not
+        finite, with the last checkpoint kept."""
+        progress, window = self.progress, Window()
+        self.scaler = self.precision.scaler()
+        if progress.scaler is not None:
+            self.scaler.load_state_dict(progress.scaler)
+        clock = Clock(progress)
+        while True:
+            if self.evaluation_due(progress.step) and progress.evaluated_step != progress.step:
+                self.evaluate_and_keep_best()
+                window = Window()
+            if progress.step == self.total_steps:
+                break
+            if self.stop.signal is not None:
+                self.save(window, clock)
+                raise Stopped(f"stopped by {self.stop.signal} after step {progress.step}; go on with it by resume=RUN_FOLDER")
+
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * self.schedule(progress.step)
+            waiting = time.perf_counter()
+            images, labels = next(self.batches)
+            window.waited += time.perf_counter() - waiting
+            row = self.step(images, labels)
+            if row is None:  # a signal came between micro-steps: the part of the gradient is dropped
+                continue
+            if self.average is not None:
+                self.average.update(self.model, progress.step)
+            progress.step += 1
+            window.rows.append(row)
+            window.images += len(labels)
+
+            self.tracker.advance(progress.step)
+            if self.tracker.wants_numbers():
+                self.tracker.show(progress.step, *self.finite_means(window), window.images_per_second())
+            if progress.step % self.log_every == 0 or self.evaluation_due(progress.step):
+                self.report(window)
+                window = Window()
+            if clock.forecast_due():
+                self.forecast(clock.seconds_a_step() * (self.total_steps - progress.step))
+            if clock.save_due(self.save_every) and progress.step < self.total_steps:
+                self.save(window, clock)
+        if self.evaluate is None:
+            progress.best_step = progress.step
+            self.save_best()
+        self.save(window, clock)
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor | None:
+        """One optimizer step on a global batch; (loss, correct, gradient norm) on the device, or None on a signal."""
+        self.model.train()
+        size = self.micro_batch_size or len(labels)
+        while True:
+            sums = torch.zeros(2, device=labels.device)
+            for number, (part, targets) in enumerate(zip(images.split(size), labels.split(size), strict=True)):
+                if self.stop.signal is not None:
+                    self.optimizer.zero_grad()
+                    return None
+                torch.manual_seed(random_seed(self.seed, "dropout", self.progress.step, number))
+                with self.precision.autocast():
+                    logits = self.forward(part)
+                loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing,
+                                       reduction="sum") / len(labels)
+                self.scaler.scale(loss).backward()
+                sums += torch.stack([loss.detach(), (logits.argmax(dim=1) == targets).sum()])
+            self.scaler.unscale_(self.optimizer)
+            limit = math.inf if self.clip_norm is None else self.clip_norm
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+            if labels.device.type == "cpu":  # reading costs nothing here; on a GPU the window is checked when it is logged
+                self.require_finite(sums[0].item(), self.progress.step + 1)
+            scale = self.scaler.get_scale()
+            if scale < MIN_LOSS_SCALE:
+                raise GaveUp(f"the fp16 gradients are not finite at step {self.progress.step + 1} at any loss scale; try "
+                             "train.precision=bf16 or fp32, or a lower optimizer.lr. The last good checkpoint is kept")
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad()
+            if self.scaler.get_scale() >= scale:
+                return torch.stack([*sums, norm.detach()])
+            # fp16 overflowed: the optimizer left the weights alone and the scale was halved; the same batch again
+
+    def require_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise GaveUp(f"the loss is {loss} at step {step}: training has diverged. The last good checkpoint is kept; try a lower "
+                         "optimizer.lr, a longer schedule.warmup, train.clip_norm=1 or train.precision=fp32")
+
+    def finite_means(self, window: Window) -> tuple[float, float, float]:
+        """The window's mean loss, top-1 and gradient norm; raises GaveUp, naming the step, where a loss is not finite."""
+        rows = torch.stack(window.rows).double().cpu()  # waits for the device
+        for offset, loss in enumerate(rows[:, 0].tolist()):
+            self.require_finite(loss, self.progress.step - len(rows) + offset + 1)
+        loss, correct, norm = rows.mean(0).tolist()
+        return loss, correct * len(rows) / window.images, norm
+
+    def report(self, window: Window) -> None:
+        loss, top1, norm = self.finite_means(window)
+        self.tracker.train(self.progress.step, loss=loss, top1=top1, grad_norm=norm,
+                           learning_rate=self.optimizer.param_groups[0]["lr"],
+                           images_per_second=window.images_per_second(), data_wait=window.waited_share(),
+                           memory=peak_memory(self.precision.device))
+
+    def save(self, window: Window, clock: "Clock") -> None:
+        """Write the last checkpoint, once the losses since the last look are known to be finite."""
+        if window.rows:
+            self.finite_means(window)
+        self.progress.scaler = self.scaler.state_dict() or None
+        clock.saving()
+        self.save_last()
+
+    def evaluate_and_keep_best(self) -> None:
+        """Evaluate the averaged weights, or the raw ones where none are averaged, and keep them where they are the best."""
+        progress = self.progress
+        if self.evaluate is not None:
+            metrics = self.evaluate(self.selected())
+            self.tracker.evaluation(progress.step, "val", metrics)
+            better = progress.improve(metrics)
+            self.tracker.line(progress.step, f"  val loss {metrics['loss']:.3f}  val top-1 {metrics['top1']:.2%}"
+                              + ("  best so far" if better else ""))
+            if better:
+                self.save_best()
+        progress.evaluated_step = progress.step
+
+    def selected(self) -> nn.Module:
+        """The weights that are evaluated and saved as best."""
+        return self.model if self.average is None else self.average.model

@@ -1,0 +1,150 @@
+"""One image at a time, in the CPU workers: decode, crop, mirror, RandAugment for training, resize and crop for evaluation;
+and the preprocessing that travels with a checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as transforms
+
+from vit.errors import DataError
+
+MAX_PIXELS = 100_000_000  # a larger picture is refused by its header: decoded it could fill the memory
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+PIL_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def open_image(path: str | Path, num_channels: int = 3) -> Image.Image:
+    """The picture in a file, upright, as 8-bit RGB (or grey for one channel), from any mode Pillow reads.
+
+    Raises DataError, naming the path, for a file that is missing, cut short, too large or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path}: {image.width} x {image.height} px is more than {MAX_PIXELS:,} pixels; "
+                                "make it smaller or take it out of the data set")
+            return convert(ImageOps.exif_transpose(image), num_channels)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not a readable picture ({error}); repair it or take it out of the data set") from None
+
+
+def convert(image: Image.Image, num_channels: int) -> Image.Image:
+    """8-bit RGB or grey. 16-bit greys are scaled first, since Pillow would clip them; transparency is laid on white."""
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        scale = 255.0 if values.max(initial=0) <= 1 else 1.0 if values.max() <= 255 and image.mode != "I;16" else 255 / 65535
+        image = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB" if num_channels == 3 else "L")
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """A PIL image as uint8 (C, height, width)."""
+    return torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1).permute(2, 0, 1).contiguous()
+
+
+def match_channels(pixels: Tensor, num_channels: int) -> Tensor:
+    """(B, c, height, width) → (B, num_channels, …): grey is repeated, RGB becomes luma (ITU-R BT.601)."""
+    if pixels.shape[1] == num_channels:
+        return pixels
+    if num_channels == 1:
+        return transforms.functional.rgb_to_grayscale(pixels)
+    return pixels.expand(-1, num_channels, -1, -1)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a picture to the model's input in evaluation; stored in every checkpoint.
+
+    image_size      (height, width) of the model's input, pixels
+    num_channels    1 or 3
+    mean, std       of pixels scaled to 0..1, one number or one per channel
+    eval_crop       the shorter side is resized to image_size / eval_crop and the centre cut out; None: squashed to image_size
+    interpolation   bilinear or bicubic, with antialiasing
+    """
+
+    image_size: tuple[int, int]
+    num_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    eval_crop: float | None
+    interpolation: str
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> "Preprocessing":
+        """The inverse of plain(): lists come back as tuples."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    def plain(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def fit_size(self, image: Image.Image) -> Image.Image:
+        """Resize and crop a picture to image_size, as evaluation sees it."""
+        height, width = self.image_size
+        resampling = PIL_RESAMPLING[self.interpolation]
+        if image.size == (width, height):
+            return image
+        if self.eval_crop is None:
+            return image.resize((width, height), resampling)
+        scale = max(round(height / self.eval_crop) / image.height, round(width / self.eval_crop) / image.width)
+        resized = image.resize((max(width, int(image.width * scale)), max(height, int(image.height * scale))), resampling)
+        left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
+        return resized.crop((left, top, left + width, top + height))
+
+    def to_input(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, c, height, width) of any size → float32 (B, C, *image_size), normalised; on the pixels' device."""
+        images = match_channels(pixels, self.num_channels).float() / 255
+        if images.shape[-2:] != self.image_size:
+            images = F.interpolate(images, self.image_size, mode=self.interpolation, antialias=True, align_corners=False)
+        return (images - self.channels(self.mean, images)) / self.channels(self.std, images)
+
+    def to_picture(self, images: Tensor) -> Tensor:
+        """The inverse of to_input's normalisation, for a person to look at: floats in 0..1."""
+        return (images * self.channels(self.std, images) + self.channels(self.mean, images)).clamp(0, 1)
+
+    def channels(self, values: Sequence[float], like: Tensor) -> Tensor:
+        """Per-channel numbers as (1, C, 1, 1); three for one grey channel are averaged, one for RGB is repeated."""
+        tensor = torch.tensor(values, dtype=like.dtype, device=like.device)
+        tensor = tensor.mean().expand(1) if self.num_channels == 1 else tensor.expand(self.num_channels)
+        return tensor.reshape(1, -1, 1, 1)
+
+    def __call__(self, image: Image.Image | str | Path) -> Tensor:
+        """One picture, or the path of one, → float32 (C, *image_size)."""
+        if not isinstance(image, Image.Image):
+            image = open_image(image, self.num_channels)
+        return self.to_input(to_pixels(self.fit_size(convert(image, self.num_channels)))[None])[0]
+
+
+class TrainingTransform:
+    """A picture → uint8 (C, *image_size) with the random changes of training, from torch's default generator.
+
+    crop_scale: share of the area that the random crop takes (Szegedy et al. 2015), None: resized as in evaluation;
+    flip: probability; randaugment_ops, randaugment_magnitude: torchvision's RandAugment.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, crop_scale: Sequence[float] | None, flip: float,
+                 randaugment_ops: int, randaugment_magnitude: int):
+        interpolation = InterpolationMode(preprocessing.interpolation)
+        steps: list[Any] = [transforms.Lambda(preprocessing.fit_size)]
+        if crop_scale is not None:
+            steps = [transforms.RandomResizedCrop(preprocessing.image_size, tuple(crop_scale), interpolation=interpolation)]
+        if flip > 0:
+            steps.append(transforms.RandomHorizontalFlip(flip))
+        if randaugment_ops > 0:
+            steps.append(transforms.RandAugment(randaugment_ops, randaugment_magnitude))
+        self.transform = transforms.Compose(steps)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return to_pixels(self.transform(image))
