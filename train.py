@@ -4,6 +4,7 @@
     python train.py --help
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -29,11 +30,11 @@ def main(composed: DictConfig) -> float | None:
     if job.mode == RunMode.MULTIRUN:
         return sweep.run_job(Path(job.runtime.output_dir), Path(job.sweep.dir), list(job.overrides.task))
     stop = StopRequest().install()
-    run = RunFolder(Path(job.runtime.output_dir))
-    with run.outcome():
+    with conf.ending(), RunFolder(Path(job.runtime.output_dir)).outcome() as run:
         config, warnings = read_config(composed, run, list(job.overrides.task))
         conf.validate(config)
         return train(config, run, stop, warnings)
+    return None
 
 
 def read_config(composed: DictConfig, run: RunFolder, overrides: list[str]) -> tuple[Config, list[str]]:
@@ -77,9 +78,6 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         raise ConfigError(f"model={config.model.name}: {error}") from None
 
     # Data
-    run.start_log(screen)
-    for warning in warnings:
-        log.info(f"warning: {warning}")
     data = load_data(**conf.data_arguments(plain["data"], plain["model"]), image_size=image_size, device=device)
     preprocessing = Preprocessing(image_size, config.model.num_channels, tuple(config.data.mean), tuple(config.data.std),
                                   config.data.eval_crop, config.data.interpolation.name)
@@ -90,6 +88,10 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     total_steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
     randaugment = (config.augment.randaugment_ops, config.augment.randaugment_magnitude)
     workers = runtime.loader_workers(config.runtime.workers)
+
+    run.start_log(screen)
+    for warning in warnings:
+        log.info(f"warning: {warning}")
 
     # Model, optimizer, and where a run is resumed their state
     model = checkpoint.build_model(plain["model"], len(data.classes)).to(device)
@@ -181,7 +183,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         pictures, labels = next(batches(0, 1))
         tracker.pictures(preprocessing.to_picture(pictures[:64]), [data.classes[label] for label in labels[:64]], 0)
     try:
-        trainer.fit()
+        with contextlib.closing(trainer.batches):  # ends the processes that decode pictures
+            trainer.fit()
     except torch.OutOfMemoryError as error:
         smaller = max(1, (config.train.micro_batch_size or batch_size) // 2)
         raise GaveUp(f"out of memory: try train.micro_batch_size={smaller}, which leaves the result as it is ({error})") from None

@@ -32,27 +32,30 @@ def randaugment_operations(magnitude: int, height: int, width: int) -> list[tupl
 
     magnitude: 0 to 30. Each function takes uint8 (B, C, height, width) and the signed strength.
     """
-    m = magnitude / 30
+
+    def share(largest: float) -> float:
+        """magnitude / 30 of the largest strength, in torchvision's own float32 steps."""
+        return float(torch.linspace(0.0, largest, 31)[magnitude])
 
     def affine(images: Tensor, shear: tuple[float, float], translate: tuple[int, int]) -> Tensor:
         return ops.affine(images, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear),
                           center=[0, 0] if any(shear) else None)
 
-    shear = math.degrees(math.atan(0.3 * m))
+    shear = math.degrees(math.atan(share(0.3)))
     bits = round(8 - magnitude / 7.5)
     return [
         (lambda x, s: x, 0.0, False),
         (lambda x, s: affine(x, (s, 0.0), (0, 0)), shear, True),
         (lambda x, s: affine(x, (0.0, s), (0, 0)), shear, True),
-        (lambda x, s: affine(x, (0.0, 0.0), (int(s), 0)), 150.0 / 331.0 * width * m, True),
-        (lambda x, s: affine(x, (0.0, 0.0), (0, int(s))), 150.0 / 331.0 * height * m, True),
-        (lambda x, s: ops.rotate(x, s), 30.0 * m, True),
-        (lambda x, s: ops.adjust_brightness(x, 1 + s), 0.9 * m, True),
-        (lambda x, s: ops.adjust_saturation(x, 1 + s), 0.9 * m, True),
-        (lambda x, s: ops.adjust_contrast(x, 1 + s), 0.9 * m, True),
-        (lambda x, s: ops.adjust_sharpness(x, 1 + s), 0.9 * m, True),
+        (lambda x, s: affine(x, (0.0, 0.0), (int(s), 0)), share(150.0 / 331.0 * width), True),
+        (lambda x, s: affine(x, (0.0, 0.0), (0, int(s))), share(150.0 / 331.0 * height), True),
+        (lambda x, s: ops.rotate(x, s), share(30.0), True),
+        (lambda x, s: ops.adjust_brightness(x, 1 + s), share(0.9), True),
+        (lambda x, s: ops.adjust_saturation(x, 1 + s), share(0.9), True),
+        (lambda x, s: ops.adjust_contrast(x, 1 + s), share(0.9), True),
+        (lambda x, s: ops.adjust_sharpness(x, 1 + s), share(0.9), True),
         (lambda x, s: ops.posterize(x, bits), 0.0, False),
-        (lambda x, s: ops.solarize(x, 255 * (1 - m)), 0.0, False),
+        (lambda x, s: ops.solarize(x, 255 * (1 - share(1.0))), 0.0, False),
         (lambda x, s: ops.autocontrast(x), 0.0, False),
         (lambda x, s: ops.equalize(x), 0.0, False),
     ]

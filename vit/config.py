@@ -1,13 +1,14 @@
 """The schema of conf/, its checks, and what Hydra's command line needs around it. Imports neither torch nor the data, so
 that `--help` and a mistyped key answer at once."""
 
+import contextlib
 import difflib
 import math
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -147,11 +148,19 @@ class Config:
 
 
 @dataclass
+class EvaluatedDataConfig:
+    """What may differ from the data node the checkpoint was trained with."""
+
+    root: str | None = None
+    limit: int | None = None
+
+
+@dataclass
 class EvaluateConfig:
     checkpoint: str | None = None
     split: Split = Split.test
     out: str | None = None
-    data: dict[str, Any] = field(default_factory=dict)
+    data: EvaluatedDataConfig = field(default_factory=EvaluatedDataConfig)
     runtime: RuntimeConfig = MISSING
 
 
@@ -352,8 +361,10 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if equals and key in PATH_KEYS and value not in ("", "null") and value[0] not in "'\"" and not (sweep and "," in value):
-            value = "'" + os.path.expanduser(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+        if equals and key in PATH_KEYS and value not in ("", "null", "auto") and value[0] not in "'\"" and not (sweep and "," in value):
+            # In Hydra's quoted strings a backslash is itself, but before a quote or the end it must be doubled.
+            value = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), os.path.expanduser(value))
+            value = f"'{value}'"
         quoted.append(key + equals + value)
     return quoted
 
@@ -411,6 +422,18 @@ def happened_in(error: BaseException, function: str, script: str) -> bool:
                for frame in traceback.extract_tb(error.__traceback__))
 
 
+ended: list[UserError | GaveUp | Stopped] = []  # how main() ended, where not well
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Inside a Hydra main: keep the errors that end in one line from Hydra, which would add lines of its own to them."""
+    try:
+        yield
+    except (UserError, GaveUp, Stopped) as error:
+        ended.append(error)
+
+
 def command_line(main: Callable[[], None], schema: type) -> int:
     """Run a Hydra main and return the exit code of the contract: 0 done, 2 the user's mistake, 3 gave up, 75 stopped by a
     signal. What is no user's mistake keeps its traceback (and Python's exit code 1)."""
@@ -419,8 +442,10 @@ def command_line(main: Callable[[], None], schema: type) -> int:
     sys.argv[1:] = prepare_arguments(sys.argv[1:])
     try:
         main()
-        return 0
-    except (UserError, GaveUp, Stopped) as error:
+        if not ended:
+            return 0
+        message, code = str(ended[0]), ended[0].exit_code
+    except Stopped as error:
         message, code = str(error), error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         if happened_in(error, "main", script):

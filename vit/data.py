@@ -5,10 +5,12 @@ decoded in worker processes. Both give the loop the same thing: normalised image
 function of (seed, epoch) alone.
 """
 
+import atexit
 import hashlib
+import multiprocessing
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
@@ -313,6 +315,13 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+@atexit.register
+def kill_workers() -> None:
+    """Where a program ends in an error its loaders may still stand, and workers that ignore SIGTERM would be waited for."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
 def decoded(dataset: PictureFiles, batches: Sequence[list[tuple[int, int]]] | Iterator[list[tuple[int, int]]],
             workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Pictures from the loader's processes, uint8 on the device; raises the DataError of an unreadable one."""
@@ -327,7 +336,7 @@ def decoded(dataset: PictureFiles, batches: Sequence[list[tuple[int, int]]] | It
 
 def training_batches(images: Images, order: SampleOrder, first_step: int, last_step: int, preprocessing: Preprocessing,
                      augmentation: BatchAugmentation, transform: TrainingTransform, workers: int,
-                     device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+                     device: torch.device) -> Generator[tuple[Tensor, Tensor], None, None]:
     """The batches of steps first_step to last_step - 1: float32 (B, C, *image_size) and int64 (B,), on the device."""
     if images.pixels is None:
         items = (list(zip(*(part.tolist() for part in order.batch(step)), strict=True)) for step in range(first_step, last_step))

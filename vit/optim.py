@@ -30,7 +30,8 @@ def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: flo
         return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas or (0.9, 0.999)), eps=1e-8 if eps is None else eps,
                                  fused=True)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum or 0.0, nesterov=bool(nesterov), fused=True)
+        # Not fused: where fp16 skips the first step, torch 2.15's fused SGD leaves its momentum uninitialised.
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum or 0.0, nesterov=bool(nesterov))
     raise ValueError(f"optimizer must be adamw or sgd, got {name}")
 
 

@@ -82,10 +82,10 @@ class RunFolder:
         log.handlers = [screen, file]
 
     @contextlib.contextmanager
-    def outcome(self) -> Iterator[None]:
+    def outcome(self) -> Iterator["RunFolder"]:
         """Around a run: where it ends early, result.json says how and why, or, where nothing was begun, no folder is left."""
         try:
-            yield
+            yield self
         except (UserError, GaveUp, Stopped) as error:
             if self.contents():
                 status = "stopped" if isinstance(error, Stopped) else "failed"

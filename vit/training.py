@@ -7,7 +7,7 @@ labels on the device, evaluation and saving are functions it calls.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
@@ -113,7 +113,7 @@ class Trainer:
     schedule: Schedule
     average: WeightAverage | None
     precision: Precision
-    batches: Iterator[tuple[Tensor, Tensor]]
+    batches: Generator[tuple[Tensor, Tensor], None, None]
     total_steps: int
     micro_batch_size: int | None
     label_smoothing: float

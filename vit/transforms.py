@@ -29,12 +29,11 @@ def open_image(path: str | Path, num_channels: int = 3) -> Image.Image:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: {image.width} x {image.height} px is more than {MAX_PIXELS:,} pixels; "
-                                "make it smaller or take it out of the data set")
+                raise Image.DecompressionBombError
             return convert(ImageOps.exif_transpose(image), num_channels)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
+    except Image.DecompressionBombError:  # Pillow's own, or ours at a lower limit
+        raise DataError(f"{path}: more than {MAX_PIXELS:,} pixels; make it smaller or take it out of the data set") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: not a readable picture ({error}); repair it or take it out of the data set") from None
 
 
@@ -98,7 +97,7 @@ class Preprocessing:
             return image
         if self.eval_crop is None:
             return image.resize((width, height), resampling)
-        scale = max(round(height / self.eval_crop) / image.height, round(width / self.eval_crop) / image.width)
+        scale = max(int(height / self.eval_crop) / image.height, int(width / self.eval_crop) / image.width)
         resized = image.resize((max(width, int(image.width * scale)), max(height, int(image.height * scale))), resampling)
         left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
         return resized.crop((left, top, left + width, top + height))

@@ -1,0 +1,38 @@
+# `make` alone lists what can be made. The virtual environment .venv is made by the first target that needs it.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint bench tensorboard clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+train: $(VENV)/.installed  ## a first run: a ViT learns handwritten digits in two minutes, no download
+	$(RUN) train.py experiment=digits
+
+test: $(VENV)/.installed-dev  ## the tests, a few minutes on two cores, no network
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed-dev  ## ruff and pyright
+	$(RUN) -m ruff check .
+	$(RUN) -m pyright
+
+bench: $(VENV)/.installed-dev  ## one training step against timm, torchvision and vit-pytorch
+	$(RUN) benchmarks/train_step.py
+
+tensorboard: $(VENV)/.installed  ## the curves of all runs, in a browser
+	$(VENV)/bin/tensorboard --logdir outputs
+
+clean:  ## remove the virtual environment and caches; data/ and outputs/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,184 @@
+"""The loop on a small model and made-up batches, without configuration or data sets."""
+
+import copy
+
+import pytest
+import torch
+
+from vit.errors import GaveUp, Stopped
+from vit.interrupts import StopRequest
+from vit.model import VisionTransformer
+from vit.optim import WeightAverage, build_optimizer, build_schedule
+from vit.runtime import Precision
+from vit.tracking import Tracker
+from vit.training import Progress, Trainer, every
+
+CPU = torch.device("cpu")
+
+
+def batch(step, size=16):
+    generator = torch.Generator().manual_seed(step)
+    labels = torch.randint(0, 3, (size,), generator=generator)
+    images = torch.randn(size, 3, 8, 8, generator=generator) + labels[:, None, None, None]
+    return images, labels
+
+
+def make_trainer(folder, steps=6, dtype=torch.float32, model_settings=None, optimizer=None, batches=None, **changes):
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    model = VisionTransformer(image_size=8, patch_size=4, hidden_size=16, num_layers=2, num_heads=2, num_classes=3,
+                              **(model_settings or {})).to(dtype)
+    settings = {"name": "sgd", "lr": 0.05, "weight_decay": 0.0, "betas": None, "eps": None, "momentum": 0.9, "nesterov": True}
+    built = build_optimizer(model, **{**settings, **(optimizer or {})})
+    for group in built.param_groups:
+        group["initial_lr"] = group["lr"]
+    stream = ((images.to(dtype), labels) for images, labels in (batches or map(batch, range(steps + 5))))
+    saves: list[int] = []
+    trainer = Trainer(
+        model=model, forward=model, optimizer=built, average=None, precision=Precision("fp32", CPU), batches=stream,
+        schedule=build_schedule(name="constant", warmup=0.0, final=None, total_steps=steps), total_steps=steps,
+        micro_batch_size=None, label_smoothing=0.0, clip_norm=1.0, seed=0, progress=Progress(),
+        tracker=Tracker(folder, 0, steps, steps / 2, 16), stop=StopRequest(), evaluate=None,
+        evaluation_due=every(steps / 2, steps), save_last=lambda: saves.append(trainer.progress.step), save_best=lambda: None,
+        forecast=lambda seconds: None, log_every=2, save_every=None)
+    for name, value in changes.items():
+        setattr(trainer, name, value)
+    trainer.saves = saves
+    return trainer
+
+
+def test_one_batch_is_learnt_by_heart(tmp_path):
+    same = [batch(0)] * 150
+    trainer = make_trainer(tmp_path, steps=150, batches=iter(same), optimizer={"name": "adamw", "lr": 3e-3, "momentum": None,
+                                                                             "nesterov": None})
+    trainer.fit()
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(trainer.model(same[0][0]), same[0][1])
+    assert loss < 0.01
+
+
+def test_the_loop_is_the_plain_algorithm(tmp_path):
+    """Six steps against a loop written out with torch's own parts, in float64."""
+    trainer = make_trainer(tmp_path, dtype=torch.float64, label_smoothing=0.1,
+                           schedule=build_schedule(name="cosine", warmup=2, final=None, total_steps=6))
+    reference = copy.deepcopy(trainer.model)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    schedule = trainer.schedule
+    trainer.fit()
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = 0.05 * schedule(step)
+        images, labels = batch(step)
+        torch.nn.functional.cross_entropy(reference(images.double()), labels, label_smoothing=0.1).backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    for ours, theirs in zip(trainer.model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)  # the loop's loss is float32
+
+
+@pytest.mark.parametrize("size", [1, 5, 8, 16, 100])
+def test_micro_steps_leave_the_result_as_it_is(tmp_path, size):
+    whole, parts = make_trainer(tmp_path / "a"), make_trainer(tmp_path / "b", micro_batch_size=size)
+    whole.fit()
+    parts.fit()
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_average_takes_the_weights_after_every_step(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.average = WeightAverage(trainer.model, 0.9)
+    trainer.fit()
+    other = make_trainer(tmp_path / "other")
+    expected = WeightAverage(other.model, 0.9)
+    for step in range(6):
+        other.total_steps = step + 1
+        other.fit()
+        expected.update(other.model, step)
+    for a, b in zip(trainer.average.model.parameters(), expected.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_dropout_depends_on_the_step_alone(tmp_path):
+    settings = {"dropout": 0.3, "attention_dropout": 0.2}
+    first = make_trainer(tmp_path / "a", model_settings=settings)
+    second = make_trainer(tmp_path / "b", model_settings=settings)
+    first.fit()
+    torch.rand(17)
+    second.fit()
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
+    other = make_trainer(tmp_path / "c", model_settings=settings, seed=1)
+    other.fit()
+    assert not all(torch.equal(a, b) for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_nan_stops_before_the_optimizer_and_names_the_step(tmp_path):
+    batches = [batch(step) for step in range(6)]
+    batches[3][0][0, 0, 0, 0] = float("nan")
+    trainer = make_trainer(tmp_path, batches=iter(batches), save_every=1)
+    with pytest.raises(GaveUp, match="the loss is nan at step 4"):
+        trainer.fit()
+    assert trainer.saves == [1, 2, 3]
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+def test_a_signal_saves_the_last_whole_step(tmp_path):
+    trainer = make_trainer(tmp_path, micro_batch_size=8)
+    forwards = []
+
+    def forward(images):
+        forwards.append(1)
+        if len(forwards) == 6:  # the second micro-step of step 3
+            trainer.stop.signal = "SIGTERM"
+        return trainer.model(images)
+
+    trainer.forward = forward
+    with pytest.raises(Stopped, match="SIGTERM after step 3"):
+        trainer.fit()
+    assert trainer.saves == [3]
+    trainer = make_trainer(tmp_path / "b", micro_batch_size=8)
+    forwards.clear()
+
+    def forward_between(images):
+        forwards.append(1)
+        if len(forwards) == 5:  # the first micro-step of step 3: its gradient is dropped
+            trainer.stop.signal = "SIGINT"
+        return trainer.model(images)
+
+    trainer.forward = forward_between
+    with pytest.raises(Stopped, match="SIGINT after step 2"):
+        trainer.fit()
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_an_fp16_overflow_repeats_the_step_at_a_lower_scale(tmp_path):
+    trainer = make_trainer(tmp_path, precision=Precision("fp16", CPU))
+    trainer.progress.scaler = {"scale": 2.0**40, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000,
+                               "_growth_tracker": 0}
+    steps_of_average = []
+    average = WeightAverage(trainer.model, 0.9)
+    average.update = lambda model, step: steps_of_average.append(step)
+    trainer.average = average
+    trainer.fit()
+    assert trainer.progress.scaler["scale"] < 2.0**30
+    assert steps_of_average == list(range(6))
+    reference = make_trainer(tmp_path / "fp32")
+    reference.fit()
+    for a, b in zip(trainer.model.parameters(), reference.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=3e-3)
+
+
+def test_best_is_higher_accuracy_then_lower_loss():
+    progress = Progress(step=1)
+    assert progress.improve({"top1": 0.5, "loss": 1.0})
+    assert not progress.improve({"top1": 0.5, "loss": 1.1})
+    progress.step = 2
+    assert progress.improve({"top1": 0.5, "loss": 0.9})
+    assert (progress.best_step, progress.best_loss) == (2, 0.9)
+    assert not progress.improve({"top1": 0.4, "loss": 0.1})
+
+
+def test_every():
+    due = every(2.5, 11)
+    assert [step for step in range(12) if due(step)] == [3, 5, 8, 10, 11]
+    assert [step for step in range(4) if every(0.5, 3)(step)] == [1, 2, 3]

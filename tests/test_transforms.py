@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import timm.data
+import torch
+from PIL import Image
+
+from vit.errors import DataError
+from vit.transforms import Preprocessing, TrainingTransform, open_image, to_pixels
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def gradient(width=40, height=30):
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("RGB", "png"), ("L", "png"), ("LA", "png"), ("P", "png"), ("RGBA", "png"),
+                                              ("CMYK", "jpg"), ("1", "png"), ("L", "jpg"), ("RGB", "webp"), ("RGB", "gif")])
+def test_pictures_of_every_mode_become_rgb(tmp_path, mode, suffix):
+    original = Image.fromarray(gradient())
+    path = tmp_path / f"picture.{suffix}"
+    original.convert(mode).save(path)
+    image = open_image(path)
+    assert (image.mode, image.size) == ("RGB", (40, 30))
+    if mode in ("RGB", "RGBA", "P", "CMYK"):
+        difference = np.abs(np.asarray(image, dtype=int) - gradient()).mean()
+        assert difference < (20 if mode == "P" else 8)  # a palette has 256 colours
+    assert open_image(path, num_channels=1).mode == "L"
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    pixels = np.asarray(open_image(tmp_path / "deep.png", 1), dtype=int)
+    assert np.abs(pixels - values // 257).max() <= 1
+
+
+def test_transparent_becomes_white(tmp_path):
+    Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(tmp_path / "clear.png")
+    assert open_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_rotation_in_exif_is_applied(tmp_path):
+    image = Image.fromarray(gradient())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (30, 40)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    whole = tmp_path / "whole.jpg"
+    Image.fromarray(gradient(200, 200)).save(whole)
+    cases = {"cut.jpg": whole.read_bytes()[:900], "empty.png": b"", "text.jpg": b"not a picture"}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=name):
+            open_image(tmp_path / name)
+    with pytest.raises(DataError, match=r"missing\.jpg"):
+        open_image(tmp_path / "missing.jpg")
+
+
+@pytest.mark.parametrize("side", [10001, 20000])
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side):
+    Image.new("1", (side, side)).save(tmp_path / "bomb.png")
+    with pytest.raises(DataError, match=r"bomb\.png: more than 100,000,000 pixels"):
+        open_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(("crop", "interpolation", "size"), [(0.875, "bicubic", (500, 375)), (0.9, "bicubic", (333, 500)),
+                                                            (1.0, "bilinear", (300, 220)), (0.875, "bilinear", (100, 90))])
+def test_evaluation_pixels_are_timms(crop, interpolation, size):
+    image = Image.fromarray(gradient(*size))
+    reference = timm.data.create_transform(224, is_training=False, crop_pct=crop, interpolation=interpolation, mean=IMAGENET[0],
+                                           std=IMAGENET[1])
+    ours = Preprocessing((224, 224), 3, *IMAGENET, crop, interpolation)
+    torch.testing.assert_close(ours(image), reference(image), atol=1e-5, rtol=1e-5)
+
+
+def test_squash_and_store_and_look_at():
+    preprocessing = Preprocessing((16, 24), 3, (0.5,), (0.25,), None, "bilinear")
+    assert Preprocessing.from_plain(preprocessing.plain()) == preprocessing
+    image = Image.fromarray(gradient())
+    out = preprocessing(image)
+    assert out.shape == (3, 16, 24)
+    expected = np.asarray(image.resize((24, 16), Image.Resampling.BILINEAR)) / 255
+    torch.testing.assert_close(preprocessing.to_picture(out[None])[0].permute(1, 2, 0).double(), torch.from_numpy(expected),
+                               atol=1e-6, rtol=1e-5)
+
+
+def test_channels_are_matched():
+    grey = Preprocessing((8, 8), 1, (0.2, 0.4, 0.6), (1.0, 1.0, 1.0), None, "bilinear")
+    white = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
+    torch.testing.assert_close(grey.to_input(white), torch.full((1, 1, 8, 8), 0.6), atol=1.1 / 255, rtol=0)
+    colour = Preprocessing((8, 8), 3, (0.5,), (0.5,), None, "bilinear")
+    assert colour.to_input(white[:, :1]).shape == (1, 3, 8, 8)
+    assert colour.to_input(white[:, :1]).unique().tolist() == [1.0]
+
+
+def test_small_images_are_enlarged_as_pillow_does():
+    pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    preprocessing = Preprocessing((224, 224), 3, (0.0,), (1.0,), None, "bilinear")
+    image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+    torch.testing.assert_close(preprocessing.to_input(pixels)[0], preprocessing(image), atol=1.01 / 255, rtol=0)
+
+
+def test_training_transform_repeats_from_the_seed():
+    preprocessing = Preprocessing((32, 32), 3, *IMAGENET, 0.875, "bicubic")
+    transform = TrainingTransform(preprocessing, [0.08, 1.0], 0.5, 2, 9)
+    image = Image.fromarray(gradient(100, 80))
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        return transform(image)
+
+    assert draw(1).shape == (3, 32, 32)
+    assert draw(1).dtype == torch.uint8
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    plain = TrainingTransform(preprocessing, None, 0.0, 0, 0)(image)
+    assert torch.equal(plain, to_pixels(preprocessing.fit_size(image)))
