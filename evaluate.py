@@ -5,6 +5,7 @@
 
 import sys
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,8 +19,9 @@ from vit.errors import ConfigError
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 def main(composed: DictConfig) -> None:
     with conf.ending():
-        settings: EvaluateConfig = OmegaConf.to_object(composed)  # type: ignore[assignment]
-        conf.check_values(settings, {key: check for key, check in conf.CHECKS.items() if key.startswith("runtime.") or key == "data.limit"})
+        settings = cast(EvaluateConfig, OmegaConf.to_object(composed))
+        conf.check_values(settings, {key: check for key, check in conf.CHECKS.items()
+                                     if key.startswith("runtime.") or key == "data.limit"})
         if settings.checkpoint is None:
             raise ConfigError("checkpoint has no value; give checkpoint=outputs/…/checkpoints/best.safetensors")
         print(evaluate_checkpoint(settings, list(HydraConfig.get().overrides.task)))

@@ -7,6 +7,7 @@
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -44,8 +45,9 @@ def read_config(composed: DictConfig, run: RunFolder, overrides: list[str]) -> t
         run.require_empty()
         return conf.from_composed(composed), []
     run.require_checkpoint()
-    saved = OmegaConf.to_container(OmegaConf.load(run.path / "config.yaml"))
-    container, warnings = conf.resumed(saved, conf.explicit_changes(composed, overrides), composed.resume_changed.name == "allow")
+    saved = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(run.path / "config.yaml")))
+    container, warnings = conf.resumed(saved, conf.explicit_changes(composed, overrides),
+                                       composed.resume_changed.name == "allow")
     return conf.from_plain(container, str(run.path / "config.yaml")), warnings
 
 
@@ -145,8 +147,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     log.info(f"model  {config.model.name}: {model.num_parameters():,} parameters, {2 * model.macs() / 1e9:.3g} GFLOPs an image")
     for name, images in parts.items():
         log.info(f"{name:6} {images or 'nothing held out: the last weights are taken'}")
-    log.info(f"run    {total_steps:,} steps of {batch_size} images ({total_steps / steps_per_epoch:.3g} epochs), {precision.name} on "
-             f"{runtime.describe_device(device)}{', compiled' if forward is not model else ''}; "
+    log.info(f"run    {total_steps:,} steps of {batch_size} images ({total_steps / steps_per_epoch:.3g} epochs), "
+             f"{precision.name} on {runtime.describe_device(device)}{', compiled' if forward is not model else ''}; "
              f"{'averaged' if average else 'raw'} weights are evaluated and saved")
     log.info(f"folder {run.path}")
     if data.train.pixels is not None and image_size[0] >= 4 * data.train.pixels.shape[-1]:
@@ -165,7 +167,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     def batches(first: int, last: int):
         return training_batches(train_images, order, first, last, preprocessing,
                                 BatchAugmentation(config.seed, config.augment.pad, flip, *randaugment),
-                                TrainingTransform(preprocessing, config.augment.crop_scale, flip, *randaugment), workers, device)
+                                TrainingTransform(preprocessing, config.augment.crop_scale, flip, *randaugment),
+                                workers, device)
 
     trainer = Trainer(
         model=model, forward=forward, optimizer=optimizer, schedule=schedule, average=average, precision=precision,
@@ -187,7 +190,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
             trainer.fit()
     except torch.OutOfMemoryError as error:
         smaller = max(1, (config.train.micro_batch_size or batch_size) // 2)
-        raise GaveUp(f"out of memory: try train.micro_batch_size={smaller}, which leaves the result as it is ({error})") from None
+        raise GaveUp(f"out of memory: try train.micro_batch_size={smaller}, which leaves the result as it is "
+                     f"({error})") from None
 
     # What came out
     best: VisionTransformer = checkpoint.load(run.checkpoints / checkpoint.BEST).to(device)

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-TINY = ["experiment=digits", "augment=none", "model.num_layers=2", "model.hidden_size=64", "train.batch_size=128"]  # seconds, not minutes
+# Seconds, not minutes
+TINY = ["experiment=digits", "augment=none", "model.num_layers=2", "model.hidden_size=64", "train.batch_size=128"]
 
 
 def run(script: str, *arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 240):

@@ -112,7 +112,7 @@ def test_load_gives_the_model_its_classes_and_preprocessing(tmp_path):
 def test_weights_of_another_model_name_the_differences_and_change_nothing():
     model, other = checkpoint.build_model(MODEL, 2), checkpoint.build_model({**MODEL, "num_layers": 2}, 3)
     before = json.dumps({name: tensor.tolist() for name, tensor in model.state_dict().items()})
-    with pytest.raises(CheckpointError, match="encoder.blocks.1.* belongs to no part of this model"):
+    with pytest.raises(CheckpointError, match=r"encoder.blocks.1.* belongs to no part of this model"):
         checkpoint.load_weights(model, other.state_dict(), "file")
     with pytest.raises(CheckpointError, match=r"head\.weight is \(3, 16\), expected \(2, 16\)"):
         checkpoint.load_weights(model, checkpoint.build_model(MODEL, 3).state_dict(), "file")

@@ -53,7 +53,8 @@ def test_curves_stand_in_tensorboard(digits_run):
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0, "tensors": 0}).Reload()
     tags = events.Tags()
     assert {"loss/train", "loss/val", "top1/val", "top5/val", "optimizer/learning_rate", "optimizer/gradient_norm",
-            "speed/images_per_second", "speed/data_wait_share", "speed/peak_memory_GiB", "hparam/val_top1"} <= set(tags["scalars"])
+            "speed/images_per_second", "speed/data_wait_share", "speed/peak_memory_GiB",
+            "hparam/val_top1"} <= set(tags["scalars"])
     assert tags["images"] == ["training images"]
     assert {"configuration/text_summary", "training images' labels/text_summary"} <= set(tags["tensors"])
     values = {row["step"]: row["loss"] for row in rows(folder / "metrics.jsonl") if row["split"] == "val"}
@@ -69,7 +70,8 @@ def test_evaluate_reproduces_what_training_logged(digits_run, split):
     result = json.loads((folder / "result.json").read_text())
     logged = next(row for row in rows(folder / "metrics.jsonl") if row["split"] == split
                   and (split == "test" or row["step"] == result["best_step"]))
-    assert {key: evaluation[key] for key in ("n", "loss", "top1", "top5")} == {key: logged[key] for key in ("n", "loss", "top1", "top5")}
+    numbers = ("n", "loss", "top1", "top5")
+    assert {key: evaluation[key] for key in numbers} == {key: logged[key] for key in numbers}
     assert evaluation["top1"] == result[f"{split}_top1"]
     assert re.search(rf"top-1 {evaluation['top1']:.2%} \(95 % interval .*n {evaluation['n']}, \d+ images/s", done.stdout)
 
@@ -114,7 +116,8 @@ def test_a_stopped_run_is_resumed(tmp_path):
     assert f"after step {step}" in resumed.stdout
     assert metrics.read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
     for name in ("best", "last"):
-        ours, theirs = (read_checkpoint(tmp_path / folder / "checkpoints" / f"{name}.safetensors")[0] for folder in ("parts", "whole"))
+        ours, theirs = (read_checkpoint(tmp_path / folder / "checkpoints" / f"{name}.safetensors")[0]
+                        for folder in ("parts", "whole"))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     results = [json.loads((tmp_path / folder / "result.json").read_text()) for folder in ("parts", "whole")]
     assert all(results[0][key] == results[1][key] for key in ("val_top1", "test_top1", "best_step", "steps"))
@@ -155,15 +158,16 @@ def test_ones_own_folder_of_pictures(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "elsewhere" / "evaluation.json").read_text())["top1"] == result["test_top1"]
     (tmp_path / "moved" / "test" / "fox").rename(tmp_path / "moved" / "test" / "wolf")
-    assert "lacks fox" in told(run("evaluate.py", "checkpoint=run/checkpoints/best.safetensors", "data.root=moved", cwd=tmp_path))
+    assert "lacks fox" in told(run("evaluate.py", "checkpoint=run/checkpoints/best.safetensors", "data.root=moved",
+                                   cwd=tmp_path))
 
 
 def test_other_settings_run(tmp_path):
     """bf16, compiled where there is a compiler, mean pooling, no validation split, SGD, RandAugment, micro-steps, noise."""
-    done = train(tmp_path, "data=synthetic", "data.num_images=64", "data.num_classes=4", "data.val_fraction=0", "model=vit_nano4",
-                 "model.num_layers=1", "model.global_pool=mean", "optimizer=sgd", "optimizer.lr=0.1", "augment=strong",
-                 "train.precision=bf16", "train.batch_size=16", "train.micro_batch_size=8", "train.steps=3", "train.ema_decay=0",
-                 "runtime.compile=true", "schedule=linear", "hydra.run.dir=run")
+    done = train(tmp_path, "data=synthetic", "data.num_images=64", "data.num_classes=4", "data.val_fraction=0",
+                 "model=vit_nano4", "model.num_layers=1", "model.global_pool=mean", "optimizer=sgd", "optimizer.lr=0.1",
+                 "augment=strong", "train.precision=bf16", "train.batch_size=16", "train.micro_batch_size=8", "train.steps=3",
+                 "train.ema_decay=0", "runtime.compile=true", "schedule=linear", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["val_top1"], result["best_step"]) == (None, 3)
@@ -197,14 +201,15 @@ def test_a_mistake_is_one_line(tmp_path, script, arguments, message):
 def test_damaged_checkpoints_are_refused(digits_run, tmp_path):
     best = (digits_run[0] / "checkpoints" / "best.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(best[:-100])
-    assert "cut.safetensors: not a whole safetensors file" in told(run("evaluate.py", "checkpoint=cut.safetensors", cwd=tmp_path))
+    assert "cut.safetensors: not a whole safetensors file" in told(run("evaluate.py", "checkpoint=cut.safetensors",
+                                                                       cwd=tmp_path))
     last = digits_run[0] / "checkpoints" / "last.safetensors"
     assert "use best.safetensors" in told(run("evaluate.py", f"checkpoint={last}", cwd=tmp_path))
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    code = ("import sys, time; from pathlib import Path; from vit.run_folder import RunFolder; folder = RunFolder(Path(sys.argv[1]));"
-            "print('held', flush=True); time.sleep(60)")
+    code = ("import sys, time; from pathlib import Path; from vit.run_folder import RunFolder; "
+            "folder = RunFolder(Path(sys.argv[1]));print('held', flush=True); time.sleep(60)")
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True,
                               env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
@@ -217,8 +222,8 @@ def test_a_folder_in_use_is_refused(tmp_path):
 
 
 def test_divergence_is_told_and_the_last_good_checkpoint_kept(tmp_path):
-    done = train(tmp_path, *TINY, "train.steps=60", "optimizer=sgd", "optimizer.lr=1e30", "train.clip_norm=null", "schedule.warmup=0",
-                 "hydra.run.dir=run")
+    done = train(tmp_path, *TINY, "train.steps=60", "optimizer=sgd", "optimizer.lr=1e30", "train.clip_norm=null",
+                 "schedule.warmup=0", "hydra.run.dir=run")
     line = told(done, code=3)
     assert re.search(r"the loss is (nan|inf) at step \d+", line)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "failed"

@@ -27,7 +27,8 @@ def names(group):
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in
-                                             ("model", "data", "augment", "optimizer", "schedule", "train", "runtime", "experiment")
+                                             ("model", "data", "augment", "optimizer", "schedule", "train", "runtime",
+                                              "experiment")
                                              for name in names(group)])
 def test_every_file_composes_to_a_valid_configuration(group, name):
     extra = ["data.root=somewhere"] if (group, name) == ("data", "folder") else []
@@ -111,7 +112,8 @@ def test_mistakes_in_composing_become_one_line(override, told):
     assert re.search(told, line), line
 
 
-@pytest.mark.parametrize("value", ["/a b/ü(1)", "/it's", "/x=1,y[2]#3", "~/pictures", "/back\\slash", "/end\\", "/both\\'", "C:{x}", "$HOME/&"])
+@pytest.mark.parametrize("value", ["/a b/ü(1)", "/it's", "/x=1,y[2]#3", "~/pictures", "/back\\slash", "/end\\", "/both\\'",
+                                   "C:{x}", "$HOME/&"])
 def test_any_path_survives_hydras_grammar(value, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     quoted = conf.quote_paths([f"data.root={value}"])
@@ -127,7 +129,8 @@ def test_paths_that_are_quoted_or_swept_are_left_alone():
 
 def test_what_a_resume_may_change():
     saved = conf.plain(conf.from_composed(composed()))
-    for overrides, changes in [(["train.save_every=7"], {"train.save_every": 7}), (["runtime.workers=3"], {"runtime.workers": 3})]:
+    for overrides, changes in [(["train.save_every=7"], {"train.save_every": 7}),
+                               (["runtime.workers=3"], {"runtime.workers": 3})]:
         config, warnings = conf.resumed(saved, conf.explicit_changes(composed(*overrides), overrides), allow=False)
         assert warnings == []
         flat = conf.flatten(config)

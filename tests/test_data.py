@@ -65,7 +65,8 @@ def test_limit_is_spread_over_the_classes():
     assert torch.bincount(labels[chosen]).tolist() == [5, 4, 2]
     assert torch.equal(chosen, chosen.sort().values)
     assert len(spread_over_classes(labels, 1000)) == 152
-    assert [len(part) for part in vars(load("digits", test_fraction=0.2, limit=30)).values() if isinstance(part, Images)] == [30] * 3
+    parts = vars(load("digits", test_fraction=0.2, limit=30)).values()
+    assert [len(part) for part in parts if isinstance(part, Images)] == [30] * 3
 
 
 def write_cifar(root, monkeypatch, per_batch=20):
@@ -163,7 +164,8 @@ def test_folders_that_are_wrong_are_refused(tmp_path, spoil, told):
 def test_every_epoch_sees_every_sample_once_whatever_the_batch():
     for batch_size in (7, 10, 32, 100):
         order = SampleOrder(100, batch_size, seed=1)
-        epochs, indices = (torch.cat(parts) for parts in zip(*(order.batch(step) for step in range(300 // batch_size)), strict=True))
+        epochs, indices = (torch.cat(parts)
+                           for parts in zip(*(order.batch(step) for step in range(300 // batch_size)), strict=True))
         first = indices[epochs == 0]
         assert torch.equal(first.sort().values, torch.arange(100))
         assert torch.equal(indices, torch.cat([SampleOrder(100, 1, 1).epoch_order(e) for e in range(3)])[:len(indices)])

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "vit").rglob("*.py"))
 # Modules that take plain values and know neither configuration nor data sets, so that each can be tested alone
-LOW = ["model", "augment", "optim", "checkpoint", "tracking", "runtime", "randomness", "transforms", "evaluation", "training", "data"]
+LOW = ["model", "augment", "optim", "checkpoint", "tracking", "runtime", "randomness", "transforms", "evaluation", "training",
+       "data"]
 
 
 def imported(path: Path) -> set[str]:

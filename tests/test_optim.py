@@ -14,7 +14,8 @@ from vit.optim import (
     parameter_groups,
 )
 
-ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05, "betas": [0.9, 0.99], "eps": 1e-8, "momentum": None, "nesterov": None}
+ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05, "betas": [0.9, 0.99], "eps": 1e-8, "momentum": None,
+         "nesterov": None}
 SGD = {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4, "betas": None, "eps": None, "momentum": 0.9, "nesterov": True}
 
 
@@ -36,7 +37,8 @@ def test_weights_of_layers_decay_and_nothing_else_does():
     assert len(decay) + len(rest) == len(names)
     assert all(name.endswith(".weight") and "norm" not in name for name in decay)
     assert {"embeddings.cls_token", "embeddings.position_embedding", "encoder.norm.weight", "head.bias"} <= set(rest)
-    assert {"head.weight", "embeddings.patch_embedding.projection.weight", "encoder.blocks.1.attention.key.weight"} <= set(decay)
+    assert {"head.weight", "embeddings.patch_embedding.projection.weight",
+            "encoder.blocks.1.attention.key.weight"} <= set(decay)
 
 
 @pytest.mark.parametrize("settings", [ADAMW, SGD])

@@ -1,4 +1,5 @@
-"""A Vision Transformer trainer. `vit.load(path)` gives the model of a checkpoint; vit/model.py is the place to start reading."""
+"""A Vision Transformer trainer. `vit.load(path)` gives the model of a checkpoint; vit/model.py is the place to start
+reading."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -18,7 +18,7 @@ def crop_and_flip(pixels: Tensor, offsets: Tensor, flipped: Tensor, pad: int) ->
 
     pixels (B, C, height, width) of any type; offsets (B, 2) rows and columns from 0 to 2 pad; flipped (B,) bool.
     """
-    B, C, height, width = pixels.shape
+    B, _, height, width = pixels.shape
     padded = torch.nn.functional.pad(pixels, (pad, pad, pad, pad))
     rows = offsets[:, :1] + torch.arange(height)  # (B, height)
     columns = torch.arange(width).expand(B, width)
@@ -82,7 +82,8 @@ def randaugment(pixels: Tensor, choices: Tensor, signs: Tensor, magnitude: int) 
 class BatchAugmentation:
     """Random changes to a batch of small images, uint8 in and out, (B, C, height, width).
 
-    pad: share of the side to pad before the random crop; flip: probability; randaugment_ops, randaugment_magnitude: RandAugment.
+    pad: share of the side to pad before the random crop; flip: probability; randaugment_ops, randaugment_magnitude:
+    RandAugment.
     """
 
     def __init__(self, seed: int, pad: float, flip: float, randaugment_ops: int, randaugment_magnitude: int):

@@ -29,7 +29,7 @@ def digest(tensors: dict[str, Tensor], header: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -109,7 +109,8 @@ def check_classes(saved: list[str], found: list[str], source: Path | str) -> Non
     if saved != found:
         first = next((f"class {i} is '{a}' there and '{b}' here" for i, (a, b) in enumerate(zip(saved, found)) if a != b),  # noqa: B905
                      f"{len(saved)} there, {len(found)} here")
-        raise CheckpointError(f"{source}: its classes are not those of the data set ({first}); a label would mean another thing")
+        raise CheckpointError(f"{source}: its classes are not those of the data set ({first}); a label would mean another "
+                              "thing")
 
 
 def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

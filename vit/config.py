@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
@@ -21,23 +21,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vit.errors import ConfigError, GaveUp, Stopped, UserError
 
-
-def choices(name: str, values: str) -> Any:
-    """An Enum whose members' names are the words of `values`; OmegaConf refuses any other word and names these."""
-    return Enum(name, {word: word for word in values.split()})
-
-
-Activation = choices("Activation", "gelu gelu_tanh relu silu")
-Pool = choices("Pool", "cls mean")
-Init = choices("Init", "jax xavier trunc_normal")
-Dataset = choices("Dataset", "digits cifar10 cifar100 tiny_imagenet imagenet folder synthetic")
-Interpolation = choices("Interpolation", "bilinear bicubic")
-OptimizerName = choices("OptimizerName", "adamw sgd")
-ScheduleName = choices("ScheduleName", "cosine linear constant")
-PrecisionName = choices("PrecisionName", "auto bf16 fp16 fp32")
-Device = choices("Device", "auto cpu cuda mps")
-Split = choices("Split", "train val test")
-ResumeChanged = choices("ResumeChanged", "refuse allow")
+# OmegaConf refuses any word but the members' names, and names these.
+Activation = Enum("Activation", {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"})
+Pool = Enum("Pool", {"cls": "cls", "mean": "mean"})
+Init = Enum("Init", {"jax": "jax", "xavier": "xavier", "trunc_normal": "trunc_normal"})
+Dataset = Enum("Dataset", {"digits": "digits", "cifar10": "cifar10", "cifar100": "cifar100", "tiny_imagenet": "tiny_imagenet",
+                           "imagenet": "imagenet", "folder": "folder", "synthetic": "synthetic"})
+Interpolation = Enum("Interpolation", {"bilinear": "bilinear", "bicubic": "bicubic"})
+OptimizerName = Enum("OptimizerName", {"adamw": "adamw", "sgd": "sgd"})
+ScheduleName = Enum("ScheduleName", {"cosine": "cosine", "linear": "linear", "constant": "constant"})
+PrecisionName = Enum("PrecisionName", {"auto": "auto", "bf16": "bf16", "fp16": "fp16", "fp32": "fp32"})
+Device = Enum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "mps": "mps"})
+Split = Enum("Split", {"train": "train", "val": "val", "test": "test"})
+ResumeChanged = Enum("ResumeChanged", {"refuse": "refuse", "allow": "allow"})
 
 
 @dataclass
@@ -73,7 +69,8 @@ class DataConfig:
     limit: int | None = None  # images of each split, spread evenly over the classes
     mean: list[float] = MISSING  # per channel, of pixels in 0..1
     std: list[float] = MISSING
-    eval_crop: float | None = None  # centre crop of evaluation as a share of the shorter side; null squashes to the model's size
+    # Centre crop of evaluation as a share of the shorter side; null squashes to the model's size
+    eval_crop: float | None = None
     interpolation: Interpolation = Interpolation.bilinear
     mirror: bool = True  # a mirrored picture is of the same class
     num_classes: int | None = None  # synthetic only
@@ -86,7 +83,8 @@ class AugmentConfig:
 
     pad: float = 0.0  # random crop of small images: padding on each side as a share of the side (0.125 of 32 px: 4 px)
     flip: float = 0.0  # probability of mirroring, where data.mirror allows it
-    crop_scale: list[float] | None = None  # pictures from files: share of the area that the random crop takes; null: as in evaluation
+    # Pictures from files: share of the area that the random crop takes; null: as in evaluation
+    crop_scale: list[float] | None = None
     randaugment_ops: int = 0  # RandAugment: operations an image
     randaugment_magnitude: int = 9  # of 30
 
@@ -274,7 +272,7 @@ def plain(config: Any) -> dict[str, Any]:
     """The configuration as dictionaries, lists, numbers and words, resolved: what a checkpoint and config.yaml hold."""
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
     assert isinstance(container, dict)
-    return container  # type: ignore[return-value]
+    return cast(dict[str, Any], container)
 
 
 def from_composed(composed: DictConfig) -> Config:
@@ -282,13 +280,13 @@ def from_composed(composed: DictConfig) -> Config:
     missing = sorted(key for key in OmegaConf.missing_keys(composed) if not key.startswith("hydra"))
     if missing:
         raise ConfigError(f"{missing[0]} has no value; give it on the command line, such as {missing[0]}=…")
-    return OmegaConf.to_object(composed)  # type: ignore[return-value]
+    return cast(Config, OmegaConf.to_object(composed))
 
 
 def from_plain(container: dict[str, Any], source: str) -> Config:
     """The typed configuration of plain(); raises ConfigError naming `source` where it doesn't fit the schema."""
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), container))  # type: ignore[return-value]
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), container)))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {first_line(error)}") from None
 
@@ -329,7 +327,7 @@ def changed(saved: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     config = OmegaConf.create(saved)
     for key, value in changes.items():
         OmegaConf.update(config, key, value, merge=False)
-    return OmegaConf.to_container(config, enum_to_str=True)  # type: ignore[return-value]
+    return cast(dict[str, Any], OmegaConf.to_container(config, enum_to_str=True))
 
 
 def resumed(saved: dict[str, Any], changes: dict[str, Any], allow: bool) -> tuple[dict[str, Any], list[str]]:
@@ -361,7 +359,8 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if equals and key in PATH_KEYS and value not in ("", "null", "auto") and value[0] not in "'\"" and not (sweep and "," in value):
+        if (equals and key in PATH_KEYS and value not in ("", "null", "auto") and value[0] not in "'\""
+                and not (sweep and "," in value)):
             # In Hydra's quoted strings a backslash is itself, but before a quote or the end it must be doubled.
             value = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), os.path.expanduser(value))
             value = f"'{value}'"
@@ -399,7 +398,7 @@ def composition_error(error: Exception, schema: type) -> str:
     lines = [line.strip() for line in f"{error}\n{cause}".split("\n") if line.strip()]
     unknown = re.search(r"Could not override '([^']+)'|Could not find '([^']+)'|Could not override '([^']+)'", str(error))
     full_key = getattr(cause, "full_key", None) or (unknown and next(group for group in unknown.groups() if group))
-    if "not in" in str(cause) and "Key" in str(cause) or "No match in the defaults list" in str(error):
+    if ("not in" in str(cause) and "Key" in str(cause)) or "No match in the defaults list" in str(error):
         wanted = re.search(r"Could not override '([^']+)'", str(error))
         key = wanted.group(1) if wanted else str(full_key)
         return f"{key}: no such key{nearest(key, known_keys(schema))}"

@@ -87,7 +87,8 @@ def load_data(*, name: str, root: str | None, val_fraction: float, test_fraction
     elif name in ("cifar10", "cifar100"):
         classes, train, val, test = read_cifar(name, Path(str(root)))
     elif name == "synthetic":
-        assert num_classes and num_images
+        assert num_classes
+        assert num_images
         classes, train, val, test = make_synthetic(num_classes, num_images, (num_channels, *image_size), device)
     else:
         classes, train, val, test = read_folder(name, Path(str(root)))
@@ -96,8 +97,8 @@ def load_data(*, name: str, root: str | None, val_fraction: float, test_fraction
     if val is None and val_fraction > 0:
         train, val = hold_out(train, val_fraction, f"{train.title}, held out for validation")
     if limit is not None:
-        train, val, test = (images and images.subset(spread_over_classes(images.labels, limit))
-                            for images in (train, val, test))
+        train, test = (images and images.subset(spread_over_classes(images.labels, limit)) for images in (train, test))
+        val = val and val.subset(spread_over_classes(val.labels, limit))
     for images in (train, val, test):
         if images is not None and len(images) == 0:
             raise DataError(f"{images.title}: no image is left; hold out more or fewer with data.val_fraction or "
@@ -282,7 +283,8 @@ class PictureFiles(Dataset):
         self.images, self.preprocessing, self.transform, self.seed = images, preprocessing, transform, seed
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | DataError:
-        """uint8 (C, *image_size) and the label; a DataError is returned, not raised: a worker would wrap it in its traceback."""
+        """uint8 (C, *image_size) and the label; a DataError is returned, not raised: a worker would wrap it in its
+        traceback."""
         epoch, index = item
         assert self.images.paths is not None
         try:
@@ -294,7 +296,7 @@ class PictureFiles(Dataset):
         seed = random_seed(self.seed, "sample", epoch, index)  # every library a transform may draw from
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # noqa: NPY002  (NumPy's global generator is one of them)
         return self.transform(picture), int(self.images.labels[index])
 
 
@@ -302,7 +304,7 @@ def collate(items: list[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tensor
     for item in items:
         if isinstance(item, DataError):
             return item
-    pixels, labels = zip(*items, strict=True)  # type: ignore[arg-type]
+    pixels, labels = zip(*items, strict=True)
     return torch.stack(pixels), torch.tensor(labels)
 
 
@@ -325,7 +327,7 @@ def kill_workers() -> None:
 def decoded(dataset: PictureFiles, batches: Sequence[list[tuple[int, int]]] | Iterator[list[tuple[int, int]]],
             workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Pictures from the loader's processes, uint8 on the device; raises the DataError of an unreadable one."""
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate,  # type: ignore[arg-type]
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate,
                         worker_init_fn=start_worker, pin_memory=device.type == "cuda",
                         prefetch_factor=2 if workers else None)
     for batch in loader:
@@ -339,7 +341,8 @@ def training_batches(images: Images, order: SampleOrder, first_step: int, last_s
                      device: torch.device) -> Generator[tuple[Tensor, Tensor], None, None]:
     """The batches of steps first_step to last_step - 1: float32 (B, C, *image_size) and int64 (B,), on the device."""
     if images.pixels is None:
-        items = (list(zip(*(part.tolist() for part in order.batch(step)), strict=True)) for step in range(first_step, last_step))
+        items = (list(zip(*(part.tolist() for part in order.batch(step)), strict=True))
+                 for step in range(first_step, last_step))
         dataset = PictureFiles(images, preprocessing, transform, order.seed)
         for pixels, labels in decoded(dataset, items, workers, device):
             yield preprocessing.to_input(pixels), labels

@@ -16,10 +16,14 @@ figure 1; the details of initialisation are those of the authors' code where the
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vit.transforms import Preprocessing
 
 Size = int | Sequence[int]
 
@@ -48,6 +52,7 @@ def patch_grid(image_size: Size, patch_size: Size | None, grid_size: Size | None
     if (patch_size is None) == (grid_size is None):
         raise ValueError("give patch_size (pixels a patch) or grid_size (patches a side), one of the two")
     name, divisor = ("patch_size", patch_size) if grid_size is None else ("grid_size", grid_size)
+    assert divisor is not None
     parts = pair(divisor, name)
     if image[0] % parts[0] or image[1] % parts[1]:
         raise ValueError(f"{name} {parts[0]}x{parts[1]} does not divide image_size {image[0]}x{image[1]}")
@@ -71,7 +76,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         B, C, height, width = images.shape
-        if (height, width) != self.image_size or C != self.projection.in_channels:
+        if (height, width) != self.image_size or self.projection.in_channels != C:
             raise ValueError(f"this model takes images of shape (B, {self.projection.in_channels}, "
                              f"{self.image_size[0]}, {self.image_size[1]}), got {tuple(images.shape)}")
         (R, S), (P, Q) = self.grid_size, self.patch_size
@@ -216,6 +221,9 @@ class VisionTransformer(nn.Module):
     Table 1 of the paper: B, L and H; table 1 of Touvron et al. 2021 (arXiv:2012.12877): Ti and S.
     """
 
+    classes: list[str]  # these two where vit.load() made the model
+    preprocessing: "Preprocessing"
+
     def __init__(self, *, image_size: Size, patch_size: Size | None, hidden_size: int, num_layers: int, num_heads: int,
                  num_classes: int, grid_size: Size | None = None, num_channels: int = 3, mlp_ratio: float = 4.0,
                  intermediate_size: int | None = None, activation: str = "gelu", dropout: float = 0.0,
@@ -283,7 +291,9 @@ class VisionTransformer(nn.Module):
         Norms, softmax and activations are left out, as is usual; they are under 2 %.
         """
         embedding, blocks = self.embeddings.patch_embedding, self.encoder.blocks
-        N, D, M = embedding.num_patches + 1, self.head.in_features, blocks[0].mlp.fc1.out_features
+        block = blocks[0]
+        assert isinstance(block, Block)
+        N, D, M = embedding.num_patches + 1, self.head.in_features, block.mlp.fc1.out_features
         per_block = 4 * N * D * D + 2 * N * N * D + 2 * N * D * M  # q, k, v, projection; Q Kᵀ and its product with V; MLP
         return (embedding.num_patches * embedding.projection.weight.numel() + len(blocks) * per_block
                 + D * self.head.out_features)

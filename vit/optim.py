@@ -27,8 +27,8 @@ def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: flo
     """The optimizer of conf/optimizer/<name>.yaml; lr is that of the schedule's peak. Raises ValueError for another name."""
     groups = parameter_groups(model, weight_decay)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas or (0.9, 0.999)), eps=1e-8 if eps is None else eps,
-                                 fused=True)
+        beta1, beta2 = betas or (0.9, 0.999)
+        return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=1e-8 if eps is None else eps, fused=True)
     if name == "sgd":
         # Not fused: where fp16 skips the first step, torch 2.15's fused SGD leaves its momentum uninitialised.
         return torch.optim.SGD(groups, lr=lr, momentum=momentum or 0.0, nesterov=bool(nesterov))
@@ -74,7 +74,7 @@ class WeightAverage:
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after optimizer step `step`, counted from 0."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -36,7 +36,8 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self.lock = open(path / ".lock", "a+")  # noqa: SIM115  (held until the process ends)
         except OSError as error:
-            raise ConfigError(f"{path}: can't write the run folder ({error.strerror}); choose another with hydra.run.dir=FOLDER") from None
+            raise ConfigError(f"{path}: can't write the run folder ({error.strerror}); choose another with "
+                              "hydra.run.dir=FOLDER") from None
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -56,8 +57,8 @@ class RunFolder:
     def require_empty(self) -> None:
         """Raise ConfigError where another run has left its files here; job.json is a sweep's note of this very run."""
         if {"config.yaml", "checkpoints", "metrics.jsonl"} & self.contents():
-            raise ConfigError(f"{self.path}: holds a run already; go on with it by resume={self.path}, or choose another folder "
-                              "with hydra.run.dir=FOLDER")
+            raise ConfigError(f"{self.path}: holds a run already; go on with it by resume={self.path}, or choose another "
+                              "folder with hydra.run.dir=FOLDER")
 
     def require_checkpoint(self) -> None:
         if not self.has_checkpoint():
@@ -76,7 +77,7 @@ class RunFolder:
         log.setLevel(logging.INFO)
         log.propagate = False
         screen = logging.Handler()
-        screen.emit = lambda record: write(screen.format(record))  # type: ignore[method-assign]
+        screen.emit = lambda record: write(screen.format(record))
         file = logging.FileHandler(self.path / "train.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.handlers = [screen, file]

@@ -77,11 +77,12 @@ def compile_model(model: nn.Module, wanted: bool | str, device: torch.device, ru
     worth_it = wanted is True or (wanted == "auto" and device.type == "cuda" and run_flops > COMPILE_MIN_FLOPS)
     if not worth_it:
         return model, None
-    if device.type == "cpu" and not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "c++", "clang++")):
+    compilers = (os.environ.get("CXX", "g++"), "c++", "clang++")
+    if device.type == "cpu" and not any(shutil.which(compiler) for compiler in compilers):
         return model, "runtime.compile: no C++ compiler was found, so the model runs uncompiled"
     if device.type == "cuda" and not has_triton():
         return model, "runtime.compile: Triton is not installed, so the model runs uncompiled"
-    return torch.compile(model), None  # type: ignore[return-value]
+    return torch.compile(model), None  # pyright: ignore[reportReturnType]
 
 
 def has_triton() -> bool:

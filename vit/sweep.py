@@ -51,7 +51,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def collect(sweep_folder: Path) -> list[dict[str, Any]]:
-    """One row a job (job, overrides, val_top1, status, reason, seconds): the best validation top-1 first, then those that have none."""
+    """One row a job (job, overrides, val_top1, status, reason, seconds): the best validation top-1 first, then those that
+    have none."""
     rows = []
     for note in sweep_folder.glob("*/job.json"):
         job, result = read_json(note), read_json(note.with_name("result.json"))
@@ -89,4 +90,5 @@ def print_tables() -> None:
             writer.writeheader()
             writer.writerows(rows)
         finished = sum(row["status"] == "finished" for row in rows)
-        print(f"\n{finished} of {len(rows)} jobs finished; the table is in {folder / 'summary.md'}\n\n{table(rows)}", flush=True)
+        print(f"\n{finished} of {len(rows)} jobs finished; the table is in {folder / 'summary.md'}\n\n{table(rows)}",
+              flush=True)

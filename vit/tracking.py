@@ -113,8 +113,8 @@ class Tracker:
     def line(self, step: int, told: str = "") -> None:
         """One plain line: where training stands, its latest numbers, and what `told` adds."""
         self.last_shown = time.monotonic()
-        log.info(f"epoch {min(step / self.steps_per_epoch, self.epochs()):5.1f}/{self.epochs()}  step {step}  {self.latest}{told}"
-                 f"  {clock(self.seconds_left(step))} left")
+        log.info(f"epoch {min(step / self.steps_per_epoch, self.epochs()):5.1f}/{self.epochs()}  step {step}  "
+                 f"{self.latest}{told}  {clock(self.seconds_left(step))} left")
 
     def seconds_left(self, step: int) -> float:
         """From the speed of this process so far, evaluations included."""

@@ -212,8 +212,8 @@ class Trainer:
 
     def require_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            raise GaveUp(f"the loss is {loss} at step {step}: training has diverged. The last good checkpoint is kept; try a lower "
-                         "optimizer.lr, a longer schedule.warmup, train.clip_norm=1 or train.precision=fp32")
+            raise GaveUp(f"the loss is {loss} at step {step}: training has diverged. The last good checkpoint is kept; try a "
+                         "lower optimizer.lr, a longer schedule.warmup, train.clip_norm=1 or train.precision=fp32")
 
     def finite_means(self, window: Window) -> tuple[float, float, float]:
         """The window's mean loss, top-1 and gradient norm; raises GaveUp, naming the step, where a loss is not finite."""

@@ -84,7 +84,8 @@ class Preprocessing:
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "Preprocessing":
         """The inverse of plain(): lists come back as tuples."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**fields)
 
     def plain(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -138,7 +139,8 @@ class TrainingTransform:
         interpolation = InterpolationMode(preprocessing.interpolation)
         steps: list[Any] = [transforms.Lambda(preprocessing.fit_size)]
         if crop_scale is not None:
-            steps = [transforms.RandomResizedCrop(preprocessing.image_size, tuple(crop_scale), interpolation=interpolation)]
+            smallest, largest = crop_scale
+            steps = [transforms.RandomResizedCrop(preprocessing.image_size, (smallest, largest), interpolation=interpolation)]
         if flip > 0:
             steps.append(transforms.RandomHorizontalFlip(flip))
         if randaugment_ops > 0:
