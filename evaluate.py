@@ -20,54 +20,50 @@ from vit.errors import ConfigError
 def main(composed: DictConfig) -> None:
     with conf.ending():
         settings = cast(EvaluateConfig, OmegaConf.to_object(composed))
-        conf.check_values(settings, {key: check for key, check in conf.CHECKS.items()
-                                     if key.startswith("runtime.") or key == "data.limit"})
-        if settings.checkpoint is None:
-            raise ConfigError("checkpoint has no value; give checkpoint=outputs/…/checkpoints/best.safetensors")
-        print(evaluate_checkpoint(settings, list(HydraConfig.get().overrides.task)))
+        conf.check_values(settings, {key: conf.CHECKS[key] for key in ("runtime.workers", "runtime.threads")})
+        if (settings.checkpoint is None) == (settings.pretrained is None):
+            raise ConfigError("give checkpoint=outputs/…/checkpoints/best.safetensors, or pretrained=FILE with data=NAME")
+        print(measure(settings, list(HydraConfig.get().overrides.task)))
 
 
-def evaluate_checkpoint(settings: EvaluateConfig, overrides: list[str]) -> str:
+def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
     """Write evaluation.json and return what to tell the user. `overrides` of data.* change where the data is read."""
     # Imported here so that --help and a mistaken command answer at once.
     import time
 
-    from vit import checkpoint, runtime
-    from vit.data import evaluation_batches, load_data
-    from vit.evaluation import evaluate, interval
+    from vit import runtime
+    from vit.evaluation import interval
+    from vit.restore import restore, restore_pretrained
     from vit.run_folder import write_json
 
-    path, split = Path(str(settings.checkpoint)), settings.split.name
-    header = checkpoint.read_checkpoint(path)[1]
-    model = checkpoint.load(path)
-    changes = {key: value for key, value in conf.explicit_changes(OmegaConf.structured(settings), overrides).items()
-               if key.startswith("data.")}
-    config = conf.from_plain(conf.changed(header["config"], changes), str(path))
-    plain = conf.plain(config)
-    device = runtime.choose_device(settings.runtime.device.name)
     runtime.use_threads(settings.runtime.threads)
     runtime.use_deterministic_kernels(settings.runtime.deterministic)
-    precision = runtime.Precision(header["precision"], device)
-    data = load_data(**conf.data_arguments(plain["data"], plain["model"]), image_size=model.preprocessing.image_size,
-                     device=device)
-    checkpoint.check_classes(header["classes"], data.classes, path)
-    images = data.split(split)
-    batches = evaluation_batches(images, config.train.batch_size, model.preprocessing,
-                                 runtime.loader_workers(settings.runtime.workers), device)
+    device = runtime.choose_device(settings.runtime.device.name)
+    if settings.checkpoint is not None:
+        path = Path(settings.checkpoint)
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        changes = {key: value for key, value in conf.explicit_changes(OmegaConf.structured(settings), overrides).items()
+                   if key.startswith("data.")}
+        restored = restore(path, changes, device)
+    else:
+        path, folder = Path(str(settings.pretrained)), Path()
+        restored = restore_pretrained(path, settings.data, settings.model, device)
+    images = restored.data.split(settings.split.name)
     began = time.perf_counter()
-    metrics = evaluate(model.to(device), batches, precision)
+    metrics = restored.measure(restored.model, settings.split.name, runtime.loader_workers(settings.runtime.workers))
     speed = metrics["n"] / (time.perf_counter() - began)
     low, high = interval(metrics["top1"], int(metrics["n"]))
-    folder = Path(settings.out) if settings.out else path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    result = folder / ("evaluation.json" if split == "test" else f"evaluation_{split}.json")
+    folder = Path(settings.out) if settings.out else folder
+    result = folder / ("evaluation.json" if settings.split.name == "test" else f"evaluation_{settings.split.name}.json")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(result, {"split": split, "data": str(images), "checkpoint": str(path), **metrics,
+        write_json(result, {"split": settings.split.name, "data": str(images), "checkpoint": str(path), **metrics,
                             "top1_interval_95": [low, high], "images_per_second": round(speed, 2)})
     except OSError as error:
         raise ConfigError(f"{folder}: can't write there ({error.strerror}); choose another folder with out=FOLDER") from None
     return (f"{images}: loss {metrics['loss']:.4f}, top-1 {metrics['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
-            f"top-5 {metrics['top5']:.2%}, n {metrics['n']:,}, {speed:.0f} images/s ({precision.name})\nwritten to {result}")
+            f"top-5 {metrics['top5']:.2%}, n {metrics['n']:,}, {speed:.0f} images/s ({restored.precision.name})\n"
+            f"written to {result}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
 """
 
 import contextlib
+import functools
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +21,10 @@ from vit.config import Config
 from vit.errors import ConfigError, GaveUp
 from vit.interrupts import StopRequest
 from vit.run_folder import RunFolder, log
+
+if TYPE_CHECKING:
+    from vit.model import VisionTransformer
+    from vit.training import Progress
 
 SLOW_SECONDS = 2 * 3600  # a longer forecast without a GPU names a cheaper command
 
@@ -34,7 +39,11 @@ def main(composed: DictConfig) -> float | None:
     with conf.ending(), RunFolder(Path(job.runtime.output_dir)).outcome() as run:
         config, warnings = read_config(composed, run, list(job.overrides.task))
         conf.validate(config)
-        return train(config, run, stop, warnings)
+        if config.explain:
+            run.remove()
+            print(explanation(config))
+            return None
+        return train(config, run, stop, warnings, list(job.overrides.task))
     return None
 
 
@@ -51,33 +60,37 @@ def read_config(composed: DictConfig, run: RunFolder, overrides: list[str]) -> t
     return conf.from_plain(container, str(run.path / "config.yaml")), warnings
 
 
-def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]) -> float | None:
+def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str], overrides: list[str]) -> float | None:
+    """Build the parts, fit, say what came out; the best validation top-1, or None where nothing is held out."""
     # Imported here so that --help and a mistaken command answer at once.
     import torch
 
     from vit import checkpoint, runtime
+    from vit.attention import attention_figure
     from vit.augment import BatchAugmentation
-    from vit.data import SampleOrder, evaluation_batches, load_data, training_batches
-    from vit.evaluation import evaluate, interval
-    from vit.model import VisionTransformer
-    from vit.optim import WeightAverage, build_optimizer, build_schedule, load_optimizer_tensors, optimizer_tensors
+    from vit.data import Images, SampleOrder, evaluation_batches, load_data, spread_over_classes, training_batches
+    from vit.evaluation import evaluate
+    from vit.explain import count_macs
+    from vit.optim import WeightAverage, build_optimizer, build_schedule, freeze_all_but_head
     from vit.randomness import random_seed
     from vit.tracking import Tracker, clock, screen
-    from vit.training import Progress, Trainer, every
+    from vit.training import Progress, Trainer, TrainingState, every
     from vit.transforms import Preprocessing, TrainingTransform
+    from vit.weights import load_into
+    from vit.weights import read as read_weights
 
     # The parts that need no data, so that a mistake in them is told before any is read
+    resuming, weights = run.has_checkpoint(), None
+    if config.pretrained is not None and not resuming:
+        weights = read_weights(config.pretrained)
+        told = weights.preprocessing and weights.preprocessing.plain()
+        config = conf.from_plain(conf.adopt(conf.plain(config), weights.model, told, overrides), config.pretrained)
     plain = conf.plain(config)
     device = runtime.choose_device(plain["runtime"]["device"])
     runtime.use_threads(config.runtime.threads)
     runtime.use_deterministic_kernels(config.runtime.deterministic)
-    torch.manual_seed(random_seed(config.seed, "initial weights"))
-    try:
-        with torch.device("meta"):
-            image_size = checkpoint.build_model(plain["model"], num_classes=2).embeddings.patch_embedding.image_size
-        build_schedule(**plain["schedule"], total_steps=config.train.steps or 10**9)
-    except ValueError as error:
-        raise ConfigError(f"model={config.model.name}: {error}") from None
+    image_size = model_on_shapes(plain["model"]).embeddings.patch_embedding.image_size
+    build_schedule(**plain["schedule"], total_steps=config.train.steps or 10**9)
 
     # Data
     data = load_data(**conf.data_arguments(plain["data"], plain["model"]), image_size=image_size, device=device)
@@ -89,131 +102,178 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     steps_per_epoch = len(data.train) / batch_size
     total_steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
     randaugment = (config.augment.randaugment_ops, config.augment.randaugment_magnitude)
+    batch_augmentation = BatchAugmentation(config.seed, image_size, config.augment.pad, config.augment.crop_scale, flip,
+                                           *randaugment)
+    picture_transform = TrainingTransform(preprocessing, config.augment.crop_scale, flip, *randaugment)
+    order, train_images = SampleOrder(len(data.train), batch_size, config.seed), data.train.to(device)
     workers = runtime.loader_workers(config.runtime.workers)
 
+    def batches(first_step: int, last_step: int):
+        return training_batches(train_images, order, first_step, last_step, preprocessing, batch_augmentation,
+                                picture_transform, workers, device)
+
+    def evaluate_split(model: torch.nn.Module, images: Images) -> dict[str, float]:
+        return evaluate(model, evaluation_batches(images, batch_size, preprocessing, workers, device), precision)
+
+    # Model, optimizer, and where a run is resumed their state
     run.start_log(screen)
     for warning in warnings:
         log.info(f"warning: {warning}")
-
-    # Model, optimizer, and where a run is resumed their state
+    torch.manual_seed(random_seed(config.seed, "initial weights"))
     model = checkpoint.build_model(plain["model"], len(data.classes)).to(device)
     precision = runtime.choose_precision(plain["train"]["precision"], device, config.model.hidden_size)
+    if weights is not None:
+        log.info(f"start  {load_into(model, weights, data.classes)}")
+        if weights.preprocessing is None:
+            log.info("  the file tells no preprocessing: data.mean, data.std and data.eval_crop are taken as configured")
+    if config.train.freeze.name == "backbone":
+        freeze_all_but_head(model)
     average = WeightAverage(model, config.train.ema_decay) if config.train.ema_decay else None
-    optimizer = build_optimizer(model, **plain["optimizer"])
-    schedule = build_schedule(**plain["schedule"], total_steps=total_steps)
-    progress = Progress()
-    if run.has_checkpoint():
+    state = TrainingState(model, average, build_optimizer(model, **plain["optimizer"]), Progress())
+    if resuming:
         tensors, header, warning = checkpoint.read_last(run.checkpoints)
         checkpoint.check_classes(header["classes"], data.classes, run.checkpoints)
-        progress = Progress(**header["progress"])
-        checkpoint.load_weights(model, checkpoint.select(tensors, "model/"), str(run.checkpoints))
-        load_optimizer_tensors(model, optimizer, checkpoint.select(tensors, "optimizer/"))
-        if average is not None:
-            checkpoint.load_weights(average.model, checkpoint.select(tensors, "average/"), str(run.checkpoints))
+        state.restore(tensors, header["progress"], str(run.checkpoints))
         precision = runtime.Precision(header["precision"], device)
-        log.info((f"warning: {warning}; " if warning else "") + f"resuming {run.path} after step {progress.step}")
-    for group in optimizer.param_groups:
+        log.info((f"warning: {warning}; " if warning else "") + f"resuming {run.path} after step {state.progress.step}")
+    for group in state.optimizer.param_groups:
         group["initial_lr"] = config.optimizer.lr
-    run_flops = 6 * model.macs() * batch_size * total_steps
-    forward, warning = runtime.compile_model(model, config.runtime.compile, device, run_flops)
+    macs = count_macs(model)
+    forward, warning = runtime.compile_model(model, config.runtime.compile, device, 6 * macs * batch_size * total_steps)
     if warning:
         log.info(warning)
 
+    def header_of(kind: str) -> dict:
+        return {"kind": kind, "config": plain, "classes": data.classes, "preprocessing": preprocessing.plain(),
+                "precision": precision.name, "progress": vars(state.progress), "versions": {"torch": torch.__version__}}
+
     def save_last() -> None:
-        tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(model, optimizer).items()}
-        if average is not None:
-            tensors |= {f"average/{name}": tensor for name, tensor in average.model.state_dict().items()}
-        checkpoint.write_checkpoint(run.checkpoints / checkpoint.LAST, tensors, header_of("last"),
+        checkpoint.write_checkpoint(run.checkpoints / checkpoint.LAST, state.tensors(), header_of("last"),
                                     keep=run.checkpoints / checkpoint.PREVIOUS)
 
     def save_best() -> None:
-        checkpoint.write_checkpoint(run.checkpoints / checkpoint.BEST, trainer.selected().state_dict(), header_of("best"))
-
-    def header_of(kind: str) -> dict:
-        return {"kind": kind, "config": plain, "classes": data.classes, "preprocessing": preprocessing.plain(),
-                "precision": precision.name, "progress": vars(progress), "versions": {"torch": torch.__version__}}
-
-    def evaluate_split(evaluated: torch.nn.Module, images) -> dict[str, float]:
-        return evaluate(evaluated, evaluation_batches(images, batch_size, preprocessing, workers, device), precision)
+        checkpoint.write_checkpoint(run.checkpoints / checkpoint.BEST, state.selected().state_dict(), header_of("best"))
 
     def forecast(seconds: float) -> None:
         log.info(f"about {clock(seconds)} to go")
         if seconds > SLOW_SECONDS and device.type == "cpu":
-            log.info(f"  that is long without a GPU; cheaper: {cheaper_command(model.macs(), config)}")
+            log.info(f"  that is long without a GPU; cheaper: {cheaper_command(macs, config)}")
+
+    shown = data.val or data.train
+    shown = shown.subset(spread_over_classes(shown.labels, 8)).to(device)
+
+    def draw_attention(model: "VisionTransformer", step: int) -> None:
+        inputs, _ = next(evaluation_batches(shown, 8, preprocessing, 0, device))
+        tracker.attention(attention_figure(model, preprocessing, inputs), step)
 
     # What is about to happen
-    parts = {"train": data.train, "val": data.val, "test": data.test}
-    log.info(f"model  {config.model.name}: {model.num_parameters():,} parameters, {2 * model.macs() / 1e9:.3g} GFLOPs an image")
-    for name, images in parts.items():
+    log.info(f"model  {config.model.name}: {model.num_parameters():,} parameters, {2 * macs / 1e9:.3g} GFLOPs an image")
+    for name, images in {"train": data.train, "val": data.val, "test": data.test}.items():
         log.info(f"{name:6} {images or 'nothing held out: the last weights are taken'}")
     log.info(f"run    {total_steps:,} steps of {batch_size} images ({total_steps / steps_per_epoch:.3g} epochs), "
              f"{precision.name} on {runtime.describe_device(device)}{', compiled' if forward is not model else ''}; "
              f"{'averaged' if average else 'raw'} weights are evaluated and saved")
     log.info(f"folder {run.path}")
-    if data.train.pixels is not None and image_size[0] >= 4 * data.train.pixels.shape[-1]:
-        native = data.train.pixels.shape[-1]
-        log.info(f"note   images of {native} px are enlarged to {image_size[0]}; from scratch a model of their own size learns "
-                 f"faster and costs less: {cheaper_command(model.macs(), config)}")
+    if train_images.pixels is not None and image_size[0] >= 4 * train_images.pixels.shape[-1]:
+        log.info(f"note   images of {train_images.pixels.shape[-1]} px are enlarged to {image_size[0]}; from scratch a "
+                 f"model of their own size learns faster and costs less: {cheaper_command(macs, config)}")
 
     # Fit
     run.checkpoints.mkdir(exist_ok=True)
-    if progress.step == 0:
+    tracker = Tracker(run.path, state.progress.step, total_steps, steps_per_epoch, batch_size)
+    if not resuming:
         run.write_config(OmegaConf.to_yaml(plain))
-    tracker = Tracker(run.path, progress.step, total_steps, steps_per_epoch, batch_size)
-    order = SampleOrder(len(data.train), batch_size, config.seed)
-    train_images = data.train.to(device)
-
-    def batches(first: int, last: int):
-        return training_batches(train_images, order, first, last, preprocessing,
-                                BatchAugmentation(config.seed, config.augment.pad, flip, *randaugment),
-                                TrainingTransform(preprocessing, config.augment.crop_scale, flip, *randaugment),
-                                workers, device)
-
-    trainer = Trainer(
-        model=model, forward=forward, optimizer=optimizer, schedule=schedule, average=average, precision=precision,
-        batches=batches(progress.step, total_steps), total_steps=total_steps,
-        micro_batch_size=config.train.micro_batch_size, label_smoothing=config.train.label_smoothing,
-        clip_norm=config.train.clip_norm, seed=config.seed, progress=progress, tracker=tracker, stop=stop,
-        evaluate=None if data.val is None else lambda evaluated: evaluate_split(evaluated, data.val),
-        evaluation_due=every(config.train.eval_every * steps_per_epoch, total_steps),
-        save_last=save_last, save_best=save_best, forecast=forecast,
-        log_every=config.train.log_every, save_every=config.train.save_every,
-    )
-    if not run.has_checkpoint():
         save_last()
         tracker.text("configuration", f"```yaml\n{OmegaConf.to_yaml(plain)}```")
         pictures, labels = next(batches(0, 1))
         tracker.pictures(preprocessing.to_picture(pictures[:64]), [data.classes[label] for label in labels[:64]], 0)
+    attention_every = config.train.attention_every
+    trainer = Trainer(
+        state=state, forward=forward, batches=batches(state.progress.step, total_steps), total_steps=total_steps,
+        schedule=build_schedule(**plain["schedule"], total_steps=total_steps), precision=precision,
+        micro_batch_size=config.train.micro_batch_size, label_smoothing=config.train.label_smoothing,
+        clip_norm=config.train.clip_norm, seed=config.seed, tracker=tracker, stop=stop,
+        evaluate=None if data.val is None else functools.partial(evaluate_split, images=data.val),
+        evaluation_due=every(config.train.eval_every * steps_per_epoch, total_steps),
+        save_last=save_last, save_best=save_best, forecast=forecast, draw_attention=draw_attention,
+        drawing_due=every(attention_every and attention_every * steps_per_epoch, total_steps),
+        log_every=config.train.log_every, save_every=config.train.save_every,
+    )
     try:
         with contextlib.closing(trainer.batches):  # ends the processes that decode pictures
             trainer.fit()
     except torch.OutOfMemoryError as error:
         smaller = max(1, (config.train.micro_batch_size or batch_size) // 2)
         raise GaveUp(f"out of memory: try train.micro_batch_size={smaller}, which leaves the result as it is "
-                     f"({error})") from None
+                     f"({conf.first_line(error)})") from None
 
     # What came out
-    best: VisionTransformer = checkpoint.load(run.checkpoints / checkpoint.BEST).to(device)
-    test = evaluate_split(best, data.test)
+    progress = state.progress
+    test = evaluate_split(checkpoint.load(run.checkpoints / checkpoint.BEST).to(device), data.test)
     tracker.evaluation(total_steps, "test", test)
-    val_top1 = progress.best_top1
-    tracker.hyperparameters(conf.flatten(plain), {"hparam/test_top1": test["top1"],
-                                                  **({} if val_top1 is None else {"hparam/val_top1": val_top1})})
+    tracker.hyperparameters(conf.flatten(plain), {"hparam/val_top1": progress.best_top1, "hparam/test_top1": test["top1"]})
     tracker.close()
-    run.write_result(status="finished", reason="all steps done", val_top1=val_top1, test_top1=test["top1"],
+    run.write_result(status="finished", reason="all steps done", val_top1=progress.best_top1, test_top1=test["top1"],
                      test_loss=test["loss"], best_step=progress.best_step, steps=total_steps, params=model.num_parameters(),
                      seconds=round(progress.seconds, 2),
                      images_per_second=round(total_steps * batch_size / progress.seconds, 2))
+    summarize(run, progress, test, str(data.val), str(data.test))
+    return progress.best_top1
+
+
+def model_on_shapes(settings: dict, num_classes: int = 2) -> "VisionTransformer":
+    """The model without its numbers; raises ConfigError where it is impossible."""
+    import torch
+
+    from vit.checkpoint import build_model
+
+    try:
+        with torch.device("meta"):
+            return build_model(settings, num_classes)
+    except ValueError as error:
+        raise ConfigError(f"model={settings['name']}: {error}") from None
+
+
+def explanation(config: Config) -> str:
+    """What explain=true prints: the shape at every stage of one batch, the costs, and the memory training would take."""
+    from vit import runtime
+    from vit.data import CLASS_COUNTS
+    from vit.explain import count_macs, stage_shapes, training_memory
+
+    device = runtime.choose_device(config.runtime.device.name)
+    precision = runtime.choose_precision(config.train.precision.name, device, config.model.hidden_size)
+    classes = config.data.num_classes or CLASS_COUNTS.get(config.data.name.name, 1000)
+    model = model_on_shapes(conf.plain(config)["model"], classes)
+    batch = config.train.micro_batch_size or config.train.batch_size
+    macs, shapes = count_macs(model), stage_shapes(model, batch)
+    memory = training_memory(model, batch, 4 if precision.name == "fp32" else 2, bool(config.train.ema_decay))
+    patches = model.embeddings.patch_embedding
+    width = max(len(name) for name, _ in shapes)
+    return "\n".join([
+        f"{config.model.name} on {batch} images of {patches.num_channels} x {patches.image_size[0]} x {patches.image_size[1]}, "
+        f"{classes} classes", "", f"{'images':{width}}  {(batch, patches.num_channels, *patches.image_size)}",
+        *(f"{name:{width}}  {shape}" for name, shape in shapes), "",
+        f"parameters  {model.num_parameters():,}",
+        f"forward     {macs / 1e9:.4g} GMACs an image ({2 * macs / 1e9:.4g} GFLOPs)",
+        f"training    {6 * macs / 1e9:.4g} GFLOPs an image, {6 * macs * config.train.batch_size / 1e12:.4g} TFLOPs a step",
+        f"memory      about {sum(memory.values()) / 2**30:.2f} GiB to train in {precision.name}: "
+        + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size),
+    ])
+
+
+def summarize(run: RunFolder, progress: "Progress", test: dict[str, float], val_title: str, test_title: str) -> None:
+    """The last lines of a run: what it reached, where it lies and what to do next."""
+    from vit.evaluation import interval
+    from vit.tracking import clock
+
     low, high = interval(test["top1"], int(test["n"]))
-    if data.val is not None and val_top1 is not None:
-        log.info(f"best validation top-1  {val_top1:.2%}, after step {progress.best_step} ({data.val})")
-    log.info(f"test top-1             {test['top1']:.2%}, 95 % interval {low:.2%} to {high:.2%} ({data.test})")
+    if progress.best_top1 is not None:
+        log.info(f"best validation top-1  {progress.best_top1:.2%}, after step {progress.best_step} ({val_title})")
+    log.info(f"test top-1             {test['top1']:.2%}, 95 % interval {low:.2%} to {high:.2%} ({test_title})")
     log.info(f"trained in             {clock(progress.seconds)}; the run lies in {run.path}")
-    log.info(f"next\n  python evaluate.py checkpoint={run.checkpoints / checkpoint.BEST}\n"
+    log.info(f"next\n  python evaluate.py checkpoint={run.path}/checkpoints/best.safetensors\n"
              f"  tensorboard --logdir {'outputs' if run.path.parts[0] == 'outputs' else run.path}\n"
              "  python train.py model=vit_ti4 data=cifar10")
-    return val_top1
 
 
 def cheaper_command(macs: int, config: Config) -> str:

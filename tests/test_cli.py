@@ -187,7 +187,7 @@ def test_other_settings_run(tmp_path):
     ("train.py", ["resume=nowhere"], "no checkpoint in"),
     ("train.py", ["hydra.run.dir=/proc/nowhere"], "can't make this run folder"),
     ("train.py", ["runtime.device=cuda"], "runtime.device=cuda: this machine has none"),
-    ("evaluate.py", [], "checkpoint has no value"),
+    ("evaluate.py", [], "give checkpoint="),
     ("evaluate.py", ["checkpoint=nowhere.safetensors"], "no such checkpoint file"),
     ("evaluate.py", ["split=tset"], "expected one of"),
 ])

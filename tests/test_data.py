@@ -184,7 +184,7 @@ def folder_batches(data, workers, first=0, last=4):
     preprocessing = Preprocessing((24, 24), 3, (0.5,), (0.25,), 0.875, "bilinear")
     transform = TrainingTransform(preprocessing, [0.2, 1.0], 0.5, 2, 9)
     return list(training_batches(data.train, SampleOrder(len(data.train), 8, 5), first, last, preprocessing,
-                                 BatchAugmentation(5, 0.0, 0.0, 0, 0), transform, workers, CPU))
+                                 BatchAugmentation(5, (24, 24), 0.0, None, 0.0, 0, 0), transform, workers, CPU))
 
 
 def test_any_number_of_workers_gives_the_same_batches(tmp_path):
@@ -222,7 +222,7 @@ def test_small_images_are_batched_on_the_device_and_resized():
     data = load("digits", test_fraction=0.2)
     preprocessing = Preprocessing((16, 16), 1, (0.3,), (0.4,), None, "bilinear")
     order = SampleOrder(len(data.train), 32, 0)
-    plain = BatchAugmentation(0, 0.0, 0.0, 0, 0)
+    plain = BatchAugmentation(0, (16, 16), 0.0, None, 0.0, 0, 0)
     transform = TrainingTransform(preprocessing, None, 0.0, 0, 0)
     images, labels = next(training_batches(data.train, order, 3, 4, preprocessing, plain, transform, 0, CPU))
     indices = order.batch(3)[1]

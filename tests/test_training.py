@@ -11,7 +11,7 @@ from vit.model import VisionTransformer
 from vit.optim import WeightAverage, build_optimizer, build_schedule
 from vit.runtime import Precision
 from vit.tracking import Tracker
-from vit.training import Progress, Trainer, every
+from vit.training import Progress, Trainer, TrainingState, every
 
 CPU = torch.device("cpu")
 
@@ -35,12 +35,14 @@ def make_trainer(folder, steps=6, dtype=torch.float32, model_settings=None, opti
     stream = ((images.to(dtype), labels) for images, labels in (batches or map(batch, range(steps + 5))))
     saves: list[int] = []
     trainer = Trainer(
-        model=model, forward=model, optimizer=built, average=None, precision=Precision("fp32", CPU), batches=stream,
+        state=TrainingState(model, None, built, Progress()), forward=model, precision=Precision("fp32", CPU), batches=stream,
         schedule=build_schedule(name="constant", warmup=0.0, final=None, total_steps=steps), total_steps=steps,
-        micro_batch_size=None, label_smoothing=0.0, clip_norm=1.0, seed=0, progress=Progress(),
+        micro_batch_size=None, label_smoothing=0.0, clip_norm=1.0, seed=0,
         tracker=Tracker(folder, 0, steps, steps / 2, 16), stop=StopRequest(), evaluate=None,
-        evaluation_due=every(steps / 2, steps), save_last=lambda: saves.append(trainer.progress.step), save_best=lambda: None,
-        forecast=lambda seconds: None, log_every=2, save_every=None)
+        evaluation_due=every(steps / 2, steps), save_best=lambda: None,
+        save_last=lambda: saves.append(trainer.state.progress.step),
+        forecast=lambda seconds: None, draw_attention=lambda model, step: None,
+        drawing_due=every(None, steps), log_every=2, save_every=None)
     for name, value in changes.items():
         setattr(trainer, name, value)
     trainer.saves = saves
@@ -53,7 +55,7 @@ def test_one_batch_is_learnt_by_heart(tmp_path):
                                                                              "nesterov": None})
     trainer.fit()
     with torch.no_grad():
-        loss = torch.nn.functional.cross_entropy(trainer.model(same[0][0]), same[0][1])
+        loss = torch.nn.functional.cross_entropy(trainer.state.model(same[0][0]), same[0][1])
     assert loss < 0.01
 
 
@@ -61,7 +63,7 @@ def test_the_loop_is_the_plain_algorithm(tmp_path):
     """Six steps against a loop written out with torch's own parts, in float64."""
     trainer = make_trainer(tmp_path, dtype=torch.float64, label_smoothing=0.1,
                            schedule=build_schedule(name="cosine", warmup=2, final=None, total_steps=6))
-    reference = copy.deepcopy(trainer.model)
+    reference = copy.deepcopy(trainer.state.model)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, nesterov=True)
     schedule = trainer.schedule
     trainer.fit()
@@ -72,7 +74,7 @@ def test_the_loop_is_the_plain_algorithm(tmp_path):
         torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    for ours, theirs in zip(trainer.model.parameters(), reference.parameters(), strict=True):
+    for ours, theirs in zip(trainer.state.model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)  # the loop's loss is float32
 
 
@@ -81,21 +83,21 @@ def test_micro_steps_leave_the_result_as_it_is(tmp_path, size):
     whole, parts = make_trainer(tmp_path / "a"), make_trainer(tmp_path / "b", micro_batch_size=size)
     whole.fit()
     parts.fit()
-    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+    for a, b in zip(whole.state.model.parameters(), parts.state.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_average_takes_the_weights_after_every_step(tmp_path):
     trainer = make_trainer(tmp_path)
-    trainer.average = WeightAverage(trainer.model, 0.9)
+    trainer.state.average = WeightAverage(trainer.state.model, 0.9)
     trainer.fit()
     other = make_trainer(tmp_path / "other")
-    expected = WeightAverage(other.model, 0.9)
+    expected = WeightAverage(other.state.model, 0.9)
     for step in range(6):
         other.total_steps = step + 1
         other.fit()
-        expected.update(other.model, step)
-    for a, b in zip(trainer.average.model.parameters(), expected.model.parameters(), strict=True):
+        expected.update(other.state.model, step)
+    for a, b in zip(trainer.state.average.model.parameters(), expected.model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -106,10 +108,11 @@ def test_dropout_depends_on_the_step_alone(tmp_path):
     first.fit()
     torch.rand(17)
     second.fit()
-    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.state.model.parameters(), second.state.model.parameters(), strict=True))
     other = make_trainer(tmp_path / "c", model_settings=settings, seed=1)
     other.fit()
-    assert not all(torch.equal(a, b) for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True))
+    pairs = zip(first.state.model.parameters(), other.state.model.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_nan_stops_before_the_optimizer_and_names_the_step(tmp_path):
@@ -119,18 +122,18 @@ def test_nan_stops_before_the_optimizer_and_names_the_step(tmp_path):
     with pytest.raises(GaveUp, match="the loss is nan at step 4"):
         trainer.fit()
     assert trainer.saves == [1, 2, 3]
-    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    assert all(parameter.isfinite().all() for parameter in trainer.state.model.parameters())
 
 
 def test_a_signal_saves_the_last_whole_step(tmp_path):
     trainer = make_trainer(tmp_path, micro_batch_size=8)
     forwards = []
 
-    def forward(images):
+    def forward(images, keep):
         forwards.append(1)
         if len(forwards) == 6:  # the second micro-step of step 3
             trainer.stop.signal = "SIGTERM"
-        return trainer.model(images)
+        return trainer.state.model(images)
 
     trainer.forward = forward
     with pytest.raises(Stopped, match="SIGTERM after step 3"):
@@ -139,32 +142,32 @@ def test_a_signal_saves_the_last_whole_step(tmp_path):
     trainer = make_trainer(tmp_path / "b", micro_batch_size=8)
     forwards.clear()
 
-    def forward_between(images):
+    def forward_between(images, keep):
         forwards.append(1)
         if len(forwards) == 5:  # the first micro-step of step 3: its gradient is dropped
             trainer.stop.signal = "SIGINT"
-        return trainer.model(images)
+        return trainer.state.model(images)
 
     trainer.forward = forward_between
     with pytest.raises(Stopped, match="SIGINT after step 2"):
         trainer.fit()
-    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert all(parameter.grad is None for parameter in trainer.state.model.parameters())
 
 
 def test_an_fp16_overflow_repeats_the_step_at_a_lower_scale(tmp_path):
     trainer = make_trainer(tmp_path, precision=Precision("fp16", CPU))
-    trainer.progress.scaler = {"scale": 2.0**40, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000,
+    trainer.state.progress.scaler = {"scale": 2.0**40, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000,
                                "_growth_tracker": 0}
     steps_of_average = []
-    average = WeightAverage(trainer.model, 0.9)
+    average = WeightAverage(trainer.state.model, 0.9)
     average.update = lambda model, step: steps_of_average.append(step)
-    trainer.average = average
+    trainer.state.average = average
     trainer.fit()
-    assert trainer.progress.scaler["scale"] < 2.0**30
+    assert trainer.state.progress.scaler["scale"] < 2.0**30
     assert steps_of_average == list(range(6))
     reference = make_trainer(tmp_path / "fp32")
     reference.fit()
-    for a, b in zip(trainer.model.parameters(), reference.model.parameters(), strict=True):
+    for a, b in zip(trainer.state.model.parameters(), reference.state.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0.05, atol=3e-3)
 
 

@@ -120,7 +120,18 @@ def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def build_model(config: dict[str, Any], num_classes: int) -> VisionTransformer:
     """The model of a configuration's `model` node, as plain values; raises ValueError as VisionTransformer does."""
-    return VisionTransformer(num_classes=num_classes, **{key: value for key, value in config.items() if key != "name"})
+    arguments = {key: value for key, value in config.items() if key != "name"}
+    if arguments.get("pruned_heads") is not None:  # older checkpoints have no such key
+        arguments["pruned_heads"] = head_numbers(arguments["pruned_heads"])
+    return VisionTransformer(num_classes=num_classes, **arguments)
+
+
+def head_numbers(pruned_heads: Any) -> dict[int, list[int]]:
+    """{layer: heads} with the layers as numbers again, which are words after JSON; raises ValueError where it is no such."""
+    try:
+        return {int(layer): [int(head) for head in heads] for layer, heads in dict(pruned_heads).items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"pruned_heads must be {{layer: [heads]}}, got {pruned_heads}") from None
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

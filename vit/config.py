@@ -22,7 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 from vit.errors import ConfigError, GaveUp, Stopped, UserError
 
 # OmegaConf refuses any word but the members' names, and names these.
-Activation = Enum("Activation", {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"})
+Activation = Enum("Activation", {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu",
+                                 "silu": "silu"})
+Position = Enum("Position", {"learned": "learned", "sincos2d": "sincos2d", "sincos1d": "sincos1d", "rope2d": "rope2d",
+                             "none": "none"})
+ResnetStyle = Enum("ResnetStyle", {"jax": "jax", "timm": "timm"})
 Pool = Enum("Pool", {"cls": "cls", "mean": "mean"})
 Init = Enum("Init", {"jax": "jax", "xavier": "xavier", "trunc_normal": "trunc_normal"})
 Dataset = Enum("Dataset", {"digits": "digits", "cifar10": "cifar10", "cifar100": "cifar100", "tiny_imagenet": "tiny_imagenet",
@@ -31,6 +35,7 @@ Interpolation = Enum("Interpolation", {"bilinear": "bilinear", "bicubic": "bicub
 OptimizerName = Enum("OptimizerName", {"adamw": "adamw", "sgd": "sgd"})
 ScheduleName = Enum("ScheduleName", {"cosine": "cosine", "linear": "linear", "constant": "constant"})
 PrecisionName = Enum("PrecisionName", {"auto": "auto", "bf16": "bf16", "fp16": "fp16", "fp32": "fp32"})
+Freeze = Enum("Freeze", {"none": "none", "backbone": "backbone"})
 Device = Enum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "mps": "mps"})
 Split = Enum("Split", {"train": "train", "val": "val", "test": "test"})
 ResumeChanged = Enum("ResumeChanged", {"refuse": "refuse", "allow": "allow"})
@@ -49,13 +54,28 @@ class ModelConfig:
     num_layers: int = MISSING
     num_heads: int = MISSING
     mlp_ratio: float = 4.0
-    intermediate_size: int | None = None
+    intermediate_size: int | None = None  # width of the MLP, instead of mlp_ratio
     activation: Activation = Activation.gelu
-    dropout: float = 0.0
+    dropout: float = 0.0  # of the embeddings, the attention's projection and the MLP, where these have no own
+    embedding_dropout: float | None = None
     attention_dropout: float = 0.0
+    projection_dropout: float | None = None
+    mlp_dropout: float | None = None
+    drop_path: float = 0.0  # stochastic depth: the last block's rate, rising from 0
+    patch_dropout: float = 0.0  # share of the patches left out in training
     qkv_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: float | None = None  # initial factor
     layer_norm_eps: float = 1e-6
+    position: Position = Position.learned
+    cls_token: bool = True
+    cls_position: bool = True  # learned: the class token has a position of its own
+    num_registers: int = 0
     global_pool: Pool = Pool.cls
+    representation_size: int | None = None  # width of a dense + tanh layer before the head
+    resnet_stages: list[int] | None = None  # hybrid: units in each stage of the ResNet before the patches
+    resnet_style: ResnetStyle = ResnetStyle.jax
+    pruned_heads: Any = None  # {layer: [heads to leave out]}
     init: Init = Init.jax
     init_range: float = 0.02
 
@@ -79,12 +99,10 @@ class DataConfig:
 
 @dataclass
 class AugmentConfig:
-    """Small images are cropped after padding; pictures decoded from files get a random crop of random size."""
-
     pad: float = 0.0  # random crop of small images: padding on each side as a share of the side (0.125 of 32 px: 4 px)
-    flip: float = 0.0  # probability of mirroring, where data.mirror allows it
-    # Pictures from files: share of the area that the random crop takes; null: as in evaluation
+    # Random crop of pictures from files, and of small images where pad is 0: share of the area; null: as in evaluation
     crop_scale: list[float] | None = None
+    flip: float = 0.0  # probability of mirroring, where data.mirror allows it
     randaugment_ops: int = 0  # RandAugment: operations an image
     randaugment_magnitude: int = 9  # of 30
 
@@ -111,13 +129,15 @@ class ScheduleConfig:
 class TrainingConfig:
     epochs: float = 100.0
     steps: int | None = None  # wins over epochs
-    batch_size: int = 128  # global: over all processes and micro-steps
+    batch_size: int = 64  # global: over all processes and micro-steps
     micro_batch_size: int | None = None  # images per forward and backward pass, to save memory; null: the whole batch
     precision: PrecisionName = PrecisionName.auto
     label_smoothing: float = 0.0
     clip_norm: float | None = 1.0  # of the whole gradient; null: no clipping
+    freeze: Freeze = Freeze.none  # backbone: only the head is trained (a linear probe)
     ema_decay: float = 0.0  # of the averaged weights, which are then the ones evaluated and saved as best; 0: no average
     eval_every: float = 1.0  # epochs
+    attention_every: float | None = None  # epochs between pictures of attention in TensorBoard; null: none
     log_every: int = 50  # steps
     save_every: int | None = None  # steps; null: every ten minutes
 
@@ -141,25 +161,31 @@ class Config:
     train: TrainingConfig = MISSING
     runtime: RuntimeConfig = MISSING
     seed: int = 0
+    explain: bool = False
+    pretrained: str | None = None
     resume: str | None = None
     resume_changed: ResumeChanged = ResumeChanged.refuse
 
 
 @dataclass
-class EvaluatedDataConfig:
-    """What may differ from the data node the checkpoint was trained with."""
+class EvaluateRuntimeConfig:
+    """RuntimeConfig without compiling: evaluation runs the model as it is, in training too."""
 
-    root: str | None = None
-    limit: int | None = None
+    device: Device = Device.auto
+    workers: int | None = None
+    threads: int | None = None
+    deterministic: bool = False
 
 
 @dataclass
 class EvaluateConfig:
     checkpoint: str | None = None
+    pretrained: str | None = None
     split: Split = Split.test
     out: str | None = None
-    data: EvaluatedDataConfig = field(default_factory=EvaluatedDataConfig)
-    runtime: RuntimeConfig = MISSING
+    data: Any = None  # a checkpoint's own with what is given here changed; whole for pretrained weights
+    model: Any = None  # for pretrained weights: the model they must fit; None: the one they tell
+    runtime: EvaluateRuntimeConfig = field(default_factory=EvaluateRuntimeConfig)
 
 
 def register() -> None:
@@ -181,8 +207,12 @@ CHECKS: dict[str, Check] = {
     "model.mlp_ratio": POSITIVE,
     "model.intermediate_size": POSITIVE,
     "model.num_channels": (lambda x: x in (1, 3), "1 (grey) or 3 (RGB)"),
-    "model.dropout": PROBABILITY,
-    "model.attention_dropout": PROBABILITY,
+    **{f"model.{name}": PROBABILITY for name in ("dropout", "embedding_dropout", "attention_dropout", "projection_dropout",
+                                                 "mlp_dropout", "drop_path", "patch_dropout")},
+    "model.layer_scale": POSITIVE,
+    "model.num_registers": NOT_NEGATIVE,
+    "model.representation_size": POSITIVE,
+    "model.resnet_stages": (lambda x: len(x) > 0 and all(units > 0 for units in x), "a list of positive whole numbers"),
     "model.layer_norm_eps": POSITIVE,
     "model.init_range": POSITIVE,
     "data.val_fraction": PROBABILITY,
@@ -212,6 +242,7 @@ CHECKS: dict[str, Check] = {
     "train.clip_norm": POSITIVE,
     "train.ema_decay": PROBABILITY,
     "train.eval_every": POSITIVE,
+    "train.attention_every": POSITIVE,
     "train.log_every": POSITIVE,
     "train.save_every": POSITIVE,
     "runtime.compile": (lambda x: x in ("auto", True, False), "auto, true or false"),
@@ -275,6 +306,15 @@ def plain(config: Any) -> dict[str, Any]:
     return cast(dict[str, Any], container)
 
 
+def plain_node(schema: type, values: dict[str, Any]) -> dict[str, Any]:
+    """One group's values, checked against its schema, as plain() has them; raises ConfigError where they don't fit it."""
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), values),
+                                                           resolve=True, enum_to_str=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(first_line(error)) from None
+
+
 def from_composed(composed: DictConfig) -> Config:
     """The typed configuration that Hydra composed; raises ConfigError, naming the key, where one has no value yet."""
     missing = sorted(key for key in OmegaConf.missing_keys(composed) if not key.startswith("hydra"))
@@ -308,6 +348,21 @@ def data_arguments(data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any
     return {**{name: data[name] for name in names}, "num_channels": model["num_channels"]}
 
 
+# What pretrained weights were trained with, and a model must have to compute what they did; its sizes are the user's choice.
+TRAVELS = ("layer_norm_eps", "activation", "resnet_style", "qkv_bias", "qk_norm", "layer_scale", "position", "cls_token",
+           "cls_position", "num_registers", "global_pool")
+
+
+def adopt(plain_config: dict[str, Any], model: dict[str, Any], preprocessing: dict[str, Any] | None,
+          overrides: Sequence[str]) -> dict[str, Any]:
+    """A plain configuration with what travels with pretrained weights, but for keys the command line gives itself."""
+    wanted = {f"model.{key}": model[key] for key in TRAVELS if key in model}
+    if preprocessing is not None:
+        wanted |= {f"data.{key}": preprocessing[key] for key in ("mean", "std", "eval_crop", "interpolation")}
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    return changed(plain_config, {key: value for key, value in wanted.items() if key not in given})
+
+
 def flatten(container: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, its keys joined with dots."""
     flat: dict[str, Any] = {}
@@ -317,8 +372,8 @@ def flatten(container: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 # What a resumed run may change without asking: it can't change the result, or (the second) only its last bits.
-FREE_TO_CHANGE = ("runtime.workers", "runtime.device", "train.save_every", "train.log_every", "data.root", "resume",
-                  "resume_changed")
+FREE_TO_CHANGE = ("runtime.workers", "runtime.device", "train.save_every", "train.log_every", "train.attention_every",
+                  "data.root", "pretrained", "resume", "resume_changed")
 BITS_MAY_DIFFER = ("runtime.threads", "runtime.compile", "runtime.deterministic")
 
 
@@ -349,7 +404,7 @@ def resumed(saved: dict[str, Any], changes: dict[str, Any], allow: bool) -> tupl
 
 # --- the command line around Hydra -----------------------------------------------------------------------------------
 
-PATH_KEYS = ("data.root", "hydra.run.dir", "hydra.sweep.dir", "resume", "checkpoint", "out")
+PATH_KEYS = ("data.root", "hydra.run.dir", "hydra.sweep.dir", "resume", "pretrained", "checkpoint", "out")
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:

@@ -25,6 +25,8 @@ from vit.errors import DataError
 from vit.randomness import permutation, random_bits, random_seed
 from vit.transforms import EXTENSIONS, Preprocessing, TrainingTransform, open_image, to_pixels
 
+CLASS_COUNTS = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}  # as published
+
 # The 1,000 wnids of ILSVRC 2012 in order, joined by newlines: a folder that holds exactly these gets readable class names.
 IMAGENET_WNIDS_SHA256 = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 

@@ -1,6 +1,9 @@
 """How a command ends when it doesn't end well. Each class carries its exit code; a bug has none of these and shows its
 traceback (exit 1)."""
 
+import sys
+from collections.abc import Callable
+
 
 class UserError(ValueError):
     """A mistake in the configuration, the data or a checkpoint. The message is one line that names the key or the path,
@@ -31,3 +34,13 @@ class Stopped(Exception):
     """A signal asked for the end; the state is saved and the run can be resumed."""
 
     exit_code = 75
+
+
+def run(name: str, command: Callable[[], None]) -> int:
+    """Run a command of plain arguments (`python -m name`) and return its exit code."""
+    try:
+        command()
+    except (UserError, GaveUp, Stopped) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -7,19 +7,29 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from vit.errors import ConfigError
+
 Schedule = Callable[[int], float]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: the weights of linear and convolution layers, decayed, and all else, which is not.
 
-    By role, not by shape: class token, positions, biases and norms are left alone although some of them are matrices.
+    Frozen parameters are in neither. By role, not by shape: class token, positions, biases and norms are left alone although
+    some of them are matrices.
     """
     decayed = {module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
-        {"params": [p for p in model.parameters() if p in decayed], "weight_decay": weight_decay, "name": "decay"},
-        {"params": [p for p in model.parameters() if p not in decayed], "weight_decay": 0.0, "name": "no_decay"},
+        {"params": [p for p in trained if p in decayed], "weight_decay": weight_decay, "name": "decay"},
+        {"params": [p for p in trained if p not in decayed], "weight_decay": 0.0, "name": "no_decay"},
     ]
+
+
+def freeze_all_but_head(model: nn.Module) -> None:
+    """For a linear probe: only the parameters of model.head get gradients."""
+    model.requires_grad_(False)
+    model.get_submodule("head").requires_grad_(True)
 
 
 def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: float, betas: Sequence[float] | None,
@@ -39,13 +49,13 @@ def build_schedule(*, name: str, warmup: float, final: float | None, total_steps
     """step → factor on the learning rate, from 0 at step 0 to 1 after the warmup, then down to `final` at total_steps.
 
     warmup: below 1 a share of total_steps, else steps; final: 0 where None. Raises ValueError for a name that is not
-    cosine, linear or constant, and for a warmup as long as the run.
+    cosine, linear or constant, and ConfigError for a warmup as long as the run.
     """
     if name not in ("cosine", "linear", "constant"):
         raise ValueError(f"schedule must be cosine, linear or constant, got {name}")
     warmup_steps = round(warmup * total_steps) if warmup < 1 else round(warmup)
     if warmup_steps >= total_steps:
-        raise ValueError(f"schedule.warmup of {warmup_steps} steps leaves nothing of a run of {total_steps}; shorten it")
+        raise ConfigError(f"schedule.warmup of {warmup_steps} steps leaves nothing of a run of {total_steps}; shorten it")
     lowest = final or 0.0
 
     def factor(step: int) -> float:

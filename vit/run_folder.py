@@ -30,6 +30,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path):
+        path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path  # short where it can be
         self.path = path
         self.checkpoints, self.tensorboard = path / "checkpoints", path / "tensorboard"
         try:

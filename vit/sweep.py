@@ -25,7 +25,6 @@ def run_job(folder: Path, sweep_folder: Path, overrides: list[str]) -> float:
         begun.append(sweep_folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "job.json", {"overrides": overrides, "status": "running"})
-    print(f"job {folder.name}: {' '.join(overrides)}", flush=True)
     received: list[int] = []
     child = subprocess.Popen([sys.executable, sys.argv[0], *overrides, f"hydra.run.dir={folder}"], start_new_session=True)
 

@@ -140,8 +140,13 @@ class Tracker:
         table = ["|" * 9, "|" + "---|" * 8] + ["| " + " | ".join(row) + " |" for row in rows]
         self.writer.add_text("training images' labels", "\n".join(table), step)
 
-    def hyperparameters(self, parameters: dict[str, Any], metrics: dict[str, float]) -> None:
+    def attention(self, figure: Tensor, step: int) -> None:
+        """A picture of attention maps (vit.attention.attention_figure), floats in 0..1 (3, height, width)."""
+        self.writer.add_image("attention on validation images", figure, step)
+
+    def hyperparameters(self, parameters: dict[str, Any], results: dict[str, float | None]) -> None:
         """One row of TensorBoard's HPARAMS page, in the run's own folder so that it stands beside its curves."""
+        metrics = {tag: value for tag, value in results.items() if value is not None}
         plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in parameters.items()}
         for summary in hparams(plain, metrics):
             assert self.writer.file_writer is not None

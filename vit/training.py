@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vit.checkpoint import load_weights, select
 from vit.errors import GaveUp, Stopped
 from vit.interrupts import StopRequest
-from vit.optim import Schedule, WeightAverage
-from vit.randomness import random_seed
+from vit.model import VisionTransformer
+from vit.optim import Schedule, WeightAverage, load_optimizer_tensors, optimizer_tensors
+from vit.randomness import random_seed, random_uniform
 from vit.runtime import Precision, peak_memory
 from vit.tracking import Tracker
 
@@ -49,9 +51,60 @@ class Progress:
         return better
 
 
-def every(interval: float, total_steps: int) -> Callable[[int], bool]:
-    """step → whether a multiple of `interval` steps, which need not be whole, has just been reached, or the end."""
+@dataclass
+class TrainingState:
+    """All that training changes: what a `last` checkpoint holds, under model/, average/ and optimizer/, and its header's
+    progress."""
+
+    model: VisionTransformer
+    average: WeightAverage | None
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+
+    def selected(self) -> nn.Module:
+        """The weights that are evaluated and saved as best: the averaged ones, where there are any."""
+        return self.model if self.average is None else self.average.model
+
+    def tensors(self) -> dict[str, Tensor]:
+        parts = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self.optimizer),
+                 "average": {} if self.average is None else self.average.model.state_dict()}
+        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def restore(self, tensors: dict[str, Tensor], progress: dict, source: str) -> None:
+        """The inverse of tensors(). Raises CheckpointError where the weights are of another model."""
+        load_weights(self.model, select(tensors, "model/"), source)
+        load_optimizer_tensors(self.model, self.optimizer, select(tensors, "optimizer/"))
+        if self.average is not None:
+            load_weights(self.average.model, select(tensors, "average/"), source)
+        self.progress = Progress(**progress)
+
+
+def every(interval: float | None, total_steps: int) -> Callable[[int], bool]:
+    """step → whether a multiple of `interval` steps, which need not be whole, has just been reached, or the end; with None
+    never."""
+    if interval is None:
+        return lambda step: False
     return lambda step: step == total_steps or (step > 0 and int(step / interval) > int((step - 1) / interval))
+
+
+def draw_drop_path(rate: float, num_layers: int, batch_size: int, seed: int, step: int) -> Tensor | None:
+    """The factors of stochastic depth for a global batch, (B, L, 2) on the CPU: 0, or 1 / keep rate; None for a rate of 0.
+
+    The rate of dropping rises linearly from 0 in the first block to `rate` in the last (Huang et al. 2016). The factors
+    depend on the arguments alone, so that a batch in parts gets the same as a whole one.
+    """
+    if not rate:
+        return None
+    rates = torch.linspace(0, rate, num_layers)[:, None]
+    images, layers = torch.arange(batch_size)[:, None, None], torch.arange(num_layers)[:, None]
+    return (random_uniform(seed, "drop path", step, images, layers, torch.arange(2)) >= rates) / (1 - rates)
+
+
+def split_or_none(keep: Tensor | None, size: int, like: Tensor) -> list[Tensor | None]:
+    """drop path's factors cut into micro-batches on the device of `like`; None for each where there are none."""
+    if keep is None:
+        return [None] * -(-len(like) // size)
+    return list(keep.to(like.device, non_blocking=True).split(size))
 
 
 class Window:
@@ -102,16 +155,14 @@ class Clock:
 class Trainer:
     """Everything the loop works with.
 
-    forward: the model, or its compiled twin that shares its weights; evaluate: model → metrics, or None where nothing is
-    held out; save_last, save_best: write a checkpoint; evaluation_due: step → whether to evaluate after it.
+    forward: the state's model, or its compiled twin that shares its weights; evaluate: model → metrics, or None where nothing
+    is held out; save_last, save_best: write a checkpoint; evaluation_due: step → whether to evaluate after it.
     micro_batch_size, clip_norm: None for the whole batch, for no clipping. seed: of dropout.
     """
 
-    model: nn.Module
-    forward: Callable[[Tensor], Tensor]
-    optimizer: torch.optim.Optimizer
+    state: TrainingState
+    forward: Callable[[Tensor, Tensor | None], Tensor]
     schedule: Schedule
-    average: WeightAverage | None
     precision: Precision
     batches: Generator[tuple[Tensor, Tensor], None, None]
     total_steps: int
@@ -119,7 +170,6 @@ class Trainer:
     label_smoothing: float
     clip_norm: float | None
     seed: int
-    progress: Progress
     tracker: Tracker
     stop: StopRequest
     evaluate: Callable[[nn.Module], dict[str, float]] | None
@@ -127,13 +177,15 @@ class Trainer:
     save_last: Callable[[], None]
     save_best: Callable[[], None]
     forecast: Callable[[float], None]
+    draw_attention: Callable[[VisionTransformer, int], None]
+    drawing_due: Callable[[int], bool]
     log_every: int
     save_every: int | None
 
     def fit(self) -> None:
         """Train from progress.step to total_steps. Raises Stopped on a signal, after saving; GaveUp where the loss is not
         finite, with the last checkpoint kept."""
-        progress, window = self.progress, Window()
+        progress, window = self.state.progress, Window()
         self.scaler = self.precision.scaler()
         if progress.scaler is not None:
             self.scaler.load_state_dict(progress.scaler)
@@ -142,13 +194,15 @@ class Trainer:
             if self.evaluation_due(progress.step) and progress.evaluated_step != progress.step:
                 self.evaluate_and_keep_best()
                 window = Window()
+            if self.drawing_due(progress.step):
+                self.draw_attention(self.state.model, progress.step)
             if progress.step == self.total_steps:
                 break
             if self.stop.signal is not None:
                 self.save(window, clock)
                 raise Stopped(f"stopped by {self.stop.signal} after step {progress.step}; go on with it by resume=RUN_FOLDER")
 
-            for group in self.optimizer.param_groups:
+            for group in self.state.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self.schedule(progress.step)
             waiting = time.perf_counter()
             images, labels = next(self.batches)
@@ -156,8 +210,8 @@ class Trainer:
             row = self.step(images, labels)
             if row is None:  # a signal came between micro-steps: the part of the gradient is dropped
                 continue
-            if self.average is not None:
-                self.average.update(self.model, progress.step)
+            if self.state.average is not None:
+                self.state.average.update(self.state.model, progress.step)
             progress.step += 1
             window.rows.append(row)
             window.images += len(labels)
@@ -179,33 +233,36 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """One optimizer step on a global batch; (loss, correct, gradient norm) on the device, or None on a signal."""
-        self.model.train()
+        self.state.model.train()
         size = self.micro_batch_size or len(labels)
         while True:
             sums = torch.zeros(2, device=labels.device)
-            for number, (part, targets) in enumerate(zip(images.split(size), labels.split(size), strict=True)):
+            model, step = self.state.model, self.state.progress.step
+            keep = draw_drop_path(model.drop_path, len(model.encoder.blocks), len(labels), self.seed, step)
+            parts = zip(images.split(size), labels.split(size), split_or_none(keep, size, labels), strict=True)
+            for number, (part, targets, part_keep) in enumerate(parts):
                 if self.stop.signal is not None:
-                    self.optimizer.zero_grad()
+                    self.state.optimizer.zero_grad()
                     return None
-                torch.manual_seed(random_seed(self.seed, "dropout", self.progress.step, number))
+                torch.manual_seed(random_seed(self.seed, "dropout", step, number))
                 with self.precision.autocast():
-                    logits = self.forward(part)
+                    logits = self.forward(part, part_keep)
                 loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing,
                                        reduction="sum") / len(labels)
                 self.scaler.scale(loss).backward()
                 sums += torch.stack([loss.detach(), (logits.argmax(dim=1) == targets).sum()])
-            self.scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(self.state.optimizer)
             limit = math.inf if self.clip_norm is None else self.clip_norm
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+            norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), limit)
             if labels.device.type == "cpu":  # reading costs nothing here; on a GPU the window is checked when it is logged
-                self.require_finite(sums[0].item(), self.progress.step + 1)
+                self.require_finite(sums[0].item(), self.state.progress.step + 1)
             scale = self.scaler.get_scale()
             if scale < MIN_LOSS_SCALE:
-                raise GaveUp(f"the fp16 gradients are not finite at step {self.progress.step + 1} at any loss scale; try "
+                raise GaveUp(f"the fp16 gradients are not finite at step {self.state.progress.step + 1} at any loss scale; try "
                              "train.precision=bf16 or fp32, or a lower optimizer.lr. The last good checkpoint is kept")
-            self.scaler.step(self.optimizer)
+            self.scaler.step(self.state.optimizer)
             self.scaler.update()
-            self.optimizer.zero_grad()
+            self.state.optimizer.zero_grad()
             if self.scaler.get_scale() >= scale:
                 return torch.stack([*sums, norm.detach()])
             # fp16 overflowed: the optimizer left the weights alone and the scale was halved; the same batch again
@@ -219,14 +276,14 @@ class Trainer:
         """The window's mean loss, top-1 and gradient norm; raises GaveUp, naming the step, where a loss is not finite."""
         rows = torch.stack(window.rows).double().cpu()  # waits for the device
         for offset, loss in enumerate(rows[:, 0].tolist()):
-            self.require_finite(loss, self.progress.step - len(rows) + offset + 1)
+            self.require_finite(loss, self.state.progress.step - len(rows) + offset + 1)
         loss, correct, norm = rows.mean(0).tolist()
         return loss, correct * len(rows) / window.images, norm
 
     def report(self, window: Window) -> None:
         loss, top1, norm = self.finite_means(window)
-        self.tracker.train(self.progress.step, loss=loss, top1=top1, grad_norm=norm,
-                           learning_rate=self.optimizer.param_groups[0]["lr"],
+        self.tracker.train(self.state.progress.step, loss=loss, top1=top1, grad_norm=norm,
+                           learning_rate=self.state.optimizer.param_groups[0]["lr"],
                            images_per_second=window.images_per_second(), data_wait=window.waited_share(),
                            memory=peak_memory(self.precision.device))
 
@@ -234,15 +291,15 @@ class Trainer:
         """Write the last checkpoint, once the losses since the last look are known to be finite."""
         if window.rows:
             self.finite_means(window)
-        self.progress.scaler = self.scaler.state_dict() or None
+        self.state.progress.scaler = self.scaler.state_dict() or None
         clock.saving()
         self.save_last()
 
     def evaluate_and_keep_best(self) -> None:
         """Evaluate the averaged weights, or the raw ones where none are averaged, and keep them where they are the best."""
-        progress = self.progress
+        progress = self.state.progress
         if self.evaluate is not None:
-            metrics = self.evaluate(self.selected())
+            metrics = self.evaluate(self.state.selected())
             self.tracker.evaluation(progress.step, "val", metrics)
             better = progress.improve(metrics)
             self.tracker.line(progress.step, f"  val loss {metrics['loss']:.3f}  val top-1 {metrics['top1']:.2%}"
@@ -250,7 +307,3 @@ class Trainer:
             if better:
                 self.save_best()
         progress.evaluated_step = progress.step
-
-    def selected(self) -> nn.Module:
-        """The weights that are evaluated and saved as best."""
-        return self.model if self.average is None else self.average.model

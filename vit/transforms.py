@@ -94,12 +94,15 @@ class Preprocessing:
         """Resize and crop a picture to image_size, as evaluation sees it."""
         height, width = self.image_size
         resampling = PIL_RESAMPLING[self.interpolation]
-        if image.size == (width, height):
-            return image
         if self.eval_crop is None:
-            return image.resize((width, height), resampling)
-        scale = max(int(height / self.eval_crop) / image.height, int(width / self.eval_crop) / image.width)
-        resized = image.resize((max(width, int(image.width * scale)), max(height, int(image.height * scale))), resampling)
+            return image if image.size == (width, height) else image.resize((width, height), resampling)
+        # In whole numbers as torchvision and timm have them; the fraction's float may lie just below one
+        rows, columns = int(height / self.eval_crop + 1e-6), int(width / self.eval_crop + 1e-6)
+        if rows * image.width <= columns * image.height:
+            size = (columns, max(height, int(columns * image.height / image.width)))
+        else:
+            size = (max(width, int(rows * image.width / image.height)), rows)
+        resized = image if image.size == size else image.resize(size, resampling)
         left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
         return resized.crop((left, top, left + width, top + height))
 
