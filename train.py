@@ -211,7 +211,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     progress = state.progress
     test = evaluate_split(checkpoint.load(run.checkpoints / checkpoint.BEST).to(device), data.test)
     tracker.evaluation(total_steps, "test", test)
-    tracker.hyperparameters(conf.flatten(plain), {"hparam/val_top1": progress.best_top1, "hparam/test_top1": test["top1"]})
+    tracker.hyperparameters(conf.notable(conf.flatten(plain), overrides),
+                            {"result/val_top1": progress.best_top1, "result/test_top1": test["top1"]})
     tracker.close()
     run.write_result(status="finished", reason="all steps done", val_top1=progress.best_top1, test_top1=test["top1"],
                      test_loss=test["loss"], best_step=progress.best_step, steps=total_steps, params=model.num_parameters(),

@@ -54,9 +54,9 @@ def test_curves_stand_in_tensorboard(digits_run):
     tags = events.Tags()
     assert {"loss/train", "loss/val", "top1/val", "top5/val", "optimizer/learning_rate", "optimizer/gradient_norm",
             "speed/images_per_second", "speed/data_wait_share", "speed/peak_memory_GiB",
-            "hparam/val_top1"} <= set(tags["scalars"])
-    assert tags["images"] == ["training images"]
-    assert {"configuration/text_summary", "training images' labels/text_summary"} <= set(tags["tensors"])
+            "result/val_top1"} <= set(tags["scalars"])
+    assert set(tags["images"]) == {"pictures/training images", "pictures/attention on validation images"}
+    assert {"configuration/text_summary", "pictures/labels of the training images/text_summary"} <= set(tags["tensors"])
     values = {row["step"]: row["loss"] for row in rows(folder / "metrics.jsonl") if row["split"] == "val"}
     assert {event.step: pytest.approx(event.value) for event in events.Scalars("loss/val")} == values
 
@@ -245,7 +245,7 @@ def test_a_bug_keeps_its_traceback(tmp_path):
 def test_help_is_for_people(tmp_path):
     done = run("train.py", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    for part in ("experiment=digits", "vit_b16", "cifar100", "resume=", "batch_size: 128"):
+    for part in ("experiment=digits", "vit_b16", "cifar100", "resume=", "batch_size: 64"):
         assert part in done.stdout
     assert "schema" not in done.stdout
     assert "checkpoint=" in run("evaluate.py", "--help", cwd=tmp_path).stdout

@@ -69,4 +69,4 @@ def test_attention_is_drawn_while_training(tmp_path):
     done = train(tmp_path, *TINY, "train.epochs=2", "train.attention_every=1", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0}).Reload()
-    assert [event.step for event in events.Images("attention on validation images")] == [9, 18]
+    assert [event.step for event in events.Images("pictures/attention on validation images")] == [9, 18]

@@ -146,6 +146,13 @@ def test_what_a_resume_may_change():
     assert len(warnings) >= 2
 
 
+def test_what_tells_runs_apart():
+    flat = conf.flatten(conf.plain(conf.from_composed(composed("optimizer=sgd", "model.dropout=0.1"))))
+    notable = conf.notable(flat, ["optimizer=sgd", "model.dropout=0.1"])
+    assert {"model.name", "optimizer.lr", "optimizer.momentum", "model.dropout", "seed"} <= set(notable)
+    assert not {"model.hidden_size", "train.clip_norm"} & set(notable)
+
+
 def test_no_unused_option():
     """Every key of the schema is read somewhere outside the schema."""
     root = CONF.parent

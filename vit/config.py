@@ -350,7 +350,7 @@ def data_arguments(data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any
 
 # What pretrained weights were trained with, and a model must have to compute what they did; its sizes are the user's choice.
 TRAVELS = ("layer_norm_eps", "activation", "resnet_style", "qkv_bias", "qk_norm", "layer_scale", "position", "cls_token",
-           "cls_position", "num_registers", "global_pool")
+           "cls_position", "num_registers", "global_pool", "pruned_heads")
 
 
 def adopt(plain_config: dict[str, Any], model: dict[str, Any], preprocessing: dict[str, Any] | None,
@@ -369,6 +369,14 @@ def flatten(container: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in container.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def notable(flat: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Of a flat configuration what tells runs apart on one page: the usual keys, and those the command line gives."""
+    given = [override.lstrip("+~").partition("=")[0].replace("/", ".") for override in overrides]
+    usual = ("model.name", "data.name", "optimizer.name", "optimizer.lr", "train.batch_size", "seed")
+    return {key: value for key, value in flat.items()
+            if key in usual or any(key == name or key.startswith(f"{name}.") for name in given)}
 
 
 # What a resumed run may change without asking: it can't change the result, or (the second) only its last bits.

@@ -60,8 +60,10 @@ def training_memory(model: VisionTransformer, batch_size: int, bytes_per_activat
     """
     weights = 4 * model.num_parameters()
     embeddings, blocks = model.embeddings, model.encoder.blocks
+    first = blocks[0]
+    assert isinstance(first, Block)
     tokens = embeddings.patch_embedding.num_patches + embeddings.num_prefix
-    width, hidden = model.encoder.norm.normalized_shape[0], blocks[0].mlp.fc1.out_features
+    width, hidden = model.encoder.norm.normalized_shape[0], first.mlp.fc1.out_features
     per_token = 16 * width + (6 * width + 2 * hidden) * bytes_per_activation
     return {"weights": weights, "gradients": weights, "optimizer (two moments)": 2 * weights,
             "average": weights if averaged else 0, "activations": batch_size * tokens * len(blocks) * per_token}

@@ -108,7 +108,7 @@ class Embeddings(nn.Module):
         prefix = [] if self.cls_token is None else [self.cls_token]
         if self.position_embedding is not None:
             x = x + self.position_embedding[:, int(self.cls_position):]
-            if self.cls_position:
+            if self.cls_position and self.cls_token is not None:
                 prefix = [self.cls_token + self.position_embedding[:, :1]]
         if self.registers is not None:
             prefix.append(self.registers)
@@ -374,6 +374,7 @@ class VisionTransformer(nn.Module):
         """
         hidden_states, attentions = [self.embeddings(images)], []
         for number, block in enumerate(self.encoder.blocks):
+            assert isinstance(block, Block)
             mask = head_mask if head_mask is None or head_mask.dim() == 1 else head_mask[..., number, :]
             state, probabilities = block.trace(hidden_states[-1], self.encoder.rotation, mask)
             hidden_states.append(state)

@@ -33,11 +33,11 @@ class StdConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, stride, bias=False)
         self.added_to, self.epsilon, _ = STYLES[style]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
         deviation = variance.sqrt() + self.epsilon if self.added_to == "deviation" else (variance + self.epsilon).sqrt()
         kernel, stride = self.kernel_size[0], self.stride[0]
-        return F.conv2d(same_padding(x, kernel, stride), (self.weight - mean) / deviation, stride=stride)
+        return F.conv2d(same_padding(input, kernel, stride), (self.weight - mean) / deviation, stride=stride)
 
 
 def group_norm(channels: int, style: str) -> nn.GroupNorm:

@@ -59,8 +59,9 @@ def restore_pretrained(path: Path, data: dict[str, Any], model: dict[str, Any] |
     if data.get("name") is None:
         raise ConfigError("pretrained=FILE needs data=NAME: foreign weights don't tell what to evaluate them on")
     weights = read(path)
-    settings = weights.model if model is None else {**conf.plain_node(conf.ModelConfig, model),
-                                                    **{key: weights.model[key] for key in conf.TRAVELS if key in weights.model}}
+    told = {key: value for key, value in weights.model.items() if key != "num_classes"}
+    settings = told if model is None else {**conf.plain_node(conf.ModelConfig, model),
+                                           **{key: told[key] for key in conf.TRAVELS if key in told}}
     try:
         built = checkpoint.build_model(settings, weights.model.get("num_classes", 0))
     except ValueError as error:

@@ -135,14 +135,14 @@ class Tracker:
         pictures = pictures.cpu()
         if max(pictures.shape[-2:]) < 64:  # small images are enlarged without smoothing: a person should see the pixels
             pictures = torch.nn.functional.interpolate(pictures, scale_factor=64 // max(pictures.shape[-2:]))
-        self.writer.add_image("training images", make_grid(pictures, nrow=8, padding=2, pad_value=1.0), step)
+        self.writer.add_image("pictures/training images", make_grid(pictures, nrow=8, padding=2, pad_value=1.0), step)
         rows = [labels[start:start + 8] for start in range(0, len(labels), 8)]
         table = ["|" * 9, "|" + "---|" * 8] + ["| " + " | ".join(row) + " |" for row in rows]
-        self.writer.add_text("training images' labels", "\n".join(table), step)
+        self.writer.add_text("pictures/labels of the training images", "\n".join(table), step)
 
     def attention(self, figure: Tensor, step: int) -> None:
         """A picture of attention maps (vit.attention.attention_figure), floats in 0..1 (3, height, width)."""
-        self.writer.add_image("attention on validation images", figure, step)
+        self.writer.add_image("pictures/attention on validation images", figure, step)
 
     def hyperparameters(self, parameters: dict[str, Any], results: dict[str, float | None]) -> None:
         """One row of TensorBoard's HPARAMS page, in the run's own folder so that it stands beside its curves."""
