@@ -257,6 +257,8 @@ class Encoder(nn.Module):
     rotation: of rope2d, (2, N, K), the same in every block. keep (B, L, 2): see Block.
     """
 
+    rotation: Tensor | None
+
     def __init__(self, blocks: Sequence[Block], hidden_size: int, layer_norm_eps: float = 1e-6, rotation: Tensor | None = None):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
