@@ -123,7 +123,7 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     model = checkpoint.build_model(plain["model"], len(data.classes)).to(device)
     precision = runtime.choose_precision(plain["train"]["precision"], device, config.model.hidden_size)
     if weights is not None:
-        log.info(f"start  {load_into(model, weights, data.classes)}")
+        log.info(f"start  {load_into(model, weights, data.classes, config.pretrained_positions.name)}")
         if weights.preprocessing is None:
             log.info("  the file tells no preprocessing: data.mean, data.std and data.eval_crop are taken as configured")
     if config.train.freeze.name == "backbone":

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vit.checkpoint import read_checkpoint
+from vit.positions import resize_positions
 from vit.weights import read
 
 SMALL = ["model=vit_ti16", "model.image_size=32", "model.patch_size=8", "model.num_layers=2"]
@@ -70,3 +71,19 @@ def test_attention_is_drawn_while_training(tmp_path):
     assert done.returncode == 0, done.stderr
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Images("pictures/attention on validation images")] == [9, 18]
+
+
+def test_positions_are_resized_either_way(tmp_path, timm_file):
+    make_pictures(tmp_path / "pictures", {"train": 10, "test": 2})
+    options = ["data=folder", "data.root=pictures", *SMALL, "model.image_size=48", "train.steps=1", "train.batch_size=4",
+               "runtime.workers=0", "schedule.warmup=0", "train.freeze=backbone", f"pretrained={timm_file}"]
+    positions = {}
+    for way in ("bicubic", "linear"):
+        done = train(tmp_path, *options, f"pretrained_positions={way}", f"hydra.run.dir={way}")
+        assert done.returncode == 0, done.stderr
+        assert "from 4x4 to 6x6" in done.stdout
+        tensors, _ = read_checkpoint(tmp_path / way / "checkpoints" / "last.safetensors")
+        positions[way] = tensors["model/embeddings.position_embedding"]
+        expected = resize_positions(read(timm_file).tensors["embeddings.position_embedding"], (4, 4), (6, 6), way)
+        assert torch.equal(positions[way], expected)
+    assert not torch.equal(positions["bicubic"], positions["linear"])

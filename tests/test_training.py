@@ -3,7 +3,9 @@
 import copy
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from vit.errors import GaveUp, Stopped
 from vit.interrupts import StopRequest
@@ -12,6 +14,7 @@ from vit.optim import WeightAverage, build_optimizer, build_schedule
 from vit.runtime import Precision
 from vit.tracking import Tracker
 from vit.training import Progress, Trainer, TrainingState, every
+from vit.weights import load_into, read
 
 CPU = torch.device("cpu")
 
@@ -75,7 +78,45 @@ def test_the_loop_is_the_plain_algorithm(tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     for ours, theirs in zip(trainer.state.model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)  # the loop's loss is float32
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fifty_steps_are_timms(tmp_path, name):
+    """From the same weights and batches as timm's model in a plain loop, in float64: every loss and the last weights."""
+    adamw = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "momentum": None, "nesterov": None}
+    settings = adamw if name == "adamw" else {}
+    torch.manual_seed(1)
+    theirs = timm.models.VisionTransformer(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3)
+    save_file(theirs.state_dict(), tmp_path / "start.safetensors")
+    trainer = make_trainer(tmp_path, steps=50, dtype=torch.float64, optimizer=settings)
+    load_into(trainer.state.model, read(tmp_path / "start.safetensors"))
+    losses = []
+    trainer.tracker.train = lambda step, loss, **others: losses.append(loss)
+    trainer.log_every = 1
+    trainer.fit()
+
+    theirs = theirs.double()
+    layers = {module.weight for module in theirs.modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)}
+    decayed = [parameter for parameter in theirs.parameters() if parameter in layers]
+    rest = [parameter for parameter in theirs.parameters() if parameter not in layers]
+    groups = [{"params": decayed, "weight_decay": settings.get("weight_decay", 0.0)}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = (torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True) if name == "sgd"
+                 else torch.optim.AdamW(groups, lr=1e-3))
+    expected = []
+    for step in range(50):
+        images, labels = batch(step)
+        loss = torch.nn.functional.cross_entropy(theirs(images.double()), labels)
+        expected.append(loss.item())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses == pytest.approx(expected, rel=1e-9)
+    save_file(theirs.state_dict(), tmp_path / "end.safetensors")
+    weights = trainer.state.model.state_dict()
+    for key, tensor in read(tmp_path / "end.safetensors").tensors.items():
+        torch.testing.assert_close(weights[key], tensor.double(), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", [1, 5, 8, 16, 100])

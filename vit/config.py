@@ -26,6 +26,7 @@ Activation = Enum("Activation", {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quic
                                  "silu": "silu"})
 Position = Enum("Position", {"learned": "learned", "sincos2d": "sincos2d", "sincos1d": "sincos1d", "rope2d": "rope2d",
                              "none": "none"})
+PositionResize = Enum("PositionResize", {"bicubic": "bicubic", "linear": "linear"})
 ResnetStyle = Enum("ResnetStyle", {"jax": "jax", "timm": "timm"})
 Pool = Enum("Pool", {"cls": "cls", "mean": "mean"})
 Init = Enum("Init", {"jax": "jax", "xavier": "xavier", "trunc_normal": "trunc_normal"})
@@ -163,6 +164,7 @@ class Config:
     seed: int = 0
     explain: bool = False
     pretrained: str | None = None
+    pretrained_positions: PositionResize = PositionResize.bicubic
     resume: str | None = None
     resume_changed: ResumeChanged = ResumeChanged.refuse
 
@@ -381,7 +383,7 @@ def notable(flat: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 # What a resumed run may change without asking: it can't change the result, or (the second) only its last bits.
 FREE_TO_CHANGE = ("runtime.workers", "runtime.device", "train.save_every", "train.log_every", "train.attention_every",
-                  "data.root", "pretrained", "resume", "resume_changed")
+                  "data.root", "pretrained", "pretrained_positions", "resume", "resume_changed")
 BITS_MAY_DIFFER = ("runtime.threads", "runtime.compile", "runtime.deterministic")
 
 

@@ -247,10 +247,11 @@ class Trainer:
                 torch.manual_seed(random_seed(self.seed, "dropout", step, number))
                 with self.precision.autocast():
                     logits = self.forward(part, part_keep)
-                loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing,
+                logits = logits if logits.dtype == torch.float64 else logits.float()
+                loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing,
                                        reduction="sum") / len(labels)
                 self.scaler.scale(loss).backward()
-                sums += torch.stack([loss.detach(), (logits.argmax(dim=1) == targets).sum()])
+                sums = sums + torch.stack([loss.detach(), (logits.argmax(dim=1) == targets).sum()])
             self.scaler.unscale_(self.state.optimizer)
             limit = math.inf if self.clip_norm is None else self.clip_norm
             norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), limit)

@@ -129,8 +129,10 @@ class Report:
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
-def load_into(model: VisionTransformer, weights: Weights, classes: Sequence[str] | None = None) -> Report:
-    """Copy weights into a model, in place: positions for its grid, the first convolution for its channels.
+def load_into(model: VisionTransformer, weights: Weights, classes: Sequence[str] | None = None,
+              position_resize: str = "bicubic") -> Report:
+    """Copy weights into a model, in place: positions fitted to its grid (see resize_positions), the first convolution to its
+    channels.
 
     The head is left out, and zero in the model, where it has another number of classes, or other `classes` than the file
     names; then a pooler may be left out too. Raises CheckpointError, naming the first differences and leaving the model as
@@ -138,7 +140,7 @@ def load_into(model: VisionTransformer, weights: Weights, classes: Sequence[str]
     """
     expected, tensors = model.state_dict(), dict(weights.tensors)
     differences, notes = compare_settings(model, weights)
-    resized = adapt_embeddings(model, weights, tensors)
+    resized = adapt_embeddings(model, weights, tensors, position_resize)
     fresh_head = (tensors.get("head.weight", torch.empty(0)).shape[:1] != expected["head.weight"].shape[:1]
                   or (None not in (classes, weights.classes) and list(classes or []) != weights.classes))
     left_over = list(weights.left_over)
@@ -184,7 +186,8 @@ def compare_settings(model: VisionTransformer, weights: Weights) -> tuple[list[s
     return differences, notes
 
 
-def adapt_embeddings(model: VisionTransformer, weights: Weights, tensors: dict[str, Tensor]) -> list[str]:
+def adapt_embeddings(model: VisionTransformer, weights: Weights, tensors: dict[str, Tensor],
+                     position_resize: str) -> list[str]:
     """Fit positions and the first convolution to the model, in `tensors`; returns what was changed, in words."""
     changed, embeddings = [], model.embeddings
     if POSITIONS in tensors and isinstance(embeddings.position_embedding, torch.nn.Parameter):
@@ -198,7 +201,7 @@ def adapt_embeddings(model: VisionTransformer, weights: Weights, tensors: dict[s
             changed.append("a zero position for the class token")
         old, new = weights.grid(), embeddings.patch_embedding.grid_size
         if old != new:
-            tensors[POSITIONS] = resize_positions(tensors[POSITIONS], old, (new[0], new[1]))
+            tensors[POSITIONS] = resize_positions(tensors[POSITIONS], old, (new[0], new[1]), position_resize)
             changed.append(f"{POSITIONS} from {old[0]}x{old[1]} to {new[0]}x{new[1]}")
     name = ROOT if ROOT in tensors else PATCHES + "projection.weight"
     old, new = tensors[name].shape[1], embeddings.patch_embedding.num_channels
