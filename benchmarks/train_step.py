@@ -81,7 +81,10 @@ def make_step(model: nn.Module, optimizer: torch.optim.Optimizer, precision, ima
     return step
 
 
-def compare(size: str, precision_name: str, rounds: int, modes: list[bool]) -> list[str]:
+OTHERS = {build.__name__: build for build in (timm, torchvision, vit_pytorch)}
+
+
+def compare(size: str, precision_name: str, rounds: int, modes: list[bool], against: list[str]) -> list[str]:
     """Table rows of one size in one precision."""
     *shape, batch = SIZES[size]
     device = choose_device("auto")
@@ -90,7 +93,7 @@ def compare(size: str, precision_name: str, rounds: int, modes: list[bool]) -> l
     images = torch.randn(batch, 3, shape[0], shape[0], device=device)
     labels = torch.randint(0, 1000, (batch,), device=device)
     steps, first = {}, {}
-    for build in (ours, timm, torchvision, vit_pytorch):
+    for build in (ours, *(OTHERS[name] for name in against)):
         for compiled in modes:
             model = build(*shape).to(device).train()
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4) if build is not ours else build_optimizer(
@@ -117,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", action="append", choices=SIZES, help="may be given several times; default vit_s4 and vit_b16")
     parser.add_argument("--precision", action="append", choices=["fp32", "bf16", "fp16"], help="default fp32 and the best")
+    parser.add_argument("--against", action="append", choices=OTHERS, help="default all three")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled contestants")
     arguments = parser.parse_args()
@@ -127,7 +131,7 @@ def main() -> None:
     for size in arguments.size or ["vit_s4", "vit_b16"]:
         best = choose_precision("auto", choose_device("auto"), SIZES[size][2]).name
         for precision in arguments.precision or sorted({"fp32", best}):
-            for row in compare(size, precision, arguments.rounds, modes):
+            for row in compare(size, precision, arguments.rounds, modes, arguments.against or list(OTHERS)):
                 print(row, flush=True)
             torch.compiler.reset()
 

@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 
 import vit
 from vit import export as exporting
-from vit.errors import CheckpointError, ConfigError
+from vit.errors import CheckpointError, ConfigError, run
 from vit.export import FORMATS, export, main
 from vit.transforms import Preprocessing
 from vit.weights import build, read
@@ -218,14 +218,17 @@ def test_onnx_that_is_not_installed(tmp_path, monkeypatch):
 
 
 def test_command_line(tmp_path, capsys):
+    def command(*arguments: object) -> int:
+        return run("vit.export", lambda: main([str(argument) for argument in arguments]))
+
     _, path = checkpoint(tmp_path)
     assert set(FORMATS) == {"hf", "timm", "torchvision", "npz", "safetensors", "onnx"}
     out = tmp_path / "new" / "vit.pth"
-    assert main([str(path), "--format", "torchvision", "--out", str(out)]) == 0
+    assert command(path, "--format", "torchvision", "--out", out) == 0
     assert "written to" in capsys.readouterr().out
-    assert main([str(path), "--format", "torchvision", "--out", str(out)]) == 2
+    assert command(path, "--format", "torchvision", "--out", out) == 2
     assert "is there already" in capsys.readouterr().err
-    assert main([str(tmp_path / "no"), "--format", "hf", "--out", str(tmp_path / "hf")]) == 2
-    assert main([str(path), "--format", "hf", "--out", str(path / "below")]) == 2
+    assert command(tmp_path / "no", "--format", "hf", "--out", tmp_path / "hf") == 2
+    assert command(path, "--format", "hf", "--out", path / "below") == 2
     assert "can't write there" in capsys.readouterr().err
     assert build(out).head.out_features == 5

@@ -19,12 +19,13 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from vit import weights as formats
-from vit.errors import ConfigError, UserError
+from vit.errors import ConfigError, run
 from vit.weights import Weights, huggingface, npz, own, timm, torchvision
 from vit.weights.common import two
 
@@ -39,7 +40,6 @@ def write_onnx(weights: Weights, out: Path) -> list[str]:
     model = formats.build(weights.path)
     shape = (2, weights.model["num_channels"], *two(weights.model["image_size"]))
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    # strict: otherwise the len() of a tensor in the model fixes the batch
     graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True)
     program = torch.onnx.export(graph, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"],
                                 verbose=False)
@@ -95,21 +95,16 @@ def export(source: Path | str, kind: str, out: Path | str) -> list[str]:
     return notes
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vit.export", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or weights of another library")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--out", type=Path, required=True, help="file or folder to write; must not be there yet")
-    given = parser.parse_args(arguments)
-    try:
-        notes = export(given.checkpoint, given.format, given.out)
-    except UserError as error:
-        print(f"vit.export: {error}", file=sys.stderr)
-        return error.exit_code
-    print("\n".join([f"written to {given.out}", *(f"  {note}" for note in notes)]))
-    return 0
+    options = parser.parse_args(given)
+    notes = export(options.checkpoint, options.format, options.out)
+    print("\n".join([f"written to {options.out}", *(f"  {note}" for note in notes)]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("vit.export", main))

@@ -124,7 +124,7 @@ class Tracker:
     def evaluation(self, step: int, split: str, metrics: dict[str, float]) -> None:
         values = {name: metrics[name] for name in ("n", "loss", "top1", "top5")}
         self.write_metrics(step, split, **values)
-        for name in ("loss", "top1", "top5"):
+        for name in ("loss", "top1", "top5") if split == "val" else ():  # a single point of test is no curve
             self.writer.add_scalar(f"{name}/{split}", metrics[name], step)
 
     def text(self, tag: str, markdown: str) -> None:
