@@ -139,7 +139,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     for group in state.optimizer.param_groups:
         group["initial_lr"] = config.optimizer.lr
     macs = count_macs(model)
-    forward, warning = runtime.compile_model(model, config.runtime.compile, device, 6 * macs * batch_size * total_steps)
+    forward, warning = runtime.compile_model(model, config.runtime.compile, device, config.model.hidden_size,
+                                             6 * macs * batch_size * total_steps)
     if warning:
         log.info(warning)
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from vit.model import VisionTransformer
 from vit.optim import build_optimizer
-from vit.runtime import choose_device, choose_precision, describe_device
+from vit.runtime import choose_device, choose_precision, describe_device, worth_compiling
 
 SIZES = {  # image, patch, width, layers, heads, batch
     "vit_ti4": (32, 4, 192, 12, 3, 128),
@@ -107,7 +107,7 @@ def compare(size: str, precision_name: str, rounds: int, modes: list[bool], agai
     for _ in range(rounds):
         for name, step in steps.items():
             times[name].append(step())
-    default = times["ours", device.type == "cuda" and True in modes]
+    default = times["ours", True in modes and worth_compiling(device, shape[2], float("inf"))]
     rows = []
     for (builder, compiled), taken in times.items():
         ratio = statistics.median(other / mine for other, mine in zip(taken, default, strict=True))

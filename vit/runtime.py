@@ -13,8 +13,10 @@ from vit.errors import ConfigError
 # bfloat16 on CPUs that multiply it in hardware: 0.4 times the speed of float32 at a width of 128 (converting costs more
 # than the small products win), 1.6 times at 192; benchmarks/README.md has the figures.
 CPU_BF16_MIN_WIDTH = 192
-# Compiling on a GPU takes about a minute and wins a third or more; on CPUs eager is as fast (benchmarks/README.md).
-COMPILE_MIN_FLOPS = 2e16
+# Compiling takes about a minute. On a GPU it wins a third or more; on CPUs 15 % at a width of 384, nothing at 192
+# (benchmarks/README.md). The run must be long enough to win the minute back.
+COMPILE_MIN_FLOPS = {"cuda": 2e16, "cpu": 5e14}
+CPU_COMPILE_MIN_WIDTH = 384
 
 
 def choose_device(name: str) -> torch.device:
@@ -69,13 +71,19 @@ def choose_precision(name: str, device: torch.device, width: int) -> Precision:
     return Precision(name, device)
 
 
-def compile_model(model: nn.Module, wanted: bool | str, device: torch.device, run_flops: float) -> tuple[nn.Module, str | None]:
+def worth_compiling(device: torch.device, width: int, run_flops: float) -> bool:
+    """What runtime.compile=auto decides, from the device, the model's width and the run's length in FLOPs alone."""
+    wide_enough = device.type == "cuda" or width >= CPU_COMPILE_MIN_WIDTH
+    return wide_enough and run_flops > COMPILE_MIN_FLOPS.get(device.type, float("inf"))
+
+
+def compile_model(model: nn.Module, wanted: bool | str, device: torch.device, width: int,
+                  run_flops: float) -> tuple[nn.Module, str | None]:
     """The model, compiled where asked for or, with auto, where it pays; and a line for the user where asking was in vain.
 
-    run_flops: of the whole run; auto decides from this and the device alone, so that a resumed run decides the same.
+    width, run_flops: see worth_compiling; auto decides from them and the device alone, so that a resumed run decides the same.
     """
-    worth_it = wanted is True or (wanted == "auto" and device.type == "cuda" and run_flops > COMPILE_MIN_FLOPS)
-    if not worth_it:
+    if wanted is False or (wanted == "auto" and not worth_compiling(device, width, run_flops)):
         return model, None
     compilers = (os.environ.get("CXX", "g++"), "c++", "clang++")
     if device.type == "cpu" and not any(shutil.which(compiler) for compiler in compilers):
