@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from vit import weights as formats
 from vit.checkpoint import write_checkpoint
+from vit.config import TRAVELS
 from vit.errors import CheckpointError
 from vit.model import Block, VisionTransformer
 from vit.transforms import Preprocessing
@@ -519,7 +519,7 @@ def test_unknown_and_missing_names_are_listed(tmp_path):
         build(tmp_path / "x")
     save_file(timm_model(global_pool="avg").state_dict(), tmp_path / "x")
     refused(tmp_path / "x", "fc_norm take the mean before the norm")
-    assert set(formats.TRAVELLING) <= own_arguments()
+    assert set(TRAVELS) <= own_arguments()
 
 
 def own_arguments() -> set[str]:

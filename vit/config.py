@@ -461,10 +461,9 @@ def composition_error(error: Exception, schema: type) -> str:
         return f"{group}={name}: there is no conf/{group}/{name}.yaml{nearest(name, options)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [line.strip() for line in f"{error}\n{cause}".split("\n") if line.strip()]
-    unknown = re.search(r"Could not override '([^']+)'|Could not find '([^']+)'|Could not override '([^']+)'", str(error))
-    full_key = getattr(cause, "full_key", None) or (unknown and next(group for group in unknown.groups() if group))
+    wanted = re.search(r"Could not override '([^']+)'", str(error))
+    full_key = getattr(cause, "full_key", None) or (wanted and wanted.group(1))
     if ("not in" in str(cause) and "Key" in str(cause)) or "No match in the defaults list" in str(error):
-        wanted = re.search(r"Could not override '([^']+)'", str(error))
         key = wanted.group(1) if wanted else str(full_key)
         return f"{key}: no such key{nearest(key, known_keys(schema))}"
     told = next((line for line in lines if line.startswith(("Value ", "Invalid value ", "Object of "))), lines[0])

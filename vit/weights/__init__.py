@@ -26,9 +26,8 @@ from vit.weights import huggingface, jeonsworld, npz, own, timm, torchvision
 from vit.weights.common import Weights
 from vit.weights.names import CLS, PATCHES, POSITIONS, ROOT, some
 
-__all__ = ["TRAVELLING", "Report", "Weights", "build", "load_into", "read"]
+__all__ = ["Report", "Weights", "build", "load_into", "read"]
 
-TRAVELLING = ("layer_norm_eps", "activation", "resnet_style")  # no tensor's shape tells these, yet the weights need them
 FILES = ("model.safetensors", "pytorch_model.bin", "checkpoints/best.safetensors", "best.safetensors")
 LOOKED_FOR = ("looked for Google's .npz, safetensors, PyTorch's .bin or .pth, and in them for the names of Hugging Face, timm, "
               "torchvision, ViT-pytorch and this project")
