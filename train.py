@@ -23,9 +23,14 @@ from vit.interrupts import StopRequest
 from vit.run_folder import RunFolder, log
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vit.data import Augmentation
     from vit.model import VisionTransformer
     from vit.training import Progress
+    from vit.transforms import Preprocessing
 
+WHITENING_SAMPLE = 2000  # images whose patches' axes train.whiten_patches takes
 SLOW_SECONDS = 2 * 3600  # a longer forecast without a GPU names a cheaper command
 
 
@@ -67,15 +72,15 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
 
     from vit import checkpoint, runtime
     from vit.attention import attention_figure
-    from vit.augment import BatchAugmentation
     from vit.data import Images, SampleOrder, evaluation_batches, load_data, spread_over_classes, training_batches
     from vit.evaluation import evaluate
     from vit.explain import count_macs
+    from vit.initialization import whiten_patches
     from vit.optim import WeightAverage, build_optimizer, build_schedule, freeze_all_but_head
     from vit.randomness import random_seed
     from vit.tracking import Tracker, clock, screen
-    from vit.training import Progress, Trainer, TrainingState, every
-    from vit.transforms import Preprocessing, TrainingTransform
+    from vit.training import Progress, Trainer, TrainingState, build_loss, every
+    from vit.transforms import Preprocessing
     from vit.weights import load_into
     from vit.weights import read as read_weights
 
@@ -90,27 +95,24 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     runtime.use_threads(config.runtime.threads)
     runtime.use_deterministic_kernels(config.runtime.deterministic)
     image_size = model_on_shapes(plain["model"]).embeddings.patch_embedding.image_size
-    build_schedule(**plain["schedule"], total_steps=config.train.steps or 10**9)
+    build_schedule(**plain["schedule"], total_steps=config.train.steps or 10**9, steps_per_epoch=1)
 
     # Data
     data = load_data(**conf.data_arguments(plain["data"], plain["model"]), image_size=image_size, device=device)
     preprocessing = Preprocessing(image_size, config.model.num_channels, tuple(config.data.mean), tuple(config.data.std),
                                   config.data.eval_crop, config.data.interpolation.name)
-    batch_size, flip = config.train.batch_size, config.augment.flip if config.data.mirror else 0.0
+    batch_size = config.train.batch_size
     if batch_size > len(data.train):
         raise ConfigError(f"train.batch_size={batch_size} is more than the {len(data.train)} training images; lower it")
     steps_per_epoch = len(data.train) / batch_size
     total_steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
-    randaugment = (config.augment.randaugment_ops, config.augment.randaugment_magnitude)
-    batch_augmentation = BatchAugmentation(config.seed, image_size, config.augment.pad, config.augment.crop_scale, flip,
-                                           *randaugment)
-    picture_transform = TrainingTransform(preprocessing, config.augment.crop_scale, flip, *randaugment)
-    order, train_images = SampleOrder(len(data.train), batch_size, config.seed), data.train.to(device)
+    schedule = build_schedule(**plain["schedule"], total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    augmentation = build_augmentation(config, preprocessing, len(data.classes))
+    order, train_images = SampleOrder(len(data.train), batch_size, config.seed, config.augment.repeats), data.train.to(device)
     workers = runtime.loader_workers(config.runtime.workers)
 
     def batches(first_step: int, last_step: int):
-        return training_batches(train_images, order, first_step, last_step, preprocessing, batch_augmentation,
-                                picture_transform, workers, device)
+        return training_batches(train_images, order, first_step, last_step, preprocessing, augmentation, workers, device)
 
     def evaluate_split(model: torch.nn.Module, images: Images) -> dict[str, float]:
         return evaluate(model, evaluation_batches(images, batch_size, preprocessing, workers, device), precision)
@@ -126,6 +128,10 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         log.info(f"start  {load_into(model, weights, data.classes, config.pretrained_positions.name)}")
         if weights.preprocessing is None:
             log.info("  the file tells no preprocessing: data.mean, data.std and data.eval_crop are taken as configured")
+    if config.train.whiten_patches and not resuming:
+        sample = data.train.subset(spread_over_classes(data.train.labels, WHITENING_SAMPLE))
+        inputs, _ = next(evaluation_batches(sample, WHITENING_SAMPLE, preprocessing, workers, device))
+        whiten_patches(model, inputs)
     if config.train.freeze.name == "backbone":
         freeze_all_but_head(model)
     average = WeightAverage(model, config.train.ema_decay) if config.train.ema_decay else None
@@ -136,8 +142,7 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         state.restore(tensors, header["progress"], str(run.checkpoints))
         precision = runtime.Precision(header["precision"], device)
         log.info((f"warning: {warning}; " if warning else "") + f"resuming {run.path} after step {state.progress.step}")
-    for group in state.optimizer.param_groups:
-        group["initial_lr"] = config.optimizer.lr
+    model.encoder.checkpointing = config.runtime.activation_checkpointing
     macs = count_macs(model)
     forward, warning = runtime.compile_model(model, config.runtime.compile, device, config.model.hidden_size,
                                              6 * macs * batch_size * total_steps)
@@ -187,13 +192,13 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         save_last()
         tracker.text("configuration", f"```yaml\n{OmegaConf.to_yaml(plain)}```")
         pictures, labels = next(batches(0, 1))
-        tracker.pictures(preprocessing.to_picture(pictures[:64]), [data.classes[label] for label in labels[:64]], 0)
+        tracker.pictures(preprocessing.to_picture(pictures[:64]), class_names(labels[:64], data.classes), 0)
     attention_every = config.train.attention_every
     trainer = Trainer(
         state=state, forward=forward, batches=batches(state.progress.step, total_steps), total_steps=total_steps,
-        schedule=build_schedule(**plain["schedule"], total_steps=total_steps), precision=precision,
-        micro_batch_size=config.train.micro_batch_size, label_smoothing=config.train.label_smoothing,
-        clip_norm=config.train.clip_norm, seed=config.seed, tracker=tracker, stop=stop,
+        schedule=schedule, precision=precision, micro_batch_size=config.train.micro_batch_size,
+        loss=build_loss(plain["train"]["loss"], config.train.label_smoothing), clip_norm=config.train.clip_norm,
+        drop_path_schedule=plain["train"]["drop_path_schedule"], seed=config.seed, tracker=tracker, stop=stop,
         evaluate=None if data.val is None else functools.partial(evaluate_split, images=data.val),
         evaluation_due=every(config.train.eval_every * steps_per_epoch, total_steps),
         save_last=save_last, save_best=save_best, forecast=forecast, draw_attention=draw_attention,
@@ -221,6 +226,29 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
                      images_per_second=round(total_steps * batch_size / progress.seconds, 2))
     summarize(run, progress, test, str(data.val), str(data.test))
     return progress.best_top1
+
+
+def build_augmentation(config: Config, preprocessing: "Preprocessing", num_classes: int) -> "Augmentation":
+    from vit.augment import BatchAugmentation, Mixing
+    from vit.data import Augmentation
+    from vit.policies import build_policies
+    from vit.transforms import TrainingTransform
+
+    augment, flip = config.augment, config.augment.flip if config.data.mirror else 0.0
+    policies = build_policies(augment.policy.name, augment.policy_ops, augment.policy_magnitude, augment.color_jitter)
+    return Augmentation(
+        TrainingTransform(preprocessing, augment.crop_scale, flip, policies),
+        BatchAugmentation(config.seed, preprocessing.image_size, augment.pad, augment.crop_scale, flip, policies),
+        augment.erasing,
+        Mixing(config.seed, num_classes, augment.mixup, augment.cutmix,
+               1.0 if augment.mix_probability is None else augment.mix_probability))
+
+
+def class_names(targets: "Tensor", classes: list[str]) -> list[str]:
+    """What the pictures are: labels (B,) by name, and mixed ones (B, classes) by the names and shares of their two."""
+    if targets.ndim == 1:
+        return [classes[label] for label in targets]
+    return [" + ".join(f"{classes[label]} {shares[label]:.2f}" for label in shares.nonzero()[:, 0]) for shares in targets.cpu()]
 
 
 def model_on_shapes(settings: dict, num_classes: int = 2) -> "VisionTransformer":

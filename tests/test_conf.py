@@ -31,7 +31,7 @@ def names(group):
                                               "experiment")
                                              for name in names(group)])
 def test_every_file_composes_to_a_valid_configuration(group, name):
-    extra = ["data.root=somewhere"] if (group, name) == ("data", "folder") else []
+    extra = ["data.root=somewhere"] if "folder" in name else []
     config = conf.from_composed(composed(f"{group}={name}", *extra))
     conf.validate(config)
     plain = conf.plain(config)
@@ -73,13 +73,34 @@ def test_defaults_are_those_of_the_contract():
     ("augment.crop_scale=[0.5]", "augment.crop_scale must be"),
     ("runtime.compile=maybe", "runtime.compile must be auto, true or false"),
     ("runtime.workers=-1", "runtime.workers must be"),
-    ("+optimizer.momentum=0.9", "optimizer.momentum does nothing with optimizer=adamw; it belongs to sgd"),
+    ("+optimizer.momentum=0.9", "optimizer.momentum does nothing with optimizer=adamw; it belongs to sgd, muon"),
+    ("optimizer.adamw_lr=1e-3", "optimizer.adamw_lr does nothing with optimizer=adamw; it belongs to muon"),
+    ("optimizer.layer_decay=1.5", "optimizer.layer_decay must be above 0 and at most 1"),
+    ("schedule.cooldown=0.2", "schedule.cooldown does nothing with schedule=cosine; it belongs to constant"),
+    ("schedule.warmup=5epochs", "schedule.warmup must be a share of the run .* got 5epochs"),
+    ("schedule.warmup=-1", "schedule.warmup must be a share"),
+    ("schedule.warmup=true", "schedule.warmup must be a share"),
+    ("augment.policy_ops=2", "augment.policy_ops does nothing with augment.policy=none; it belongs to the three RandAugments"),
+    ("augment.erasing=2", "augment.erasing must be from 0 to 1"),
+    ("augment.mixup=-1", "augment.mixup must be 0 or more"),
+    ("augment.mix_probability=0.5", "augment.mix_probability does nothing without augment.mixup or augment.cutmix"),
+    ("train.drop_path_schedule=constant", "train.drop_path_schedule does nothing without model.drop_path"),
     ("data.test_fraction=0.1", "data.test_fraction does nothing with data=cifar10"),
     ("data.root=null", r"data=cifar10 needs data\.root"),
 ])
 def test_values_out_of_range_are_refused_by_name(override, told):
     with pytest.raises(ConfigError, match=told):
         conf.validate(conf.from_composed(composed(override.lstrip("+"))))
+
+
+@pytest.mark.parametrize(("overrides", "told"), [
+    (["augment=big_vision", "augment.policy_magnitude=15"], "augment.policy_magnitude is of 10 with .*big_vision, got 15"),
+    (["schedule=constant", "schedule.cooldown=null", "schedule.final=0.1"], "schedule.final does nothing with"),
+    (["optimizer=muon", "optimizer.momentum=0"], "optimizer.nesterov=true needs optimizer.momentum"),
+])
+def test_values_that_contradict_each_other_are_refused(overrides, told):
+    with pytest.raises(ConfigError, match=told):
+        conf.validate(conf.from_composed(composed(*overrides)))
 
 
 def test_a_key_without_a_value_is_named():
@@ -160,3 +181,20 @@ def test_no_unused_option():
                         if path.stem != "config")
     for key in conf.known_keys(conf.Config):
         assert key.rpartition(".")[2] in sources, key
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ({"randaugment_ops": 0, "randaugment_magnitude": 9}, ("none", None, None)),
+    ({"randaugment_ops": 2, "randaugment_magnitude": 7}, ("randaugment", 2, 7.0)),
+])
+def test_configurations_of_earlier_versions_are_understood(old, new):
+    saved = conf.plain(conf.from_composed(composed("experiment=digits")))
+    for key in ("policy", "policy_ops", "policy_magnitude", "erasing", "repeats"):
+        del saved["augment"][key]
+    del saved["train"]["loss"]
+    saved["augment"] |= old
+    augment = conf.plain(conf.from_plain(saved, "old"))["augment"]
+    assert (augment["policy"], augment["policy_ops"], augment["policy_magnitude"]) == new
+    overrides = ["experiment=digits", *([] if new[0] == "none" else [f"augment.policy={new[0]}", "augment.policy_ops=2",
+                                                                    "augment.policy_magnitude=7"])]
+    assert conf.resumed(saved, conf.explicit_changes(composed(*overrides), overrides), allow=False)[1] == []

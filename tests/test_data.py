@@ -10,8 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from vit.augment import BatchAugmentation
+from vit.augment import BatchAugmentation, Mixing, erase
 from vit.data import (
+    Augmentation,
     Images,
     SampleOrder,
     evaluation_batches,
@@ -23,6 +24,7 @@ from vit.data import (
     training_batches,
 )
 from vit.errors import DataError
+from vit.policies import build_policies
 from vit.transforms import Preprocessing, TrainingTransform
 
 CPU = torch.device("cpu")
@@ -175,16 +177,32 @@ def test_every_epoch_sees_every_sample_once_whatever_the_batch():
     assert not torch.equal(late.batch(40)[1], SampleOrder(100, 7, seed=2).batch(40)[1])
 
 
+def test_repeated_samples_come_in_a_row_but_apart_in_the_batch():
+    order = SampleOrder(100, 32, seed=1, repeats=3)
+    batches = [order.batch(step) for step in range(30)]
+    passes, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert len(set(zip(passes.tolist(), indices.tolist(), strict=True))) == 960  # no picture of the run comes twice
+    for step, (_, drawn) in enumerate(batches):
+        assert len(drawn.unique()) <= 32 / 3 + 2
+        assert all(a != b for a, b in zip(drawn[::2].tolist(), drawn[1::2].tolist(), strict=True)), step
+    plain = torch.cat([SampleOrder(100, 1, 1).epoch_order(e) for e in range(4)])
+    assert set(indices[:96].tolist()) == set(plain[:32].tolist())
+
+
 def indices_at(step, batch_size):
     stream = torch.cat([SampleOrder(100, 1, 1).epoch_order(e) for e in range(4)])
     return stream[step * batch_size:(step + 1) * batch_size]
 
 
+NO_BATCH_CHANGE = BatchAugmentation(5, (24, 24), 0.0, None, 0.0)
+
+
 def folder_batches(data, workers, first=0, last=4):
     preprocessing = Preprocessing((24, 24), 3, (0.5,), (0.25,), 0.875, "bilinear")
-    transform = TrainingTransform(preprocessing, [0.2, 1.0], 0.5, 2, 9)
-    return list(training_batches(data.train, SampleOrder(len(data.train), 8, 5), first, last, preprocessing,
-                                 BatchAugmentation(5, (24, 24), 0.0, None, 0.0, 0, 0), transform, workers, CPU))
+    transform = TrainingTransform(preprocessing, [0.2, 1.0], 0.5, build_policies("randaugment", 2, 9, 0.3))
+    augmentation = Augmentation(transform, NO_BATCH_CHANGE, 0.5, Mixing(5, 2, 0.8, 1.0, 0.9))
+    return list(training_batches(data.train, SampleOrder(len(data.train), 8, 5), first, last, preprocessing, augmentation,
+                                 workers, CPU))
 
 
 def test_any_number_of_workers_gives_the_same_batches(tmp_path):
@@ -222,9 +240,8 @@ def test_small_images_are_batched_on_the_device_and_resized():
     data = load("digits", test_fraction=0.2)
     preprocessing = Preprocessing((16, 16), 1, (0.3,), (0.4,), None, "bilinear")
     order = SampleOrder(len(data.train), 32, 0)
-    plain = BatchAugmentation(0, (16, 16), 0.0, None, 0.0, 0, 0)
-    transform = TrainingTransform(preprocessing, None, 0.0, 0, 0)
-    images, labels = next(training_batches(data.train, order, 3, 4, preprocessing, plain, transform, 0, CPU))
+    plain = Augmentation(TrainingTransform(preprocessing, None, 0.0), NO_BATCH_CHANGE, 0.0, Mixing(0, 10, 0.0, 0.0, 1.0))
+    images, labels = next(training_batches(data.train, order, 3, 4, preprocessing, plain, 0, CPU))
     indices = order.batch(3)[1]
     assert torch.equal(labels, data.train.labels[indices])
     torch.testing.assert_close(images, preprocessing.to_input(data.train.pixels[indices]))
@@ -236,3 +253,19 @@ def test_synthetic_noise_is_made_to_measure():
     assert data.train.pixels.shape[1:] == (3, 16, 16)
     assert len(data.classes) == 10
     assert len(data.train) + len(data.val) + len(data.test) == 200
+
+
+def test_small_images_are_erased_and_mixed_after_normalising():
+    data = load("digits", test_fraction=0.2)
+    preprocessing = Preprocessing((8, 8), 1, (0.3,), (0.4,), None, "bilinear")
+    order, transform = SampleOrder(len(data.train), 32, 0), TrainingTransform(preprocessing, None, 0.0)
+    plain = BatchAugmentation(0, (8, 8), 0.0, None, 0.0)
+    mixing = Mixing(0, 10, 0.0, 1.0, 1.0)
+    mixed, targets = next(training_batches(data.train, order, 3, 4, preprocessing, Augmentation(transform, plain, 0.7, mixing),
+                                           0, CPU))
+    epochs, indices = order.batch(3)
+    images = erase(preprocessing.to_input(data.train.pixels[indices]), epochs, indices, 0, 0.7)
+    expected, shares = mixing(images, data.train.labels[indices], 3)
+    assert torch.equal(mixed, expected)
+    assert torch.equal(targets, shares)
+    assert targets.shape == (32, 10)

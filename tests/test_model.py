@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit.explain import count_macs
+from vit.initialization import whiten_patches
 from vit.model import (
     MLP,
     Attention,
@@ -185,6 +186,41 @@ def test_initialisation_of_the_authors():
     query = model.encoder.blocks[0].attention.query
     assert math.sqrt(6 / 512) * 0.99 < query.weight.abs().max() <= math.sqrt(6 / 512)
     assert query.bias.abs().max() == 0
+
+
+def test_local_heads_start_at_each_of_the_nine_places():
+    """At the start a head looks most at one patch of the 3 x 3 around its own, whichever that is, and each head at another."""
+    torch.manual_seed(0)
+    model = VisionTransformer(image_size=32, patch_size=4, hidden_size=288, num_layers=2, num_heads=9, num_classes=10,
+                              position="rope2d", init="local", cls_token=False, global_pool="mean")
+    for attention in model.trace(torch.randn(16, 3, 32, 32)).attentions:
+        maps = attention.mean(0).detach().reshape(9, 8, 8, 8, 8)  # heads; row and column of who looks, and of what is seen
+        around = torch.stack([maps[:, row, column, row - 2:row + 3, column - 2:column + 3]
+                              for row in range(2, 6) for column in range(2, 6)]).mean(0)  # by the difference of places
+        strongest = around.flatten(1).max(1)
+        places = {(int(place) // 5 - 2, int(place) % 5 - 2) for place in strongest.indices}
+        assert places == {(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)}
+        assert strongest.values.min() > 8 / 64  # evenly spread it would be 1/64
+    for changes in ({"position": "learned"}, {"position": "rope2d", "qkv_bias": False}):
+        with pytest.raises(ValueError, match="init=local needs position=rope2d and qkv_bias=true"):
+            VisionTransformer(**SMALL, **changes, init="local")
+
+
+@pytest.mark.parametrize("width", [24, 48, 96])
+def test_whitened_patches_are_uncorrelated(width):
+    torch.manual_seed(0)
+    images = torch.nn.functional.interpolate(torch.randn(500, 3, 4, 4), (16, 16), mode="bicubic")
+    images = images + 0.3 * torch.randn(500, 3, 16, 16)
+    model = VisionTransformer(**{**SMALL, "image_size": 16, "patch_size": 4, "hidden_size": width})
+    whiten_patches(model, images)
+    outputs = model.embeddings.patch_embedding(images).flatten(0, 1).detach()
+    covariance = outputs.T.cov() if width <= 48 else (outputs.T.cov() @ outputs.T.cov() / 2)
+    # More channels than the 48 numbers of a patch can't all be uncorrelated: then twice a projection
+    assert covariance.diagonal().mean() == pytest.approx(1.0, abs=0.15)
+    if width <= 48:
+        assert (covariance - covariance.diagonal().diag()).abs().max() < 0.15
+    else:
+        torch.testing.assert_close(covariance, outputs.T.cov(), atol=0.25, rtol=0)
 
 
 def test_other_initialisations():

@@ -1,6 +1,7 @@
 """The loop on a small model and made-up batches, without configuration or data sets."""
 
 import copy
+import json
 
 import pytest
 import timm
@@ -10,10 +11,10 @@ from safetensors.torch import save_file
 from vit.errors import GaveUp, Stopped
 from vit.interrupts import StopRequest
 from vit.model import VisionTransformer
-from vit.optim import WeightAverage, build_optimizer, build_schedule
+from vit.optim import WeightAverage, build_optimizer
 from vit.runtime import Precision
 from vit.tracking import Tracker
-from vit.training import Progress, Trainer, TrainingState, every
+from vit.training import Progress, Trainer, TrainingState, build_loss, draw_drop_path, every
 from vit.weights import load_into, read
 
 CPU = torch.device("cpu")
@@ -31,16 +32,14 @@ def make_trainer(folder, steps=6, dtype=torch.float32, model_settings=None, opti
     torch.manual_seed(0)
     model = VisionTransformer(image_size=8, patch_size=4, hidden_size=16, num_layers=2, num_heads=2, num_classes=3,
                               **(model_settings or {})).to(dtype)
-    settings = {"name": "sgd", "lr": 0.05, "weight_decay": 0.0, "betas": None, "eps": None, "momentum": 0.9, "nesterov": True}
+    settings = {"name": "sgd", "lr": 0.05, "weight_decay": 0.0, "momentum": 0.9, "nesterov": True}
     built = build_optimizer(model, **{**settings, **(optimizer or {})})
-    for group in built.param_groups:
-        group["initial_lr"] = group["lr"]
     stream = ((images.to(dtype), labels) for images, labels in (batches or map(batch, range(steps + 5))))
     saves: list[int] = []
     trainer = Trainer(
         state=TrainingState(model, None, built, Progress()), forward=model, precision=Precision("fp32", CPU), batches=stream,
-        schedule=build_schedule(name="constant", warmup=0.0, final=None, total_steps=steps), total_steps=steps,
-        micro_batch_size=None, label_smoothing=0.0, clip_norm=1.0, seed=0,
+        schedule=lambda step: 1.0, total_steps=steps, micro_batch_size=None, loss=build_loss("cross_entropy", 0.0),
+        clip_norm=1.0, drop_path_schedule="linear", seed=0,
         tracker=Tracker(folder, 0, steps, steps / 2, 16), stop=StopRequest(), evaluate=None,
         evaluation_due=every(steps / 2, steps), save_best=lambda: None,
         save_last=lambda: saves.append(trainer.state.progress.step),
@@ -64,8 +63,8 @@ def test_one_batch_is_learnt_by_heart(tmp_path):
 
 def test_the_loop_is_the_plain_algorithm(tmp_path):
     """Six steps against a loop written out with torch's own parts, in float64."""
-    trainer = make_trainer(tmp_path, dtype=torch.float64, label_smoothing=0.1,
-                           schedule=build_schedule(name="cosine", warmup=2, final=None, total_steps=6))
+    trainer = make_trainer(tmp_path, dtype=torch.float64, loss=build_loss("cross_entropy", 0.1),
+                           schedule=lambda step: [0.0, 0.5, 1.0, 0.8, 0.5, 0.1][step])
     reference = copy.deepcopy(trainer.state.model)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, nesterov=True)
     schedule = trainer.schedule
@@ -119,9 +118,18 @@ def test_fifty_steps_are_timms(tmp_path, name):
         torch.testing.assert_close(weights[key], tensor.double(), rtol=1e-6, atol=1e-9)
 
 
+def mixed_batch(step, size=16):
+    images, labels = batch(step, size)
+    return images, torch.nn.functional.one_hot(labels, 3) * 0.7 + torch.nn.functional.one_hot(labels.flip(0), 3) * 0.3
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 @pytest.mark.parametrize("size", [1, 5, 8, 16, 100])
-def test_micro_steps_leave_the_result_as_it_is(tmp_path, size):
-    whole, parts = make_trainer(tmp_path / "a"), make_trainer(tmp_path / "b", micro_batch_size=size)
+def test_micro_steps_leave_the_result_as_it_is(tmp_path, size, loss):
+    """With labels and with the shares of mixed images."""
+    make, source = build_loss(loss, 0.1), batch if loss == "cross_entropy" else mixed_batch
+    whole, parts = (make_trainer(tmp_path / name, loss=make, batches=map(source, range(6)), micro_batch_size=micro)
+                    for name, micro in (("a", None), ("b", size)))
     whole.fit()
     parts.fit()
     for a, b in zip(whole.state.model.parameters(), parts.state.model.parameters(), strict=True):
@@ -210,6 +218,52 @@ def test_an_fp16_overflow_repeats_the_step_at_a_lower_scale(tmp_path):
     reference.fit()
     for a, b in zip(trainer.state.model.parameters(), reference.state.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0.05, atol=3e-3)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses(smoothing):
+    logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
+    shares = torch.nn.functional.one_hot(labels, 4) * 0.6 + torch.nn.functional.one_hot(labels.roll(1), 4) * 0.4
+    for targets in (labels, shares):
+        whole = targets if targets.ndim == 2 else torch.nn.functional.one_hot(labels, 4)
+        smoothed = whole * (1 - smoothing) + smoothing / 4
+        entropy = -(smoothed * logits.log_softmax(1)).sum()
+        torch.testing.assert_close(build_loss("cross_entropy", smoothing)(logits, targets), entropy)
+        smoothed = (whole > 0) * (1 - smoothing) + smoothing / 4  # both classes of a mixed image wholly
+        binary = -(smoothed * logits.sigmoid().log() + (1 - smoothed) * (1 - logits.sigmoid()).log()).mean(1).sum()
+        torch.testing.assert_close(build_loss("bce", smoothing)(logits, targets), binary)
+    with pytest.raises(ValueError, match="cross_entropy or bce"):
+        build_loss("hinge", 0.0)
+
+
+def test_mixed_images_have_no_training_accuracy(tmp_path):
+    trainer = make_trainer(tmp_path, batches=map(mixed_batch, range(6)))
+    trainer.fit()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {row["split"] for row in rows} == {"train"}
+    assert all("top1" not in row and row["loss"] > 0 for row in rows)
+
+
+def test_drop_path_rises_or_is_constant():
+    rising, constant = (draw_drop_path(0.5, 5, 4000, 0, 0, schedule) for schedule in ("linear", "constant"))
+    assert (rising == 0).float().mean((0, 2)).tolist() == pytest.approx([0, 0.125, 0.25, 0.375, 0.5], abs=0.02)
+    assert (constant == 0).float().mean((0, 2)).tolist() == pytest.approx([0.5] * 5, abs=0.02)
+    assert set(constant.unique().tolist()) == {0.0, 2.0}
+    assert rising.mean((0, 2)).tolist() == pytest.approx([1.0] * 5, abs=0.03)
+
+
+def test_checkpointed_activations_leave_the_result_as_it_is(tmp_path):
+    settings = {"dropout": 0.3, "drop_path": 0.3}
+    plain, lean = (make_trainer(tmp_path / name, model_settings=settings) for name in "ab")
+    lean.state.model.encoder.checkpointing = True
+    kept = {}
+    for name, trainer in (("plain", plain), ("lean", lean)):
+        sizes = kept[name] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor, sizes=sizes: (sizes.append(tensor.numel()), tensor)[1],
+                                                      lambda tensor: tensor):
+            trainer.fit()
+    assert all(torch.equal(a, b) for a, b in zip(plain.state.model.parameters(), lean.state.model.parameters(), strict=True))
+    assert sum(kept["lean"]) < 0.7 * sum(kept["plain"])
 
 
 def test_best_is_higher_accuracy_then_lower_loss():

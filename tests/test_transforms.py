@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from vit.errors import DataError
+from vit.policies import build_policies
 from vit.transforms import Preprocessing, TrainingTransform, open_image, to_pixels
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -107,7 +108,7 @@ def test_small_images_are_enlarged_as_pillow_does():
 
 def test_training_transform_repeats_from_the_seed():
     preprocessing = Preprocessing((32, 32), 3, *IMAGENET, 0.875, "bicubic")
-    transform = TrainingTransform(preprocessing, [0.08, 1.0], 0.5, 2, 9)
+    transform = TrainingTransform(preprocessing, [0.08, 1.0], 0.5, build_policies("randaugment", 2, 9, 0.3))
     image = Image.fromarray(gradient(100, 80))
 
     def draw(seed):
@@ -118,5 +119,5 @@ def test_training_transform_repeats_from_the_seed():
     assert draw(1).dtype == torch.uint8
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
-    plain = TrainingTransform(preprocessing, None, 0.0, 0, 0)(image)
+    plain = TrainingTransform(preprocessing, None, 0.0)(image)
     assert torch.equal(plain, to_pixels(preprocessing.fit_size(image)))

@@ -29,13 +29,18 @@ Position = Enum("Position", {"learned": "learned", "sincos2d": "sincos2d", "sinc
 PositionResize = Enum("PositionResize", {"bicubic": "bicubic", "linear": "linear"})
 ResnetStyle = Enum("ResnetStyle", {"jax": "jax", "timm": "timm"})
 Pool = Enum("Pool", {"cls": "cls", "mean": "mean"})
-Init = Enum("Init", {"jax": "jax", "xavier": "xavier", "trunc_normal": "trunc_normal"})
+Init = Enum("Init", {"jax": "jax", "xavier": "xavier", "trunc_normal": "trunc_normal", "local": "local"})
 Dataset = Enum("Dataset", {"digits": "digits", "cifar10": "cifar10", "cifar100": "cifar100", "tiny_imagenet": "tiny_imagenet",
                            "imagenet": "imagenet", "folder": "folder", "synthetic": "synthetic"})
 Interpolation = Enum("Interpolation", {"bilinear": "bilinear", "bicubic": "bicubic"})
-OptimizerName = Enum("OptimizerName", {"adamw": "adamw", "sgd": "sgd"})
+PolicyName = Enum("PolicyName", {"none": "none", "randaugment": "randaugment",
+                                 "randaugment_big_vision": "randaugment_big_vision", "randaugment_timm": "randaugment_timm",
+                                 "autoaugment": "autoaugment", "three_augment": "three_augment"})
+OptimizerName = Enum("OptimizerName", {"adamw": "adamw", "lamb": "lamb", "sgd": "sgd", "muon": "muon"})
 ScheduleName = Enum("ScheduleName", {"cosine": "cosine", "linear": "linear", "constant": "constant"})
 PrecisionName = Enum("PrecisionName", {"auto": "auto", "bf16": "bf16", "fp16": "fp16", "fp32": "fp32"})
+Loss = Enum("Loss", {"cross_entropy": "cross_entropy", "bce": "bce"})
+DropPathSchedule = Enum("DropPathSchedule", {"linear": "linear", "constant": "constant"})
 Freeze = Enum("Freeze", {"none": "none", "backbone": "backbone"})
 Device = Enum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "mps": "mps"})
 Split = Enum("Split", {"train": "train", "val": "val", "test": "test"})
@@ -62,7 +67,7 @@ class ModelConfig:
     attention_dropout: float = 0.0
     projection_dropout: float | None = None
     mlp_dropout: float | None = None
-    drop_path: float = 0.0  # stochastic depth: the last block's rate, rising from 0
+    drop_path: float = 0.0  # stochastic depth: the last block's rate (train.drop_path_schedule)
     patch_dropout: float = 0.0  # share of the patches left out in training
     qkv_bias: bool = True
     qk_norm: bool = False
@@ -104,8 +109,15 @@ class AugmentConfig:
     # Random crop of pictures from files, and of small images where pad is 0: share of the area; null: as in evaluation
     crop_scale: list[float] | None = None
     flip: float = 0.0  # probability of mirroring, where data.mirror allows it
-    randaugment_ops: int = 0  # RandAugment: operations an image
-    randaugment_magnitude: int = 9  # of 30
+    policy: PolicyName = PolicyName.none  # see vit.policies.build_policies
+    policy_ops: int | None = None  # the RandAugments: operations an image
+    policy_magnitude: float | None = None  # the RandAugments: of 30 in torchvision's, of 10 in the others
+    color_jitter: float = 0.0  # brightness, contrast and saturation are each multiplied by a number within 1 ± this
+    erasing: float = 0.0  # probability of filling a random box with noise
+    mixup: float = 0.0  # α of the Beta distribution of two images' shares; 0: off
+    cutmix: float = 0.0  # likewise, of their areas; with both on, either half the time
+    mix_probability: float | None = None  # of mixing a pair at all; null: 1
+    repeats: int = 1  # times a sample comes in a row, changed otherwise each time
 
 
 @dataclass
@@ -113,17 +125,20 @@ class OptimizerConfig:
     name: OptimizerName = MISSING
     lr: float = MISSING  # at the schedule's peak, for the batch size as it is
     weight_decay: float = 0.0  # of matrices and convolutions alone
-    betas: list[float] | None = None  # adamw
-    eps: float | None = None  # adamw
-    momentum: float | None = None  # sgd
-    nesterov: bool | None = None  # sgd
+    layer_decay: float | None = None  # each layer learns at this share of the rate of the layer above it
+    betas: list[float] | None = None  # adamw, lamb, muon
+    eps: float | None = None  # adamw, lamb, muon
+    momentum: float | None = None  # sgd, muon
+    nesterov: bool | None = None  # sgd, muon
+    adamw_lr: float | None = None  # muon: of all but the blocks' matrices
 
 
 @dataclass
 class ScheduleConfig:
     name: ScheduleName = MISSING
-    warmup: float = 0.0  # linear, from 0: below 1 a share of the run, else steps
-    final: float | None = None  # cosine, linear: learning rate at the end, as a share of the peak
+    warmup: Any = 0.0  # linear, from 0: a share of the run (0.05), steps (500) or epochs (5ep)
+    final: float | None = None  # learning rate at the end, as a share of the peak
+    cooldown: Any = None  # constant: a straight line down at the end, as long as this; null: none
 
 
 @dataclass
@@ -133,8 +148,11 @@ class TrainingConfig:
     batch_size: int = 64  # global: over all processes and micro-steps
     micro_batch_size: int | None = None  # images per forward and backward pass, to save memory; null: the whole batch
     precision: PrecisionName = PrecisionName.auto
+    loss: Loss = Loss.cross_entropy
     label_smoothing: float = 0.0
+    drop_path_schedule: DropPathSchedule = DropPathSchedule.linear  # of model.drop_path over the blocks
     clip_norm: float | None = 1.0  # of the whole gradient; null: no clipping
+    whiten_patches: bool = False  # start the patch embedding from the axes of the training images' patches
     freeze: Freeze = Freeze.none  # backbone: only the head is trained (a linear probe)
     ema_decay: float = 0.0  # of the averaged weights, which are then the ones evaluated and saved as best; 0: no average
     eval_every: float = 1.0  # epochs
@@ -150,6 +168,7 @@ class RuntimeConfig:
     workers: int | None = None  # processes that decode pictures; null: one a core, eight at most
     threads: int | None = None  # of torch on the CPU; null: torch's own choice
     deterministic: bool = False
+    activation_checkpointing: bool = False  # compute the blocks' activations again in the backward pass, to save memory
 
 
 @dataclass
@@ -204,6 +223,13 @@ POSITIVE: Check = (lambda x: x > 0, "a positive number")
 NOT_NEGATIVE: Check = (lambda x: x >= 0, "0 or more")
 PROBABILITY: Check = (lambda x: 0 <= x < 1, "at least 0 and below 1")
 
+def is_duration(value: Any) -> bool:
+    """A number from 0, or one of epochs as text: "5ep", "0.5ep"."""
+    if isinstance(value, str):
+        return re.fullmatch(r"\d+(\.\d+)?ep", value) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
 CHECKS: dict[str, Check] = {
     "seed": NOT_NEGATIVE,
     "model.mlp_ratio": POSITIVE,
@@ -227,14 +253,23 @@ CHECKS: dict[str, Check] = {
     "augment.pad": (lambda x: 0 <= x <= 1, "from 0 to 1"),
     "augment.flip": (lambda x: 0 <= x <= 1, "from 0 to 1"),
     "augment.crop_scale": (lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= 1, "[smallest, largest], above 0 and at most 1"),
-    "augment.randaugment_ops": NOT_NEGATIVE,
-    "augment.randaugment_magnitude": (lambda x: 0 <= x <= 30, "from 0 to 30"),
+    "augment.policy_ops": POSITIVE,
+    "augment.policy_magnitude": (lambda x: 0 <= x <= 30, "from 0 to 30"),
+    "augment.color_jitter": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "augment.erasing": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "augment.mix_probability": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "augment.repeats": POSITIVE,
+    "augment.mixup": NOT_NEGATIVE,
+    "augment.cutmix": NOT_NEGATIVE,
     "optimizer.lr": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.betas": (lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x), "two numbers, at least 0 and below 1"),
+    "optimizer.layer_decay": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
     "optimizer.eps": POSITIVE,
+    "optimizer.adamw_lr": POSITIVE,
     "optimizer.momentum": PROBABILITY,
-    "schedule.warmup": NOT_NEGATIVE,
+    **{f"schedule.{name}": (is_duration, "a share of the run (0.05), steps (500) or epochs (5ep)")
+       for name in ("warmup", "cooldown")},
     "schedule.final": (lambda x: 0 <= x <= 1, "from 0 to 1"),
     "train.epochs": POSITIVE,
     "train.steps": POSITIVE,
@@ -254,11 +289,12 @@ CHECKS: dict[str, Check] = {
 
 # Keys that mean something for some names of their group only: (key, names). Set for another name they would do nothing.
 BELONGS = [
-    ("optimizer.betas", ("adamw",)),
-    ("optimizer.eps", ("adamw",)),
-    ("optimizer.momentum", ("sgd",)),
-    ("optimizer.nesterov", ("sgd",)),
-    ("schedule.final", ("cosine", "linear")),
+    ("optimizer.betas", ("adamw", "lamb", "muon")),
+    ("optimizer.eps", ("adamw", "lamb", "muon")),
+    ("optimizer.momentum", ("sgd", "muon")),
+    ("optimizer.nesterov", ("sgd", "muon")),
+    ("optimizer.adamw_lr", ("muon",)),
+    ("schedule.cooldown", ("constant",)),
     ("data.test_fraction", ("digits", "folder", "synthetic")),
     ("data.num_classes", ("synthetic",)),
     ("data.num_images", ("synthetic",)),
@@ -297,6 +333,25 @@ def validate(config: Config) -> None:
         raise ConfigError(f"data={config.data.name.name} needs data.test_fraction: its test images are cut from train")
     if config.data.val_fraction + (config.data.test_fraction or 0) >= 1:
         raise ConfigError("data.val_fraction and data.test_fraction leave nothing to train on: they must sum to less than 1")
+    augment = config.augment
+    if not augment.policy.name.startswith("randaugment"):
+        for key in ("policy_ops", "policy_magnitude"):
+            if getattr(augment, key) is not None:
+                raise ConfigError(f"augment.{key} does nothing with augment.policy={augment.policy.name}; it belongs to the "
+                                  "three RandAugments")
+    elif augment.policy.name != "randaugment" and (augment.policy_magnitude or 0) > 10:
+        raise ConfigError(f"augment.policy_magnitude is of 10 with augment.policy={augment.policy.name}, "
+                          f"got {augment.policy_magnitude}")
+    if augment.mix_probability is not None and not (augment.mixup or augment.cutmix):
+        raise ConfigError("augment.mix_probability does nothing without augment.mixup or augment.cutmix above 0")
+    if config.schedule.final is not None and config.schedule.name.name == "constant" and not config.schedule.cooldown:
+        raise ConfigError("schedule.final does nothing with schedule=constant without schedule.cooldown")
+    if config.train.drop_path_schedule.name != "linear" and not config.model.drop_path:
+        raise ConfigError("train.drop_path_schedule does nothing without model.drop_path above 0")
+    if config.train.whiten_patches and config.model.resnet_stages:
+        raise ConfigError("train.whiten_patches needs patches of pixels; those of a hybrid (model.resnet_stages) are features")
+    if config.train.whiten_patches and config.pretrained is not None:
+        raise ConfigError("train.whiten_patches would overwrite the patch embedding of pretrained=…; leave one of them out")
     if config.optimizer.nesterov and not config.optimizer.momentum:
         raise ConfigError("optimizer.nesterov=true needs optimizer.momentum above 0")
 
@@ -328,9 +383,19 @@ def from_composed(composed: DictConfig) -> Config:
 def from_plain(container: dict[str, Any], source: str) -> Config:
     """The typed configuration of plain(); raises ConfigError naming `source` where it doesn't fit the schema."""
     try:
-        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), container)))
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), in_todays_keys(container))))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {first_line(error)}") from None
+
+
+def in_todays_keys(container: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that an earlier version saved, its renamed keys under the names they have now."""
+    augment = dict(container.get("augment") or {})
+    if "randaugment_ops" not in augment:
+        return container
+    ops, magnitude = augment.pop("randaugment_ops"), augment.pop("randaugment_magnitude", None)
+    policy = {"policy": "randaugment", "policy_ops": ops, "policy_magnitude": magnitude} if ops else {}
+    return {**container, "augment": {**augment, **policy}}
 
 
 def explicit_changes(composed: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -384,7 +449,7 @@ def notable(flat: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 # What a resumed run may change without asking: it can't change the result, or (the second) only its last bits.
 FREE_TO_CHANGE = ("runtime.workers", "runtime.device", "train.save_every", "train.log_every", "train.attention_every",
                   "data.root", "pretrained", "pretrained_positions", "resume", "resume_changed")
-BITS_MAY_DIFFER = ("runtime.threads", "runtime.compile", "runtime.deterministic")
+BITS_MAY_DIFFER = ("runtime.threads", "runtime.compile", "runtime.deterministic", "runtime.activation_checkpointing")
 
 
 def changed(saved: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -400,6 +465,7 @@ def resumed(saved: dict[str, Any], changes: dict[str, Any], allow: bool) -> tupl
 
     Raises ConfigError, naming the differences, where a change would change the result and `allow` is false.
     """
+    saved = plain(from_plain(saved, "config.yaml"))
     container = changed(saved, changes)
     before, after = flatten(saved), flatten(container)
     differences = [f"{key}: {before.get(key)} → {after.get(key)}" for key in {**before, **after}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vit.augment import BatchAugmentation
+from vit.augment import BatchAugmentation, Mixing, erase
 from vit.errors import DataError
 from vit.randomness import permutation, random_bits, random_seed
 from vit.transforms import EXTENSIONS, Preprocessing, TrainingTransform, open_image, to_pixels
@@ -256,10 +256,12 @@ class SampleOrder:
 
     A batch may hold the end of one epoch and the start of the next, so every sample is seen equally often whatever the
     batch size, and the step alone says where the stream stands.
+    repeats: a sample comes that often in a row of the stream, each time changed otherwise (Hoffer et al. 2020,
+    arXiv:1901.09335); within a batch its copies stand apart, so that they are not mixed with each other.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int):
-        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+    def __init__(self, num_samples: int, batch_size: int, seed: int, repeats: int = 1):
+        self.num_samples, self.batch_size, self.seed, self.repeats = num_samples, batch_size, seed, repeats
         self.cached: dict[int, Tensor] = {}
 
     def epoch_order(self, epoch: int) -> Tensor:
@@ -269,13 +271,16 @@ class SampleOrder:
         return self.cached[epoch]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """(epochs, indices) of the samples of a step, counted from 0; int64 (batch_size,) each."""
+        """(passes, indices) of the samples of a step, counted from 0; int64 (batch_size,) each. A pass is an epoch, or with
+        repeats one of the copies of an epoch's samples: (pass, index) tells one picture of the whole run."""
         positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, offsets = positions // self.num_samples, positions % self.num_samples
+        positions = positions[torch.argsort(positions % self.repeats, stable=True)]
+        copies, samples = positions % self.repeats, positions // self.repeats
+        epochs, offsets = samples // self.num_samples, samples % self.num_samples
         indices = torch.empty_like(offsets)
         for epoch in epochs.unique().tolist():
             indices[epochs == epoch] = self.epoch_order(epoch)[offsets[epochs == epoch]]
-        return epochs, indices
+        return epochs * self.repeats + copies, indices
 
 
 class PictureFiles(Dataset):
@@ -338,21 +343,40 @@ def decoded(dataset: PictureFiles, batches: Sequence[list[tuple[int, int]]] | It
         yield batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """All random changes of training: of pictures from files in the workers, of small images by the batch, and of both as
+    normalised batches on the device; erasing: its probability."""
+
+    picture: TrainingTransform
+    batch: BatchAugmentation
+    erasing: float
+    mixing: Mixing
+
+
 def training_batches(images: Images, order: SampleOrder, first_step: int, last_step: int, preprocessing: Preprocessing,
-                     augmentation: BatchAugmentation, transform: TrainingTransform, workers: int,
-                     device: torch.device) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """The batches of steps first_step to last_step - 1: float32 (B, C, *image_size) and int64 (B,), on the device."""
+                     augmentation: Augmentation, workers: int, device: torch.device,
+                     ) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """The batches of steps first_step to last_step - 1, on the device: float32 (B, C, *image_size), and labels int64 (B,), or
+    where images are mixed the classes' shares, float32 (B, classes)."""
+    pictures = None
     if images.pixels is None:
         items = (list(zip(*(part.tolist() for part in order.batch(step)), strict=True))
                  for step in range(first_step, last_step))
-        dataset = PictureFiles(images, preprocessing, transform, order.seed)
-        for pixels, labels in decoded(dataset, items, workers, device):
-            yield preprocessing.to_input(pixels), labels
-        return
+        dataset = PictureFiles(images, preprocessing, augmentation.picture, order.seed)
+        pictures = decoded(dataset, items, workers, device)
     for step in range(first_step, last_step):
         epochs, indices = order.batch(step)
-        pixels = augmentation(images.pixels[indices.to(device)], epochs, indices)
-        yield preprocessing.to_input(pixels), images.labels[indices].to(device)
+        if pictures is not None:
+            pixels, labels = next(pictures)
+        else:
+            assert images.pixels is not None
+            pixels = augmentation.batch(images.pixels[indices.to(device, non_blocking=True)], epochs, indices)
+            labels = images.labels[indices].to(device, non_blocking=True)
+        inputs = preprocessing.to_input(pixels)
+        if augmentation.erasing:
+            inputs = erase(inputs, epochs, indices, order.seed, augmentation.erasing)
+        yield augmentation.mixing(inputs, labels, step) if augmentation.mixing else (inputs, labels)
 
 
 def evaluation_batches(images: Images, batch_size: int, preprocessing: Preprocessing, workers: int,

@@ -13,19 +13,20 @@ K = D / H width of one head, P patch side, R × S rows × columns of the patch g
 `model(images)` computes the logits the fastest way; `model.trace(images)` computes the same by explicit arithmetic and
 keeps every hidden state and attention map.
 
-Sources: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words" (arXiv:2010.11929), equations 1-4 and figure 1; what it
-leaves open follows its authors' code. Later parts name their own papers.
-docs/names.md lists the parts under the names of other implementations.
+Sources: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words" (arXiv:2010.11929), equations 1-4 and figure 1, and its
+authors' code; later parts name their own papers. docs/names.md has the names that other implementations use.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vit.initialization import initialize
 from vit.positions import Size, patch_grid, rope2d, rotate, sincos1d, sincos2d
@@ -35,9 +36,9 @@ from vit.resnet import ResNetStem
 if TYPE_CHECKING:
     from vit.transforms import Preprocessing
 
+
 class QuickGELU(nn.Module):
     """x σ(1.702 x), the approximation of GELU that CLIP's weights were trained with (Hendrycks & Gimpel 2016, section 2)."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
 
@@ -254,7 +255,7 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """The blocks one after another, then a LayerNorm (equation 4); (B, N, D) → (B, N, D).
 
-    rotation: of rope2d, (2, N, K), the same in every block. keep (B, L, 2): see Block.
+    rotation: of rope2d, (2, N, K), the same in every block; keep (B, L, 2): see Block; checkpointing: torch.utils.checkpoint.
     """
 
     rotation: Tensor | None
@@ -262,20 +263,19 @@ class Encoder(nn.Module):
     def __init__(self, blocks: Sequence[Block], hidden_size: int, layer_norm_eps: float = 1e-6, rotation: Tensor | None = None):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.norm, self.checkpointing = nn.LayerNorm(hidden_size, eps=layer_norm_eps), False
         self.register_buffer("rotation", rotation, persistent=False)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         for number, block in enumerate(self.blocks):
-            x = block(x, self.rotation, None if keep is None else keep[:, number])
+            run = partial(checkpoint, block, use_reentrant=False) if self.checkpointing and self.training else block
+            x = run(x, self.rotation, None if keep is None else keep[:, number])
         return self.norm(x)
 
 
 class Pooler(nn.Module):
-    """A dense layer and tanh between the pooled token and the head: (B, D) → (B, representation_size).
-
-    The paper's pre-training head (section 3.1: "a MLP with one hidden layer"); BERT's and Hugging Face's pooler.
-    """
+    """A dense layer and tanh between the pooled token and the head, (B, D) → (B, representation_size): the paper's
+    pre-training head (section 3.1: "a MLP with one hidden layer"); BERT's and Hugging Face's pooler."""
 
     def __init__(self, hidden_size: int, representation_size: int):
         super().__init__()
@@ -307,14 +307,14 @@ class VisionTransformer(nn.Module):
     activation               gelu (exact), gelu_tanh, quick_gelu, relu, silu
     dropout                  of the embeddings, the attention's projection and the MLP, where these have no own
                              (embedding_dropout, projection_dropout, mlp_dropout); attention_dropout: on its probabilities
-    drop_path                stochastic depth (Huang et al. 2016): the last block's rate, rising linearly from 0
+    drop_path                stochastic depth (Huang et al. 2016): the last block's rate; vit.training.draw_drop_path
     position, cls_token, cls_position, num_registers, patch_dropout: see Embeddings
     qk_norm, layer_scale     see Attention, LayerScale (its initial factor, or None)
     global_pool              cls: the class token goes to the head; mean: the mean of the patches does
     representation_size      width of a Pooler before the head, or None
     resnet_stages            units in each stage of the hybrid's ResNet, or None; resnet_style: see ResNetStem
     pruned_heads             {layer: heads to leave out}
-    init, init_range         jax, xavier or trunc_normal: see vit/initialization.py
+    init, init_range         jax, xavier, trunc_normal or local: see vit/initialization.py
 
     Raises ValueError where a size is not positive, doesn't divide, or a name is unknown.
     Table 1 of the paper: B, L and H; table 1 of Touvron et al. 2021 (arXiv:2012.12877): Ti and S.

@@ -12,18 +12,36 @@ from vit.errors import ConfigError
 Schedule = Callable[[int], float]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: the weights of linear and convolution layers, decayed, and all else, which is not.
+def depth(name: str, num_layers: int) -> int:
+    """How deep a parameter of a VisionTransformer lies: 0 for the embeddings, n + 1 for block n, num_layers + 1 after them."""
+    if name.startswith("encoder.blocks."):
+        return int(name.split(".")[2]) + 1
+    return 0 if name.startswith("embeddings.") else num_layers + 1
 
-    Frozen parameters are in neither. By role, not by shape: class token, positions, biases and norms are left alone although
-    some of them are matrices.
+
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None,
+                     apart: Callable[[str, nn.Parameter], bool] = lambda name, parameter: False) -> list[dict]:
+    """Groups of parameters, each with its `name`, weight_decay and lr_scale, a factor on the learning rate.
+
+    The weights of linear and convolution layers are decayed, all else is not. By role, not by shape: class token, positions,
+    biases and norms are left alone although some of them are matrices. Frozen parameters are in no group.
+    layer_decay: each layer learns at this share of the one above it (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT),
+    the embeddings the slowest, the head at the full rate. apart: (name, parameter) → whether it goes to groups of its own,
+    whose names begin with "matrices".
     """
     decayed = {module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p in decayed], "weight_decay": weight_decay, "name": "decay"},
-        {"params": [p for p in trained if p not in decayed], "weight_decay": 0.0, "name": "no_decay"},
-    ]
+    num_layers = len({name.split(".")[2] for name, _ in model.named_parameters() if name.startswith("encoder.blocks.")})
+    groups: dict[str, dict] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            role = "matrices" if apart(name, parameter) else "decay" if parameter in decayed else "no_decay"
+            level = depth(name, num_layers) if layer_decay else num_layers + 1
+            title = f"{role}_layer_{level}" if layer_decay else role
+            group = groups.setdefault(title, {"params": [], "weight_decay": 0.0 if role == "no_decay" else weight_decay,
+                                              "lr_scale": (layer_decay or 1.0) ** (num_layers + 1 - level), "name": title})
+            group["params"].append(parameter)
+    roles = ("matrices", "decay", "no_decay")
+    return sorted(groups.values(), key=lambda group: next(n for n, role in enumerate(roles) if group["name"].startswith(role)))
 
 
 def freeze_all_but_head(model: nn.Module) -> None:
@@ -32,39 +50,136 @@ def freeze_all_but_head(model: nn.Module) -> None:
     model.get_submodule("head").requires_grad_(True)
 
 
-def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: float, betas: Sequence[float] | None,
-                    eps: float | None, momentum: float | None, nesterov: bool | None) -> torch.optim.Optimizer:
-    """The optimizer of conf/optimizer/<name>.yaml; lr is that of the schedule's peak. Raises ValueError for another name."""
-    groups = parameter_groups(model, weight_decay)
+class Lamb(torch.optim.Optimizer):
+    """LAMB (You et al. 2020, arXiv:1904.00962, algorithm 2): Adam's step of every decayed tensor, decay included, is scaled to
+    the length of the tensor itself; tensors that are not decayed take Adam's step, as in NVIDIA's and timm's LAMB."""
+
+    def __init__(self, params: list[dict], lr: float, betas: tuple[float, float], eps: float):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            (beta1, beta2), eps, decay = group["betas"], group["eps"], group["weight_decay"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(parameter),
+                                 exp_avg_sq=torch.zeros_like(parameter))
+                state["step"] += 1
+                state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+                state["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - beta2)
+                step = state["step"].item()
+                mean = state["exp_avg"] / (1 - beta1**step)
+                update = mean / ((state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + eps)
+                if decay:
+                    update += decay * parameter
+                    length, wanted = update.norm(), parameter.norm()
+                    update *= torch.where((length > 0) & (wanted > 0), wanted / length, 1.0)
+                parameter.sub_(update, alpha=group["lr"])
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers of different parameters as one: their groups and states stand side by side."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
+        self.optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+        self.share()
+
+    def share(self) -> None:
+        """Let the optimizers work on this one's groups and state, which loading replaces."""
+        first = 0
+        for optimizer in self.optimizers:
+            count = len(optimizer.param_groups)
+            optimizer.param_groups, optimizer.state = self.param_groups[first:first + count], self.state
+            first += count
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self.share()
+
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """What Muon is for: the matrices of attention and MLP; embeddings and head are no maps between hidden states."""
+    return name.startswith("encoder.blocks.") and parameter.ndim == 2
+
+
+def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: float, layer_decay: float | None = None,
+                    betas: Sequence[float] | None = None, eps: float | None = None, momentum: float | None = None,
+                    nesterov: bool | None = None, adamw_lr: float | None = None) -> torch.optim.Optimizer:
+    """The optimizer of conf/optimizer/<name>.yaml, every group with its `initial_lr`, that of the schedule's peak.
+
+    muon: torch.optim.Muon (Jordan et al. 2024) at lr for the blocks' matrices, query, key and value each for itself, and AdamW
+    at adamw_lr for all else. Raises ValueError for another name.
+    """
+    apart = is_block_matrix if name == "muon" else lambda name, parameter: False
+    groups = parameter_groups(model, weight_decay, layer_decay, apart)
+    for group in groups:
+        matrices = name != "muon" or group["name"].startswith("matrices")
+        group["initial_lr"] = group["lr"] = (lr if matrices else adamw_lr or lr) * group["lr_scale"]
+    (beta1, beta2), epsilon = betas or (0.9, 0.999), 1e-8 if eps is None else eps
     if name == "adamw":
-        beta1, beta2 = betas or (0.9, 0.999)
-        return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=1e-8 if eps is None else eps, fused=True)
+        return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=epsilon, fused=True)
+    if name == "lamb":
+        return Lamb(groups, lr, (beta1, beta2), epsilon)
     if name == "sgd":
         # Not fused: where fp16 skips the first step, torch 2.15's fused SGD leaves its momentum uninitialised.
         return torch.optim.SGD(groups, lr=lr, momentum=momentum or 0.0, nesterov=bool(nesterov))
-    raise ValueError(f"optimizer must be adamw or sgd, got {name}")
+    if name == "muon":
+        matrices = [group for group in groups if group["name"].startswith("matrices")]
+        rest = [group for group in groups if not group["name"].startswith("matrices")]
+        adamw = torch.optim.AdamW(rest, lr=lr, betas=(beta1, beta2), eps=epsilon, fused=True)
+        muon = torch.optim.Muon(matrices, lr=lr, momentum=momentum or 0.0, nesterov=bool(nesterov)) if matrices else None
+        return Together([optimizer for optimizer in (muon, adamw) if optimizer is not None])
+    raise ValueError(f"optimizer must be adamw, lamb, sgd or muon, got {name}")
 
 
-def build_schedule(*, name: str, warmup: float, final: float | None, total_steps: int) -> Schedule:
+def duration(value: float | str, total_steps: int, steps_per_epoch: float) -> int:
+    """Steps from a share of the run (a number below 1), steps (1 or more) or epochs ("5ep"). Raises ConfigError otherwise."""
+    if isinstance(value, str):
+        number = value.removesuffix("ep").strip()
+        if value.endswith("ep") and number.replace(".", "", 1).isdigit():
+            return round(float(number) * steps_per_epoch)
+        raise ConfigError(f"a duration is a share of the run (0.05), steps (500) or epochs (5ep), got {value}")
+    return round(value * total_steps) if value < 1 else round(value)
+
+
+def build_schedule(*, name: str, warmup: float | str, final: float | None, cooldown: float | str | None, total_steps: int,
+                   steps_per_epoch: float) -> Schedule:
     """step → factor on the learning rate, from 0 at step 0 to 1 after the warmup, then down to `final` at total_steps.
 
-    warmup: below 1 a share of total_steps, else steps; final: 0 where None. Raises ValueError for a name that is not
-    cosine, linear or constant, and ConfigError for a warmup as long as the run.
+    cosine, linear: over the whole rest; constant: in a straight line over the last steps, `cooldown`, if any (Zhai et al.
+    2022, arXiv:2106.04560, section 3.5). warmup, cooldown: see duration(). final: 0 where None. Raises ValueError for
+    another name, and ConfigError where warmup and cooldown are as long as the run.
     """
     if name not in ("cosine", "linear", "constant"):
         raise ValueError(f"schedule must be cosine, linear or constant, got {name}")
-    warmup_steps = round(warmup * total_steps) if warmup < 1 else round(warmup)
+    warmup_steps = duration(warmup, total_steps, steps_per_epoch)
+    cooldown_steps = duration(cooldown or 0, total_steps, steps_per_epoch)
     if warmup_steps >= total_steps:
         raise ConfigError(f"schedule.warmup of {warmup_steps} steps leaves nothing of a run of {total_steps}; shorten it")
+    if warmup_steps + cooldown_steps > total_steps:
+        raise ConfigError(f"schedule.warmup of {warmup_steps} and schedule.cooldown of {cooldown_steps} steps are more than "
+                          f"the run's {total_steps}; shorten them")
     lowest = final or 0.0
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return step / warmup_steps
+        if name == "constant":
+            left = total_steps - step
+            return 1.0 if left >= cooldown_steps else lowest + (1 - lowest) * left / cooldown_steps
         progress = (step - warmup_steps) / (total_steps - warmup_steps)
         if name == "cosine":
             return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * progress))
-        return 1.0 if name == "constant" else 1 - (1 - lowest) * progress
+        return 1 - (1 - lowest) * progress
 
     return factor
 

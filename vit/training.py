@@ -87,15 +87,17 @@ def every(interval: float | None, total_steps: int) -> Callable[[int], bool]:
     return lambda step: step == total_steps or (step > 0 and int(step / interval) > int((step - 1) / interval))
 
 
-def draw_drop_path(rate: float, num_layers: int, batch_size: int, seed: int, step: int) -> Tensor | None:
+def draw_drop_path(rate: float, num_layers: int, batch_size: int, seed: int, step: int,
+                   schedule: str = "linear") -> Tensor | None:
     """The factors of stochastic depth for a global batch, (B, L, 2) on the CPU: 0, or 1 / keep rate; None for a rate of 0.
 
-    The rate of dropping rises linearly from 0 in the first block to `rate` in the last (Huang et al. 2016). The factors
-    depend on the arguments alone, so that a batch in parts gets the same as a whole one.
+    schedule linear: the rate of dropping rises from 0 in the first block to `rate` in the last (Huang et al. 2016); constant:
+    it is `rate` in every block (Touvron et al. 2022, DeiT-III). The factors depend on the arguments alone, so that a batch in
+    parts gets the same as a whole one.
     """
     if not rate:
         return None
-    rates = torch.linspace(0, rate, num_layers)[:, None]
+    rates = torch.linspace(rate if schedule == "constant" else 0, rate, num_layers)[:, None]
     images, layers = torch.arange(batch_size)[:, None, None], torch.arange(num_layers)[:, None]
     return (random_uniform(seed, "drop path", step, images, layers, torch.arange(2)) >= rates) / (1 - rates)
 
@@ -105,6 +107,30 @@ def split_or_none(keep: Tensor | None, size: int, like: Tensor) -> list[Tensor |
     if keep is None:
         return [None] * -(-len(like) // size)
     return list(keep.to(like.device, non_blocking=True).split(size))
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def build_loss(name: str, label_smoothing: float) -> Loss:
+    """(logits (B, classes), targets) → the sum of the images' losses. Targets are labels, int64 (B,), or the classes' shares
+    of mixed images, float (B, classes).
+
+    cross_entropy: of the softmax; bce: binary cross-entropy, the mean over the classes, for which a mixed image wholly is of
+    both classes (Wightman et al. 2021, arXiv:2110.00476, section 2.1; DeiT-III). Both with smoothed labels (Szegedy et al.
+    2016). Raises ValueError for another name.
+    """
+    if name == "cross_entropy":
+        return lambda logits, targets: F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="sum")
+    if name != "bce":
+        raise ValueError(f"train.loss must be cross_entropy or bce, got {name}")
+
+    def bce(logits: Tensor, targets: Tensor) -> Tensor:
+        present = targets > 0 if targets.ndim == 2 else F.one_hot(targets, logits.shape[1])
+        smoothed = present.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+        return F.binary_cross_entropy_with_logits(logits, smoothed, reduction="sum") / logits.shape[1]
+
+    return bce
 
 
 class Window:
@@ -157,7 +183,7 @@ class Trainer:
 
     forward: the state's model, or its compiled twin that shares its weights; evaluate: model → metrics, or None where nothing
     is held out; save_last, save_best: write a checkpoint; evaluation_due: step → whether to evaluate after it.
-    micro_batch_size, clip_norm: None for the whole batch, for no clipping. seed: of dropout.
+    loss: see build_loss; micro_batch_size, clip_norm: None for the whole batch, for no clipping; seed: of dropout.
     """
 
     state: TrainingState
@@ -167,8 +193,9 @@ class Trainer:
     batches: Generator[tuple[Tensor, Tensor], None, None]
     total_steps: int
     micro_batch_size: int | None
-    label_smoothing: float
+    loss: Loss
     clip_norm: float | None
+    drop_path_schedule: str
     seed: int
     tracker: Tracker
     stop: StopRequest
@@ -235,10 +262,12 @@ class Trainer:
         """One optimizer step on a global batch; (loss, correct, gradient norm) on the device, or None on a signal."""
         self.state.model.train()
         size = self.micro_batch_size or len(labels)
+        unknown = torch.full((), math.nan, device=labels.device)  # how many of mixed images are right
         while True:
             sums = torch.zeros(2, device=labels.device)
             model, step = self.state.model, self.state.progress.step
-            keep = draw_drop_path(model.drop_path, len(model.encoder.blocks), len(labels), self.seed, step)
+            keep = draw_drop_path(model.drop_path, len(model.encoder.blocks), len(labels), self.seed, step,
+                                  self.drop_path_schedule)
             parts = zip(images.split(size), labels.split(size), split_or_none(keep, size, labels), strict=True)
             for number, (part, targets, part_keep) in enumerate(parts):
                 if self.stop.signal is not None:
@@ -248,10 +277,10 @@ class Trainer:
                 with self.precision.autocast():
                     logits = self.forward(part, part_keep)
                 logits = logits if logits.dtype == torch.float64 else logits.float()
-                loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing,
-                                       reduction="sum") / len(labels)
+                loss = self.loss(logits, targets) / len(labels)
                 self.scaler.scale(loss).backward()
-                sums = sums + torch.stack([loss.detach(), (logits.argmax(dim=1) == targets).sum()])
+                correct = (logits.argmax(dim=1) == targets).sum() if targets.ndim == 1 else unknown
+                sums = sums + torch.stack([loss.detach(), correct])
             self.scaler.unscale_(self.state.optimizer)
             limit = math.inf if self.clip_norm is None else self.clip_norm
             norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), limit)
@@ -283,8 +312,8 @@ class Trainer:
 
     def report(self, window: Window) -> None:
         loss, top1, norm = self.finite_means(window)
-        self.tracker.train(self.state.progress.step, loss=loss, top1=top1, grad_norm=norm,
-                           learning_rate=self.state.optimizer.param_groups[0]["lr"],
+        rates = {group["name"]: group["lr"] for group in self.state.optimizer.param_groups}
+        self.tracker.train(self.state.progress.step, loss=loss, top1=top1, grad_norm=norm, learning_rates=rates,
                            images_per_second=window.images_per_second(), data_wait=window.waited_share(),
                            memory=peak_memory(self.precision.device))
 

@@ -1,4 +1,4 @@
-"""One image at a time, in the CPU workers: decode, crop, mirror, RandAugment for training, resize and crop for evaluation;
+"""One image at a time, in the CPU workers: decode, crop, mirror, policies for training, resize and crop for evaluation;
 and the preprocessing that travels with a checkpoint."""
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
 
 from vit.errors import DataError
+from vit.policies import Policy, apply
 
 MAX_PIXELS = 100_000_000  # a larger picture is refused by its header: decoded it could fill the memory
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -134,11 +135,11 @@ class TrainingTransform:
     """A picture → uint8 (C, *image_size) with the random changes of training, from torch's default generator.
 
     crop_scale: share of the area that the random crop takes (Szegedy et al. 2015), None: resized as in evaluation;
-    flip: probability; randaugment_ops, randaugment_magnitude: torchvision's RandAugment.
+    flip: probability; policies: vit.policies.
     """
 
     def __init__(self, preprocessing: Preprocessing, crop_scale: Sequence[float] | None, flip: float,
-                 randaugment_ops: int, randaugment_magnitude: int):
+                 policies: Sequence[Policy] = ()):
         interpolation = InterpolationMode(preprocessing.interpolation)
         steps: list[Any] = [transforms.Lambda(preprocessing.fit_size)]
         if crop_scale is not None:
@@ -146,9 +147,13 @@ class TrainingTransform:
             steps = [transforms.RandomResizedCrop(preprocessing.image_size, (smallest, largest), interpolation=interpolation)]
         if flip > 0:
             steps.append(transforms.RandomHorizontalFlip(flip))
-        if randaugment_ops > 0:
-            steps.append(transforms.RandAugment(randaugment_ops, randaugment_magnitude))
-        self.transform = transforms.Compose(steps)
+        self.transform, self.policies = transforms.Compose(steps), policies
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return to_pixels(self.transform(image))
+        image = self.transform(image)
+        for policy in self.policies:
+            for change in policy.draw(torch.rand(policy.numbers).tolist(), image.height, image.width):
+                changed = apply(image, change, policy)
+                assert isinstance(changed, Image.Image)
+                image = changed
+        return to_pixels(image)
