@@ -4,10 +4,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench tensorboard clean
+.PHONY: help train test lint bench check-recipes tensorboard clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 train: $(VENV)/.installed  ## a first run: a ViT learns handwritten digits in two minutes, no download
 	$(RUN) train.py experiment=digits
@@ -21,6 +21,9 @@ lint: $(VENV)/.installed-dev  ## ruff and pyright
 
 bench: $(VENV)/.installed-dev  ## one training step against timm, torchvision and vit-pytorch
 	$(RUN) benchmarks/train_step.py
+
+check-recipes: $(VENV)/.installed  ## retrain digits and ten minutes of CIFAR-10; fails below stated accuracies
+	$(RUN) benchmarks/check_recipes.py
 
 tensorboard: $(VENV)/.installed  ## the curves of all runs, in a browser
 	$(VENV)/bin/tensorboard --logdir outputs
