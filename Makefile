@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench check-recipes tensorboard clean
+.PHONY: help train test test-faults lint bench check-recipes tensorboard clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -14,6 +14,9 @@ train: $(VENV)/.installed  ## a first run: a ViT learns handwritten digits in tw
 
 test: $(VENV)/.installed-dev  ## the tests, a few minutes on two cores, no network
 	$(RUN) -m pytest
+
+test-faults: $(VENV)/.installed-dev  ## kills, damaged and hostile files, mistakes by the hundred; one to two hours
+	$(RUN) tests/fault_suite.py
 
 lint: $(VENV)/.installed-dev  ## ruff and pyright
 	$(RUN) -m ruff check .

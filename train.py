@@ -5,10 +5,12 @@
 """
 
 import contextlib
+import errno
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from vit import config as conf
 from vit import sweep
 from vit.config import Config
-from vit.errors import ConfigError, GaveUp
+from vit.errors import CheckpointError, ConfigError, GaveUp, Stopped
 from vit.interrupts import StopRequest
 from vit.run_folder import RunFolder, log
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from vit.transforms import Preprocessing
 
 WHITENING_SAMPLE = 2000  # images whose patches' axes train.whiten_patches takes
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SLOW_SECONDS = 2 * 3600  # a longer forecast without a GPU names a cheaper command
 
 
@@ -48,7 +51,27 @@ def main(composed: DictConfig) -> float | None:
             run.remove()
             print(explanation(config))
             return None
-        return train(config, run, stop, warnings, list(job.overrides.task))
+        try:
+            return train(config, run, stop, warnings, list(job.overrides.task))
+        except (OSError, RuntimeError) as error:
+            told = machine_fault(error, config)
+            if told is None:
+                raise
+            kept = f"; the last checkpoint is kept: go on by resume={run.path}" if run.has_checkpoint() else ""
+            raise GaveUp(told + kept) from None
+    return None
+
+
+def machine_fault(error: OSError | RuntimeError, config: Config) -> str | None:
+    """What to tell a user of a full disk, too little memory or a lost process; None for anything else, which is a bug."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return f"the disk takes no more ({error.strerror or error}); make room"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported yet
+        smaller = max(1, (config.train.micro_batch_size or config.train.batch_size) // 2)
+        return (f"out of memory: try train.micro_batch_size={smaller}, which leaves the result as it is "
+                f"({conf.first_line(error)})")
+    if str(error).startswith("DataLoader worker"):
+        return f"a process that decodes pictures died ({conf.first_line(error)}); if memory is short, lower runtime.workers"
     return None
 
 
@@ -56,10 +79,11 @@ def read_config(composed: DictConfig, run: RunFolder, overrides: list[str]) -> t
     """The run's configuration and warnings: as composed, or where a run is resumed its own with the command line's changes."""
     resuming = composed.resume is not None and (composed.resume != "auto" or run.has_checkpoint())
     if not resuming:
-        run.require_empty()
+        if composed.resume != "auto":  # with it a run that was killed before its first checkpoint is begun anew
+            run.require_empty()
         return conf.from_composed(composed), []
     run.require_checkpoint()
-    saved = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(run.path / "config.yaml")))
+    saved = conf.read_yaml(run.path / "config.yaml")
     container, warnings = conf.resumed(saved, conf.explicit_changes(composed, overrides),
                                        composed.resume_changed.name == "allow")
     return conf.from_plain(container, str(run.path / "config.yaml")), warnings
@@ -79,11 +103,12 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     from vit.optim import WeightAverage, build_optimizer, build_schedule, freeze_all_but_head
     from vit.randomness import random_seed
     from vit.tracking import Tracker, clock, screen
-    from vit.training import Progress, Trainer, TrainingState, build_loss, every
+    from vit.training import Progress, Trainer, TrainingState, build_loss, every, fitting_micro_batch
     from vit.transforms import Preprocessing
     from vit.weights import load_into
     from vit.weights import read as read_weights
 
+    stop.check()  # importing takes its seconds
     # The parts that need no data, so that a mistake in them is told before any is read
     resuming, weights = run.has_checkpoint(), None
     if config.pretrained is not None and not resuming:
@@ -99,6 +124,7 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
 
     # Data
     data = load_data(**conf.data_arguments(plain["data"], plain["model"]), image_size=image_size, device=device)
+    stop.check()
     preprocessing = Preprocessing(image_size, config.model.num_channels, tuple(config.data.mean), tuple(config.data.std),
                                   config.data.eval_crop, config.data.interpolation.name)
     batch_size = config.train.batch_size
@@ -115,12 +141,14 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         return training_batches(train_images, order, first_step, last_step, preprocessing, augmentation, workers, device)
 
     def evaluate_split(model: torch.nn.Module, images: Images) -> dict[str, float]:
-        return evaluate(model, evaluation_batches(images, batch_size, preprocessing, workers, device), precision)
+        with contextlib.closing(evaluation_batches(images, batch_size, preprocessing, workers, device)) as held:
+            return evaluate(model, until_stopped(held, stop), precision)
 
     # Model, optimizer, and where a run is resumed their state
     run.start_log(screen)
     for warning in warnings:
         log.info(f"warning: {warning}")
+    fingerprint = data.train.fingerprint()
     torch.manual_seed(random_seed(config.seed, "initial weights"))
     model = checkpoint.build_model(plain["model"], len(data.classes)).to(device)
     precision = runtime.choose_precision(plain["train"]["precision"], device, config.model.hidden_size)
@@ -138,11 +166,26 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     state = TrainingState(model, average, build_optimizer(model, **plain["optimizer"]), Progress())
     if resuming:
         tensors, header, warning = checkpoint.read_last(run.checkpoints)
+        checkpoint.require(header, run.checkpoints, "classes", "config", "precision", "progress")
         checkpoint.check_classes(header["classes"], data.classes, run.checkpoints)
+        if header.get("data", fingerprint) != fingerprint and config.resume_changed.name != "allow":
+            raise CheckpointError(f"resume={run.path}: the training images are not those of the run ({data.train}; their "
+                                  "checksum differs); bring them back, or add resume_changed=allow")
+        if device.type == "cpu" and header.get("threads", torch.get_num_threads()) != torch.get_num_threads():
+            log.info(f"warning: {torch.get_num_threads()} threads where the run had {header['threads']}: last bits may differ "
+                     f"(runtime.threads={header['threads']} would keep them)")
         state.restore(tensors, header["progress"], str(run.checkpoints))
+        if state.progress.step > total_steps:
+            raise ConfigError(f"resume={run.path}: {state.progress.step} steps are done already, more than the {total_steps} "
+                              "that train.steps or train.epochs asks for")
         precision = runtime.Precision(header["precision"], device)
         log.info((f"warning: {warning}; " if warning else "") + f"resuming {run.path} after step {state.progress.step}")
     model.encoder.checkpointing = config.runtime.activation_checkpointing
+    if device.type == "cuda" and config.train.micro_batch_size is None and not resuming:
+        fitting = fitting_micro_batch(model, (config.model.num_channels, *image_size), batch_size, precision)
+        if fitting < batch_size:  # recorded, so that a resumed run splits its batches alike
+            config.train.micro_batch_size = plain["train"]["micro_batch_size"] = fitting
+            log.info(f"memory holds {fitting} images at once: train.micro_batch_size={fitting}; the result is the same")
     macs = count_macs(model)
     forward, warning = runtime.compile_model(model, config.runtime.compile, device, config.model.hidden_size,
                                              6 * macs * batch_size * total_steps)
@@ -151,7 +194,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
 
     def header_of(kind: str) -> dict:
         return {"kind": kind, "config": plain, "classes": data.classes, "preprocessing": preprocessing.plain(),
-                "precision": precision.name, "progress": vars(state.progress), "versions": {"torch": torch.__version__}}
+                "precision": precision.name, "progress": vars(state.progress), "versions": {"torch": torch.__version__},
+                "data": fingerprint, "threads": torch.get_num_threads()}
 
     def save_last() -> None:
         checkpoint.write_checkpoint(run.checkpoints / checkpoint.LAST, state.tensors(), header_of("last"),
@@ -185,10 +229,13 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
                  f"model of their own size learns faster and costs less: {cheaper_command(macs, config)}")
 
     # Fit
+    run.so_far = lambda: {"steps": state.progress.step, "val_top1": state.progress.best_top1,
+                          "best_step": state.progress.best_step, "seconds": round(state.progress.seconds, 2)}
+    run.begun = True
     run.checkpoints.mkdir(exist_ok=True)
-    tracker = Tracker(run.path, state.progress.step, total_steps, steps_per_epoch, batch_size)
+    tracker = Tracker(run.path, state.progress.step, total_steps, steps_per_epoch, batch_size, resuming)
+    run.write_config(OmegaConf.to_yaml(plain))
     if not resuming:
-        run.write_config(OmegaConf.to_yaml(plain))
         save_last()
         tracker.text("configuration", f"```yaml\n{OmegaConf.to_yaml(plain)}```")
         pictures, labels = next(batches(0, 1))
@@ -205,13 +252,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         drawing_due=every(attention_every and attention_every * steps_per_epoch, total_steps),
         log_every=config.train.log_every, save_every=config.train.save_every,
     )
-    try:
-        with contextlib.closing(trainer.batches):  # ends the processes that decode pictures
-            trainer.fit()
-    except torch.OutOfMemoryError as error:
-        smaller = max(1, (config.train.micro_batch_size or batch_size) // 2)
-        raise GaveUp(f"out of memory: try train.micro_batch_size={smaller}, which leaves the result as it is "
-                     f"({conf.first_line(error)})") from None
+    with contextlib.closing(trainer.batches):  # ends the processes that decode pictures
+        trainer.fit()
 
     # What came out
     progress = state.progress
@@ -228,6 +270,14 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     return progress.best_top1
 
 
+def until_stopped(batches: Iterator[Any], stop: StopRequest) -> Iterator[Any]:
+    """The batches of an evaluation; raises Stopped between two where a signal has come."""
+    for batch in batches:
+        if stop.signal is not None:
+            raise Stopped(f"stopped by {stop.signal} in an evaluation")
+        yield batch
+
+
 def build_augmentation(config: Config, preprocessing: "Preprocessing", num_classes: int) -> "Augmentation":
     from vit.augment import BatchAugmentation, Mixing
     from vit.data import Augmentation
@@ -241,7 +291,8 @@ def build_augmentation(config: Config, preprocessing: "Preprocessing", num_class
         BatchAugmentation(config.seed, preprocessing.image_size, augment.pad, augment.crop_scale, flip, policies),
         augment.erasing,
         Mixing(config.seed, num_classes, augment.mixup, augment.cutmix,
-               1.0 if augment.mix_probability is None else augment.mix_probability))
+               1.0 if augment.mix_probability is None else augment.mix_probability),
+        config.data.unreadable.name == "skip")
 
 
 def class_names(targets: "Tensor", classes: list[str]) -> list[str]:

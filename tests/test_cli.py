@@ -126,6 +126,8 @@ def test_a_stopped_run_is_resumed(tmp_path):
     again = train(tmp_path, "resume=auto", *options, "hydra.run.dir=parts")
     assert again.returncode == 0, again.stderr
     assert "holds a run already" in told(train(tmp_path, *options, "hydra.run.dir=parts"))
+    assert json.loads((tmp_path / "parts" / "result.json").read_text())["status"] == "finished"  # a refusal leaves it alone
+    assert metrics.read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
 
 
 def test_a_sweep_survives_a_failing_job_and_ends_in_a_table(tmp_path):

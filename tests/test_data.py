@@ -1,6 +1,7 @@
 import os
 import pickle
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,6 +224,44 @@ def test_an_unreadable_picture_is_named(tmp_path, workers):
     (tmp_path / "train" / "cat" / "3.jpg").write_bytes(b"\xff\xd8 no more")
     with pytest.raises(DataError, match=r"train/cat/3\.jpg: not a readable picture"):
         folder_batches(data, workers, last=6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_picture_can_be_replaced_by_another(tmp_path, workers):
+    data = load("folder", root=str(make_pictures(tmp_path, {"train": 12})), test_fraction=0.1)
+    preprocessing = Preprocessing((24, 24), 3, (0.5,), (0.25,), 0.875, "bilinear")
+    augmentation = Augmentation(TrainingTransform(preprocessing, None, 0.0), NO_BATCH_CHANGE, 0.0,
+                                Mixing(0, 2, 0.0, 0.0, 1.0), skip=True)
+    paths = [os.fsdecode(path) for path in data.train.paths]
+
+    def epoch():
+        batches = training_batches(data.train, SampleOrder(len(data.train), len(data.train), 5), 0, 1, preprocessing,
+                                   augmentation, workers, CPU)
+        return next(batches), SampleOrder(len(data.train), len(data.train), 5).batch(0)[1].tolist()
+
+    (whole, _), order = epoch()
+    bad = order[3]
+    Path(paths[bad]).write_bytes(b"\xff\xd8 no more")
+    (images, labels), _ = epoch()
+    substitute = (bad + 1) % len(data.train)
+    assert torch.equal(images[3], whole[order.index(substitute)])
+    assert labels[3] == data.train.labels[substitute]
+    assert all(torch.equal(images[place], whole[place]) for place in range(len(order)) if place != 3)
+    Path(paths[order[7]]).write_bytes(b"")
+    with pytest.raises(DataError, match=r"2 of \d+ pictures can't be read, more than 1%"):
+        epoch()
+
+
+def test_the_fingerprint_tells_data_sets_apart_but_not_where_they_lie(tmp_path):
+    data = load("folder", root=str(make_pictures(tmp_path / "a", {"train": 12})), test_fraction=0.1)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = load("folder", root=str(tmp_path / "b"), test_fraction=0.1)
+    assert moved.train.fingerprint() == data.train.fingerprint()
+    assert moved.test.fingerprint() != data.train.fingerprint()
+    digits = load("digits", test_fraction=0.2).train
+    assert digits.fingerprint() == load("digits", test_fraction=0.2).train.fingerprint()
+    assert Images("x", digits.labels, digits.pixels ^ 1).fingerprint() != digits.fingerprint()
+    assert Images("x", digits.labels.flip(0), digits.pixels).fingerprint() != digits.fingerprint()
 
 
 def test_evaluation_sees_every_picture_once_in_order(tmp_path):

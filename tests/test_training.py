@@ -14,7 +14,7 @@ from vit.model import VisionTransformer
 from vit.optim import WeightAverage, build_optimizer
 from vit.runtime import Precision
 from vit.tracking import Tracker
-from vit.training import Progress, Trainer, TrainingState, build_loss, draw_drop_path, every
+from vit.training import Progress, Trainer, TrainingState, build_loss, draw_drop_path, every, fitting_micro_batch
 from vit.weights import load_into, read
 
 CPU = torch.device("cpu")
@@ -280,3 +280,27 @@ def test_every():
     due = every(2.5, 11)
     assert [step for step in range(12) if due(step)] == [3, 5, 8, 10, 11]
     assert [step for step in range(4) if every(0.5, 3)(step)] == [1, 2, 3]
+
+
+class Limited(torch.nn.Linear):
+    """Has memory for so many images."""
+
+    def __init__(self, limit):
+        super().__init__(4, 2)
+        self.limit = limit
+
+    def forward(self, images):
+        if len(images) > self.limit:
+            raise torch.OutOfMemoryError
+        return super().forward(images.flatten(1))
+
+
+def test_the_micro_batch_is_halved_until_it_fits():
+    fits = {limit: fitting_micro_batch(Limited(limit), (1, 2, 2), 100, Precision("fp32", CPU))
+            for limit in (1, 12, 60, 100, 500)}
+    assert fits == {1: 1, 12: 7, 60: 50, 100: 100, 500: 100}
+    model = Limited(3)
+    fitting_micro_batch(model, (1, 2, 2), 8, Precision("fp32", CPU))
+    assert model.weight.grad is None
+    with pytest.raises(torch.OutOfMemoryError):
+        fitting_micro_batch(Limited(0), (1, 2, 2), 8, Precision("fp32", CPU))

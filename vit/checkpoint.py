@@ -4,9 +4,11 @@ No pickle anywhere: reading a checkpoint can't run code. A file is written besid
 renamed into it, so that at every moment the old or the new one is whole.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,9 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, A
     try:
         try:
             save_file(held, temporary, metadata)
-        except SafetensorError as error:  # its only cause here: the disk
-            raise OSError(str(error)) from None
+        except SafetensorError as error:  # its only cause here: the disk, whose errno stands in the words
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         if keep is not None and path.exists():
@@ -86,6 +89,14 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]
     if digest(tensors, metadata["header"]) != metadata["sha256"]:
         raise CheckpointError(f"{path}: its checksum doesn't match, so some bytes have changed since it was written")
     return tensors, json.loads(metadata["header"])
+
+
+def require(header: dict[str, Any], source: Path | str, *names: str) -> dict[str, Any]:
+    """The header; raises CheckpointError, naming them, where it lacks some of what it should hold."""
+    missing = [name for name in names if name not in header]
+    if missing:
+        raise CheckpointError(f"{source}: its header lacks {', '.join(missing)}; another version of this program wrote it")
+    return header
 
 
 def read_last(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
@@ -156,10 +167,14 @@ def load(path: Path | str) -> VisionTransformer:
     Raises CheckpointError where the file is missing, damaged or not a best checkpoint.
     """
     tensors, header = read_checkpoint(path)
-    if header["kind"] != "best":
+    if require(header, path, "kind")["kind"] != "best":
         raise CheckpointError(f"{path}: holds the whole state of a run, to resume from; use {BEST} beside it")
-    model = build_model(header["config"]["model"], len(header["classes"]))
+    require(header, path, "config", "classes", "preprocessing")
+    try:
+        model = build_model(header["config"]["model"], len(header["classes"]))
+        preprocessing = Preprocessing.from_plain(header["preprocessing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its header describes no model of this version ({error})") from None
     load_weights(model, tensors, str(path))
-    model.classes = header["classes"]
-    model.preprocessing = Preprocessing.from_plain(header["preprocessing"])
+    model.classes, model.preprocessing = header["classes"], preprocessing
     return model.eval()

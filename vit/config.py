@@ -18,6 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vit.errors import ConfigError, GaveUp, Stopped, UserError
 
@@ -32,6 +33,7 @@ Pool = Enum("Pool", {"cls": "cls", "mean": "mean"})
 Init = Enum("Init", {"jax": "jax", "xavier": "xavier", "trunc_normal": "trunc_normal", "local": "local"})
 Dataset = Enum("Dataset", {"digits": "digits", "cifar10": "cifar10", "cifar100": "cifar100", "tiny_imagenet": "tiny_imagenet",
                            "imagenet": "imagenet", "folder": "folder", "synthetic": "synthetic"})
+Unreadable = Enum("Unreadable", {"refuse": "refuse", "skip": "skip"})
 Interpolation = Enum("Interpolation", {"bilinear": "bilinear", "bicubic": "bicubic"})
 PolicyName = Enum("PolicyName", {"none": "none", "randaugment": "randaugment",
                                  "randaugment_big_vision": "randaugment_big_vision", "randaugment_timm": "randaugment_timm",
@@ -98,6 +100,7 @@ class DataConfig:
     # Centre crop of evaluation as a share of the shorter side; null squashes to the model's size
     eval_crop: float | None = None
     interpolation: Interpolation = Interpolation.bilinear
+    unreadable: Unreadable = Unreadable.refuse  # a picture of train that can't be read ends the run, or is replaced by another
     mirror: bool = True  # a mirrored picture is of the same class
     num_classes: int | None = None  # synthetic only
     num_images: int | None = None  # synthetic only
@@ -232,6 +235,7 @@ def is_duration(value: Any) -> bool:
 
 CHECKS: dict[str, Check] = {
     "seed": NOT_NEGATIVE,
+    **{f"model.{name}": POSITIVE for name in ("hidden_size", "num_layers", "num_heads")},
     "model.mlp_ratio": POSITIVE,
     "model.intermediate_size": POSITIVE,
     "model.num_channels": (lambda x: x in (1, 3), "1 (grey) or 3 (RGB)"),
@@ -388,6 +392,18 @@ def from_plain(container: dict[str, Any], source: str) -> Config:
         raise ConfigError(f"{source}: {first_line(error)}") from None
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A run's config.yaml; raises ConfigError where it is missing or no configuration."""
+    try:
+        container = OmegaConf.to_container(OmegaConf.load(path))
+        if isinstance(container, dict):
+            return cast(dict[str, Any], container)
+        told = "it holds no keys"
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        told = first_line(error)
+    raise ConfigError(f"{path}: no configuration ({told}); it also stands in the header of checkpoints/last.safetensors")
+
+
 def in_todays_keys(container: dict[str, Any]) -> dict[str, Any]:
     """A configuration that an earlier version saved, its renamed keys under the names they have now."""
     augment = dict(container.get("augment") or {})
@@ -418,6 +434,9 @@ def data_arguments(data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any
 # What pretrained weights were trained with, and a model must have to compute what they did; its sizes are the user's choice.
 TRAVELS = ("layer_norm_eps", "activation", "resnet_style", "qkv_bias", "qk_norm", "layer_scale", "position", "cls_token",
            "cls_position", "num_registers", "global_pool", "pruned_heads")
+
+
+ADOPTED = (*(f"model.{key}" for key in TRAVELS), *(f"data.{key}" for key in ("mean", "std", "eval_crop", "interpolation")))
 
 
 def adopt(plain_config: dict[str, Any], model: dict[str, Any], preprocessing: dict[str, Any] | None,
@@ -468,6 +487,10 @@ def resumed(saved: dict[str, Any], changes: dict[str, Any], allow: bool) -> tupl
     saved = plain(from_plain(saved, "config.yaml"))
     container = changed(saved, changes)
     before, after = flatten(saved), flatten(container)
+    # What a run finds out itself, from pretrained weights or the memory there is, a repeated command does not take back
+    found_out = {"train.micro_batch_size"} | (set(ADOPTED) if saved.get("pretrained") else set())
+    own = {key: value for key, value in before.items() if key in found_out - changes.keys()}
+    container, after = changed(container, {key: value for key, value in own.items()}), {**after, **own}
     differences = [f"{key}: {before.get(key)} → {after.get(key)}" for key in {**before, **after}
                if before.get(key) != after.get(key) and key not in FREE_TO_CHANGE]
     refused = [line for line in differences if not line.startswith(BITS_MAY_DIFFER)]
@@ -576,6 +599,11 @@ def command_line(main: Callable[[], None], schema: type) -> int:
         message, code = str(ended[0]), ended[0].exit_code
     except Stopped as error:
         message, code = str(error), error.exit_code
+    except ValueError as error:
+        if not any(Path(frame.filename).name == "defaults_list.py" for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        wrong = [argument for argument in sys.argv[1:] if not re.fullmatch(r"[^=.]+=[A-Za-z_]\w*|[^=]*\.[^=]*=.*", argument)]
+        message, code = f"{' '.join(wrong)}: a group takes the name of one of its files, as in model=vit_s16", 2
     except (HydraException, OmegaConfBaseException) as error:
         if happened_in(error, "main", script):
             raise

@@ -7,9 +7,12 @@ function of (seed, epoch) alone.
 
 import atexit
 import hashlib
+import logging
 import multiprocessing
 import os
 import random
+import signal
+import zlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +27,8 @@ from vit.augment import BatchAugmentation, Mixing, erase
 from vit.errors import DataError
 from vit.randomness import permutation, random_bits, random_seed
 from vit.transforms import EXTENSIONS, Preprocessing, TrainingTransform, open_image, to_pixels
+
+log = logging.getLogger("vit")
 
 CLASS_COUNTS = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}  # as published
 
@@ -50,6 +55,16 @@ class Images:
         return Images(title or self.title, self.labels[indices],
                       None if self.pixels is None else self.pixels[indices.to(self.pixels.device)],
                       None if self.paths is None else self.paths[indices.numpy()])
+
+    def fingerprint(self) -> int:
+        """A number that other images or labels would hardly have: a checksum of the labels and the pixels, or, for files, of
+        their names and those of their folders (not of where these lie)."""
+        checksum = zlib.crc32(self.labels.numpy().data)
+        if self.paths is not None:
+            names = b"\0".join(b"/".join(path.split(b"/")[-2:]) for path in self.paths.tolist())
+            return zlib.crc32(names, checksum)
+        assert self.pixels is not None
+        return zlib.crc32(self.pixels.cpu().contiguous().numpy().data, checksum)
 
     def to(self, device: torch.device) -> "Images":
         """With the pixels on the device; labels and paths stay."""
@@ -284,41 +299,57 @@ class SampleOrder:
 
 
 class PictureFiles(Dataset):
-    """Decodes and transforms one picture; an item is (epoch, index), so that workers hold no state."""
+    """Decodes and transforms one picture; an item is (epoch, index), so that workers hold no state.
 
-    def __init__(self, images: Images, preprocessing: Preprocessing, transform: TrainingTransform | None, seed: int):
-        self.images, self.preprocessing, self.transform, self.seed = images, preprocessing, transform, seed
+    skip: in the place of a picture that can't be read the next one that can is taken, the same in every epoch.
+    """
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | DataError:
-        """uint8 (C, *image_size) and the label; a DataError is returned, not raised: a worker would wrap it in its
-        traceback."""
+    def __init__(self, images: Images, preprocessing: Preprocessing, transform: TrainingTransform | None, seed: int,
+                 skip: bool = False):
+        self.images, self.preprocessing, self.transform, self.seed, self.skip = images, preprocessing, transform, seed, skip
+
+    def __getitem__(self, item: tuple[int, int]) -> "Decoded | DataError":
+        """A DataError is returned, not raised: a worker would wrap it in its traceback."""
         epoch, index = item
         assert self.images.paths is not None
-        try:
-            picture = open_image(os.fsdecode(self.images.paths[index]), self.preprocessing.num_channels)
-        except DataError as error:
-            return error
+        unreadable: list[str] = []
+        for substitute in range(index, index + MAX_SUBSTITUTES):
+            index = substitute % len(self.images)
+            try:
+                picture = open_image(os.fsdecode(self.images.paths[index]), self.preprocessing.num_channels)
+                break
+            except DataError as error:
+                unreadable.append(str(error))
+                if not self.skip or len(unreadable) == min(MAX_SUBSTITUTES, len(self.images)):
+                    return error
+        else:
+            raise AssertionError("unreachable")
+        label = int(self.images.labels[index])
         if self.transform is None:
-            return to_pixels(self.preprocessing.fit_size(picture)), int(self.images.labels[index])
+            return to_pixels(self.preprocessing.fit_size(picture)), label, unreadable
         seed = random_seed(self.seed, "sample", epoch, index)  # every library a transform may draw from
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002  (NumPy's global generator is one of them)
-        return self.transform(picture), int(self.images.labels[index])
+        return self.transform(picture), label, unreadable
 
 
-def collate(items: list[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tensor] | DataError:
+# One picture: uint8 (C, *image_size), its label, and a line for every picture that could not be read before it
+Decoded = tuple[Tensor, int, list[str]]
+MAX_SUBSTITUTES = 10  # so many unreadable pictures in a row are no accident
+MAX_UNREADABLE = 0.01  # share of the pictures that may be skipped
+
+
+def collate(items: list[Decoded | DataError]) -> tuple[Tensor, Tensor, list[str]] | DataError:
     for item in items:
         if isinstance(item, DataError):
             return item
-    pixels, labels = zip(*items, strict=True)
-    return torch.stack(pixels), torch.tensor(labels)
+    pixels, labels, unreadable = zip(*items, strict=True)
+    return torch.stack(pixels), torch.tensor(labels), [line for lines in unreadable for line in lines]
 
 
 def start_worker(worker: int) -> None:
     """The parent answers signals; a worker that died of one would take the batch in progress with it. One thread each."""
-    import signal
-
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -327,31 +358,45 @@ def start_worker(worker: int) -> None:
 @atexit.register
 def kill_workers() -> None:
     """Where a program ends in an error its loaders may still stand, and workers that ignore SIGTERM would be waited for."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise about the workers that are killed here
     for worker in multiprocessing.active_children():
         worker.kill()
 
 
 def decoded(dataset: PictureFiles, batches: Sequence[list[tuple[int, int]]] | Iterator[list[tuple[int, int]]],
             workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures from the loader's processes, uint8 on the device; raises the DataError of an unreadable one."""
+    """Pictures from the loader's processes, uint8 on the device.
+
+    Raises the DataError of an unreadable picture, or where more are skipped than may be.
+    """
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate,
                         worker_init_fn=start_worker, pin_memory=device.type == "cuda",
                         prefetch_factor=2 if workers else None)
+    told: set[str] = set()
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
-        yield batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+        pixels, labels, unreadable = batch
+        for line in dict.fromkeys(unreadable):
+            if line not in told:
+                told.add(line)
+                log.info(f"warning: skipped {line}")
+        if len(told) > max(1, MAX_UNREADABLE * len(dataset.images)):
+            raise DataError(f"{len(told)} of {len(dataset.images)} pictures can't be read, more than {MAX_UNREADABLE:.0%}; the "
+                            f"last: {unreadable[-1]}")
+        yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """All random changes of training: of pictures from files in the workers, of small images by the batch, and of both as
-    normalised batches on the device; erasing: its probability."""
+    normalised batches on the device; erasing: its probability; skip: unreadable pictures are replaced by others."""
 
     picture: TrainingTransform
     batch: BatchAugmentation
     erasing: float
     mixing: Mixing
+    skip: bool = False
 
 
 def training_batches(images: Images, order: SampleOrder, first_step: int, last_step: int, preprocessing: Preprocessing,
@@ -363,7 +408,7 @@ def training_batches(images: Images, order: SampleOrder, first_step: int, last_s
     if images.pixels is None:
         items = (list(zip(*(part.tolist() for part in order.batch(step)), strict=True))
                  for step in range(first_step, last_step))
-        dataset = PictureFiles(images, preprocessing, augmentation.picture, order.seed)
+        dataset = PictureFiles(images, preprocessing, augmentation.picture, order.seed, augmentation.skip)
         pictures = decoded(dataset, items, workers, device)
     for step in range(first_step, last_step):
         epochs, indices = order.batch(step)
@@ -380,7 +425,7 @@ def training_batches(images: Images, order: SampleOrder, first_step: int, last_s
 
 
 def evaluation_batches(images: Images, batch_size: int, preprocessing: Preprocessing, workers: int,
-                       device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+                       device: torch.device) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Every image once, in order, as evaluation sees it; the last batch may be smaller."""
     if images.pixels is None:
         items = [[(0, index) for index in range(start, min(start + batch_size, len(images)))]

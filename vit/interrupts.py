@@ -4,11 +4,14 @@ import os
 import signal
 from types import FrameType
 
+from vit.errors import Stopped
+
 
 class StopRequest:
     """Set by SIGTERM, SIGINT or SIGUSR1; the training loop looks at it between micro-steps, saves and ends.
 
-    A second SIGINT (Ctrl-C twice) ends the process at once; the last checkpoint on disk stays whole.
+    The handler raises nothing itself: in the middle of an import, a library may catch what it must not. A second SIGINT
+    (Ctrl-C twice) ends the process at once; the last checkpoint on disk stays whole.
     """
 
     def __init__(self) -> None:
@@ -18,6 +21,11 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self.receive)
         return self
+
+    def check(self) -> None:
+        """Before there is anything to save: raise Stopped where a signal has come."""
+        if self.signal is not None:
+            raise Stopped(f"stopped by {self.signal} before the first step")
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vit.errors import ConfigError
+from vit.errors import CheckpointError, ConfigError
 
 Schedule = Callable[[int], float]
 
@@ -208,8 +208,27 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
             for key, value in optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}
 
 
+def state_keys(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[str, ...]:
+    """The names of what this optimizer keeps for a parameter once it has made a step."""
+    if isinstance(optimizer, Together):
+        optimizer = next(own for own in optimizer.optimizers
+                         if any(parameter is other for group in own.param_groups for other in group["params"]))
+    if isinstance(optimizer, torch.optim.SGD):
+        return ("momentum_buffer",) if optimizer.param_groups[0]["momentum"] else ()
+    return ("momentum_buffer",) if isinstance(optimizer, torch.optim.Muon) else ("step", "exp_avg", "exp_avg_sq")
+
+
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of optimizer_tensors(), for an optimizer built alike."""
+    """The inverse of optimizer_tensors(), for an optimizer built alike.
+
+    Raises CheckpointError, naming the first, where a tensor that a step of this optimizer leaves is missing or none of its.
+    """
+    expected = {f"{name}/{key}" for name, parameter in model.named_parameters() if parameter.requires_grad
+                for key in state_keys(optimizer, parameter)}
+    if tensors and tensors.keys() != expected:
+        wrong = sorted(tensors.keys() ^ expected)
+        raise CheckpointError(f"the optimizer's state is of another one: {wrong[0]} "
+                              + ("is missing" if wrong[0] in expected else "belongs to none of its parameters"))
     names = {parameter: name for name, parameter in model.named_parameters()}
     state: dict[int, dict[str, Tensor]] = {}
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]

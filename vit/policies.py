@@ -52,7 +52,7 @@ def apply(images: Any, change: Change, policy: Policy) -> Any:
     batch = isinstance(images, Tensor)
     height, width = ops.get_size(images)
     grey = images.shape[-3] == 1 if batch else images.mode == "L"
-    fill = None if policy.fill is None else ([round(sum(policy.fill) / len(policy.fill))] if grey else list(policy.fill))
+    fill: Any = None if policy.fill is None else ([round(sum(policy.fill) / len(policy.fill))] if grey else list(policy.fill))
     bicubic = policy.interpolation == InterpolationMode.BICUBIC
     interpolation = InterpolationMode.BILINEAR if batch and bicubic else policy.interpolation
 

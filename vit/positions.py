@@ -11,7 +11,8 @@ Size = int | Sequence[int]
 
 def pair(size: Size, name: str) -> tuple[int, int]:
     """(height, width) from one number or two. Raises ValueError unless both are whole and positive."""
-    height, width = (size, size) if isinstance(size, int) else (tuple(size) if len(size) == 2 else (0, 0))
+    height, width = (size, size) if isinstance(size, int) else (
+        tuple(size) if isinstance(size, Sequence) and len(size) == 2 else (0, 0))
     if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
         raise ValueError(f"{name} must be a positive whole number or two of them (height, width), got {size}")
     return height, width

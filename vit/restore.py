@@ -46,7 +46,8 @@ def restore(path: Path, changes: dict[str, Any], device: torch.device) -> Restor
     data = load_data(**conf.data_arguments(plain["data"], plain["model"]), image_size=model.preprocessing.image_size,
                      device=device)
     checkpoint.check_classes(header["classes"], data.classes, path)
-    return Restored(model.to(device), header, config, data, Precision(header["precision"], device))
+    precision = checkpoint.require(header, path, "precision")["precision"]
+    return Restored(model.to(device), header, config, data, Precision(precision, device))
 
 
 def restore_pretrained(path: Path, data: dict[str, Any], model: dict[str, Any] | None, device: torch.device) -> Restored:

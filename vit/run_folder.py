@@ -15,11 +15,16 @@ from vit.errors import CheckpointError, ConfigError, GaveUp, Stopped, UserError
 log = logging.getLogger("vit")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Atomically: the old file or the new one stands at every moment."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Atomically, for a person to read."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 class RunFolder:
@@ -32,6 +37,7 @@ class RunFolder:
     def __init__(self, path: Path):
         path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path  # short where it can be
         self.path = path
+        self.so_far: Callable[[], dict[str, Any]] = dict  # what an unfinished run has to tell for result.json
         self.checkpoints, self.tensorboard = path / "checkpoints", path / "tensorboard"
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -45,9 +51,11 @@ class RunFolder:
             self.lock.seek(0)
             raise ConfigError(f"{path}: in use by another run ({self.lock.read().strip() or 'just starting'}); wait for it "
                               "or choose another folder with hydra.run.dir=FOLDER") from None
+        os.register_at_fork(after_in_child=self.lock.close)  # or the loader's processes would hold it after a kill
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.lock.flush()
+        self.begun = not self.holds_a_run()  # whether result.json is ours to write
 
     def contents(self) -> set[str]:
         return {entry.name for entry in self.path.iterdir()} - {".lock"}
@@ -55,9 +63,13 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         return self.checkpoints.is_dir() and any(self.checkpoints.glob("*.safetensors"))
 
+    def holds_a_run(self) -> bool:
+        """Whether a run has left its files here; job.json is a sweep's note of this very run."""
+        return bool({"config.yaml", "checkpoints", "metrics.jsonl"} & self.contents())
+
     def require_empty(self) -> None:
-        """Raise ConfigError where another run has left its files here; job.json is a sweep's note of this very run."""
-        if {"config.yaml", "checkpoints", "metrics.jsonl"} & self.contents():
+        """Raise ConfigError where another run has left its files here."""
+        if self.holds_a_run():
             raise ConfigError(f"{self.path}: holds a run already; go on with it by resume={self.path}, or choose another "
                               "folder with hydra.run.dir=FOLDER")
 
@@ -75,6 +87,7 @@ class RunFolder:
 
     def start_log(self, write: Callable[[str], None]) -> None:
         """Lines of the log go to the screen, through `write`, and with their time to train.log."""
+        logging.raiseExceptions = False  # a full disk must not fill the screen with the log's own tracebacks
         log.setLevel(logging.INFO)
         log.propagate = False
         screen = logging.Handler()
@@ -89,19 +102,27 @@ class RunFolder:
         try:
             yield self
         except (UserError, GaveUp, Stopped) as error:
+            if isinstance(error, Stopped) and self.has_checkpoint():
+                error.args = (f"{error}; go on with it by resume={self.path}",)
             if self.contents():
                 status = "stopped" if isinstance(error, Stopped) else "failed"
                 log.info(f"{status}: {error}")
-                self.write_result(status=status, reason=str(error))
+                self.write_outcome(status, str(error))
             else:
                 self.remove()
             raise
         except BaseException as error:
-            self.write_result(status="failed", reason=f"{type(error).__name__}: {error}")
+            self.write_outcome("failed", f"{type(error).__name__}: {error}")
             raise
 
+    def write_outcome(self, status: str, reason: str) -> None:
+        """result.json of a run that has not finished; the reason it ended goes before a disk that takes no more."""
+        if self.begun:  # a command that was refused leaves the result of the run that stands here
+            with contextlib.suppress(OSError):
+                self.write_result(status=status, reason=reason, **self.so_far())
+
     def write_config(self, yaml: str) -> None:
-        (self.path / "config.yaml").write_text(yaml)
+        write_text(self.path / "config.yaml", yaml)
 
     def write_result(self, **values: Any) -> None:
         """result.json: status (finished, stopped, failed), reason, and what the run measured."""
@@ -109,16 +130,16 @@ class RunFolder:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drop the lines of a .jsonl file that come after a step, and a last line that was cut short."""
+    """Drop the lines of a .jsonl file that come after a step, those of test, which a run ends with and will write again, and a
+    last line that was cut short."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            row = json.loads(line)
+            if row["step"] <= step and row.get("split") != "test":
                 kept.append(line + "\n")
         except ValueError:
             break
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))

@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +40,58 @@ def screen(line: str) -> None:
     sys.stdout.flush()
 
 
+def quiet_writer(fault: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread of its own; TensorBoard.attempt tells its errors of the disk, and needs no traceback."""
+    if type(fault.thread).__name__ != "_AsyncWriterThread" or not isinstance(fault.exc_value, OSError):
+        threading.__excepthook__(fault)
+
+
+class TensorBoard:
+    """SummaryWriter that ends with one warning where the disk takes no more: curves are no reason to end a run."""
+
+    def __init__(self, folder: Path, purge_step: int | None):
+        self.folder = folder
+        self.writer: SummaryWriter | None = None
+        threading.excepthook = quiet_writer
+        self.attempt(lambda: setattr(self, "writer", SummaryWriter(str(folder), purge_step=purge_step)))
+
+    def attempt(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.writer = None
+            log.info(f"warning: {self.folder} can't be written ({error.strerror or error}); TensorBoard's curves end here")
+
+    def add(self, kind: str, *arguments: Any) -> None:
+        """SummaryWriter.add_<kind>(*arguments)."""
+        if self.writer is not None:
+            writer = self.writer
+            self.attempt(lambda: getattr(writer, f"add_{kind}")(*arguments))
+
+    def add_summary(self, summary: Any) -> None:
+        if self.writer is not None and self.writer.file_writer is not None:
+            file_writer = self.writer.file_writer
+            self.attempt(lambda: file_writer.add_summary(summary))
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.attempt(self.writer.close)
+
+
 class Tracker:
     """Writes a run's numbers; `step` counts finished optimizer steps.
 
     metrics.jsonl holds what a repeated run would write again to the bit; what depends on the clock goes to timing.jsonl.
-    On a resume (first_step > 0) all three files are cut back to that step.
+    On a resume all three files are cut back to first_step.
     """
 
-    def __init__(self, folder: Path, first_step: int, total_steps: int, steps_per_epoch: float, batch_size: int):
+    def __init__(self, folder: Path, first_step: int, total_steps: int, steps_per_epoch: float, batch_size: int,
+                 resuming: bool = False):
         for name in ("metrics.jsonl", "timing.jsonl"):
             cut_back(folder / name, first_step)
         self.metrics_file = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
         self.timing_file = open(folder / "timing.jsonl", "a", buffering=1)  # noqa: SIM115
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self.board = TensorBoard(folder / "tensorboard", first_step + 1 if resuming else None)
         self.total_steps, self.steps_per_epoch, self.batch_size = total_steps, steps_per_epoch, batch_size
         self.first_step = first_step
         self.started = self.last_shown = time.monotonic()
@@ -102,7 +143,7 @@ class Tracker:
                            "speed/images_per_second": images_per_second,
                            "speed/data_wait_share": data_wait, "speed/peak_memory_GiB": memory / 2**30,
                            "optimizer/epoch": step / self.steps_per_epoch}.items():
-            self.writer.add_scalar(tag, value, step)
+            self.board.add("scalar", tag, value, step)
         self.latest = self.told(loss, top1, images_per_second)
 
     @staticmethod
@@ -136,37 +177,36 @@ class Tracker:
         values = {name: metrics[name] for name in ("n", "loss", "top1", "top5")}
         self.write_metrics(step, split, **values)
         for name in ("loss", "top1", "top5") if split == "val" else ():  # a single point of test is no curve
-            self.writer.add_scalar(f"{name}/{split}", metrics[name], step)
+            self.board.add("scalar", f"{name}/{split}", metrics[name], step)
 
     def text(self, tag: str, markdown: str) -> None:
-        self.writer.add_text(tag, markdown, 0)
+        self.board.add("text", tag, markdown, 0)
 
     def pictures(self, pictures: Tensor, labels: list[str], step: int) -> None:
         """A grid of training images as the model sees them, floats in 0..1 (B, C, height, width), and their labels beside."""
         pictures = pictures.cpu()
         if max(pictures.shape[-2:]) < 64:  # small images are enlarged without smoothing: a person should see the pixels
             pictures = torch.nn.functional.interpolate(pictures, scale_factor=64 // max(pictures.shape[-2:]))
-        self.writer.add_image("pictures/training images", make_grid(pictures, nrow=8, padding=2, pad_value=1.0), step)
+        self.board.add("image", "pictures/training images", make_grid(pictures, nrow=8, padding=2, pad_value=1.0), step)
         rows = [labels[start:start + 8] for start in range(0, len(labels), 8)]
         table = ["|" * 9, "|" + "---|" * 8] + ["| " + " | ".join(row) + " |" for row in rows]
-        self.writer.add_text("pictures/labels of the training images", "\n".join(table), step)
+        self.board.add("text", "pictures/labels of the training images", "\n".join(table), step)
 
     def attention(self, figure: Tensor, step: int) -> None:
         """A picture of attention maps (vit.attention.attention_figure), floats in 0..1 (3, height, width)."""
-        self.writer.add_image("pictures/attention on validation images", figure, step)
+        self.board.add("image", "pictures/attention on validation images", figure, step)
 
     def hyperparameters(self, parameters: dict[str, Any], results: dict[str, float | None]) -> None:
         """One row of TensorBoard's HPARAMS page, in the run's own folder so that it stands beside its curves."""
         metrics = {tag: value for tag, value in results.items() if value is not None}
         plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in parameters.items()}
         for summary in hparams(plain, metrics):
-            assert self.writer.file_writer is not None
-            self.writer.file_writer.add_summary(summary)
+            self.board.add_summary(summary)
         for tag, value in metrics.items():
-            self.writer.add_scalar(tag, value, self.total_steps)
+            self.board.add("scalar", tag, value, self.total_steps)
 
     def close(self) -> None:
         self.close_bar()
-        self.writer.close()
+        self.board.close()
         self.metrics_file.close()
         self.timing_file.close()

@@ -8,14 +8,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.checkpoint import load_weights, select
-from vit.errors import GaveUp, Stopped
+from vit.errors import CheckpointError, GaveUp, Stopped
 from vit.interrupts import StopRequest
 from vit.model import VisionTransformer
 from vit.optim import Schedule, WeightAverage, load_optimizer_tensors, optimizer_tensors
@@ -41,6 +41,7 @@ class Progress:
     best_top1: float | None = None
     best_loss: float | None = None
     scaler: dict | None = None  # of fp16
+    window: dict | None = None  # the steps since the last log: {"rows": [[loss, correct, gradient norm], …], "images": n}
 
     def improve(self, metrics: dict[str, float]) -> bool:
         """Take an evaluation in; true where it is the best so far: higher top-1, or the same and a lower loss."""
@@ -73,9 +74,14 @@ class TrainingState:
     def restore(self, tensors: dict[str, Tensor], progress: dict, source: str) -> None:
         """The inverse of tensors(). Raises CheckpointError where the weights are of another model."""
         load_weights(self.model, select(tensors, "model/"), source)
-        load_optimizer_tensors(self.model, self.optimizer, select(tensors, "optimizer/"))
+        moments = select(tensors, "optimizer/")
+        if progress.get("step") and not moments and any(group.get("momentum", 1) for group in self.optimizer.param_groups):
+            raise CheckpointError(f"{source}: the optimizer's state is missing")
+        load_optimizer_tensors(self.model, self.optimizer, moments)
         if self.average is not None:
             load_weights(self.average.model, select(tensors, "average/"), source)
+        if progress.keys() != {field.name for field in fields(Progress)}:
+            raise CheckpointError(f"{source}: another version of this program wrote its progress ({', '.join(progress)})")
         self.progress = Progress(**progress)
 
 
@@ -133,12 +139,40 @@ def build_loss(name: str, label_smoothing: float) -> Loss:
     return bce
 
 
+def fitting_micro_batch(model: nn.Module, image_shape: tuple[int, ...], batch_size: int, precision: Precision) -> int:
+    """How many images of (C, height, width) fit into the device's memory at once, in one forward and backward pass, beside the
+    optimizer's state: batch_size, or that halved as often as it must be. Raises torch.OutOfMemoryError where not one fits."""
+    held = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    size = batch_size
+    while True:
+        try:
+            moments = torch.zeros(2 * held, device=precision.device)  # what the optimizer will keep
+            with precision.autocast():
+                logits = model(torch.zeros(size, *image_shape, device=precision.device))
+            (logits.float().sum() + 0 * moments[:1].sum()).backward()
+            return size
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = (size + 1) // 2
+        finally:
+            moments = logits = None
+            model.zero_grad()
+            if precision.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
 class Window:
     """What happened since the last log; the numbers stay on the device so that no step waits for those of the one before."""
 
-    def __init__(self) -> None:
-        self.rows: list[Tensor] = []  # (loss, correct, gradient norm) of each step
-        self.images, self.waited, self.started = 0, 0.0, time.perf_counter()
+    def __init__(self, saved: dict | None = None):
+        """saved: of an interrupted run, as saved() gave it."""
+        rows = saved["rows"] if saved else []
+        self.rows: list[Tensor] = [torch.tensor(row) for row in rows]  # (loss, correct, gradient norm) of each step
+        self.images, self.waited, self.started = saved["images"] if saved else 0, 0.0, time.perf_counter()
+
+    def saved(self) -> dict:
+        return {"rows": [row.tolist() for row in self.rows], "images": self.images}
 
     def images_per_second(self) -> float:
         return self.images / (time.perf_counter() - self.started)
@@ -212,22 +246,24 @@ class Trainer:
     def fit(self) -> None:
         """Train from progress.step to total_steps. Raises Stopped on a signal, after saving; GaveUp where the loss is not
         finite, with the last checkpoint kept."""
-        progress, window = self.state.progress, Window()
+        progress, window = self.state.progress, Window(self.state.progress.window)
         self.scaler = self.precision.scaler()
         if progress.scaler is not None:
             self.scaler.load_state_dict(progress.scaler)
         clock = Clock(progress)
         while True:
             if self.evaluation_due(progress.step) and progress.evaluated_step != progress.step:
-                self.evaluate_and_keep_best()
+                self.evaluate_and_keep_best(clock)
                 window = Window()
-            if self.drawing_due(progress.step):
+            if self.drawing_due(progress.step) and progress.step > clock.first_step:
                 self.draw_attention(self.state.model, progress.step)
             if progress.step == self.total_steps:
                 break
+            if progress.step > clock.first_step and clock.save_due(self.save_every):
+                self.save(window, clock)
             if self.stop.signal is not None:
                 self.save(window, clock)
-                raise Stopped(f"stopped by {self.stop.signal} after step {progress.step}; go on with it by resume=RUN_FOLDER")
+                raise Stopped(f"stopped by {self.stop.signal} after step {progress.step}")
 
             for group in self.state.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self.schedule(progress.step)
@@ -251,8 +287,6 @@ class Trainer:
                 window = Window()
             if clock.forecast_due():
                 self.forecast(clock.seconds_a_step() * (self.total_steps - progress.step))
-            if clock.save_due(self.save_every) and progress.step < self.total_steps:
-                self.save(window, clock)
         if self.evaluate is None:
             progress.best_step = progress.step
             self.save_best()
@@ -304,7 +338,7 @@ class Trainer:
 
     def finite_means(self, window: Window) -> tuple[float, float, float]:
         """The window's mean loss, top-1 and gradient norm; raises GaveUp, naming the step, where a loss is not finite."""
-        rows = torch.stack(window.rows).double().cpu()  # waits for the device
+        rows = torch.stack([row.cpu() for row in window.rows]).double()  # waits for the device
         for offset, loss in enumerate(rows[:, 0].tolist()):
             self.require_finite(loss, self.state.progress.step - len(rows) + offset + 1)
         loss, correct, norm = rows.mean(0).tolist()
@@ -321,15 +355,22 @@ class Trainer:
         """Write the last checkpoint, once the losses since the last look are known to be finite."""
         if window.rows:
             self.finite_means(window)
-        self.state.progress.scaler = self.scaler.state_dict() or None
+        self.state.progress.scaler, self.state.progress.window = self.scaler.state_dict() or None, window.saved()
         clock.saving()
         self.save_last()
 
-    def evaluate_and_keep_best(self) -> None:
-        """Evaluate the averaged weights, or the raw ones where none are averaged, and keep them where they are the best."""
+    def evaluate_and_keep_best(self, clock: Clock) -> None:
+        """Evaluate the averaged weights, or the raw ones where none are averaged, and keep them where they are the best.
+
+        Where a signal comes in the middle, what was trained is saved and Stopped goes on its way; a resumed run evaluates anew.
+        """
         progress = self.state.progress
         if self.evaluate is not None:
-            metrics = self.evaluate(self.state.selected())
+            try:
+                metrics = self.evaluate(self.state.selected())
+            except Stopped:
+                self.save(Window(), clock)
+                raise
             self.tracker.evaluation(progress.step, "val", metrics)
             better = progress.improve(metrics)
             self.tracker.line(progress.step, f"  val loss {metrics['loss']:.3f}  val top-1 {metrics['top1']:.2%}"

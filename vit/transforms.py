@@ -1,6 +1,8 @@
 """One image at a time, in the CPU workers: decode, crop, mirror, policies for training, resize and crop for evaluation;
 and the preprocessing that travels with a checkpoint."""
 
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ from vit.policies import Policy, apply
 
 MAX_PIXELS = 100_000_000  # a larger picture is refused by its header: decoded it could fill the memory
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# What Pillow's readers raise for files that are cut short, damaged or made to do harm
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, struct.error,
+              zlib.error)
 PIL_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -34,7 +39,7 @@ def open_image(path: str | Path, num_channels: int = 3) -> Image.Image:
             return convert(ImageOps.exif_transpose(image), num_channels)
     except Image.DecompressionBombError:  # Pillow's own, or ours at a lower limit
         raise DataError(f"{path}: more than {MAX_PIXELS:,} pixels; make it smaller or take it out of the data set") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: not a readable picture ({error}); repair it or take it out of the data set") from None
 
 

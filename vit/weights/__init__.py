@@ -95,7 +95,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """A state_dict, also where it lies under a key such as "model". Code in the pickle is refused, never run."""
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # by its content: torch goes by the name where it is given one
+            held = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if wanted := re.search(r"GLOBAL (\S+)|Unsupported (operand|class)", str(error)):
             raise CheckpointError(f"{path}: refused, for it holds more than tensors ({wanted[1] or 'Python objects'}) and "

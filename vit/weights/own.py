@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vit.checkpoint import read_checkpoint, select, write_checkpoint
+from vit.checkpoint import read_checkpoint, require, select, write_checkpoint
 from vit.transforms import Preprocessing
 from vit.weights.common import Weights, describe, squash
 
@@ -22,6 +22,7 @@ def read_own(path: Path) -> Weights:
     Raises CheckpointError as vit.checkpoint.read_checkpoint does.
     """
     tensors, header = read_checkpoint(path)
+    require(header, path, "kind", "config", "classes", "preprocessing")
     if header["kind"] != "best":
         tensors = select(tensors, "average/") or select(tensors, "model/")
     told = {key: value for key, value in header["config"]["model"].items()
