@@ -262,9 +262,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     tracker.hyperparameters(conf.notable(conf.flatten(plain), overrides),
                             {"result/val_top1": progress.best_top1, "result/test_top1": test["top1"]})
     tracker.close()
-    run.write_result(status="finished", reason="all steps done", val_top1=progress.best_top1, test_top1=test["top1"],
-                     test_loss=test["loss"], best_step=progress.best_step, steps=total_steps, params=model.num_parameters(),
-                     seconds=round(progress.seconds, 2),
+    run.write_result(status="finished", reason="all steps done", **run.so_far(), test_top1=test["top1"],
+                     test_loss=test["loss"], params=model.num_parameters(),
                      images_per_second=round(total_steps * batch_size / progress.seconds, 2))
     summarize(run, progress, test, str(data.val), str(data.test))
     return progress.best_top1

@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conftest import ROOT, make_pictures
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 PICTURES = 60  # of each of two classes
@@ -62,20 +62,6 @@ class Row:
         self.survived += good
         if not good:
             self.failures.append(what)
-
-
-def make_pictures(root: Path, count: int = PICTURES, splits: tuple[str, ...] = ("train", "test"), side: int = 24) -> Path:
-    from PIL import Image
-
-    generator = np.random.default_rng(0)
-    for split in splits:
-        for label, name in enumerate(("cat", "dog")):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count if split == "train" else 8):
-                pixels = generator.integers(0, 120, (side, side, 3)).astype(np.uint8)
-                pixels[..., label] += 100
-                Image.fromarray(pixels).save(root / split / name / f"{number}.jpg")
-    return root
 
 
 def start(folder: Path, *arguments: str, script: str = "train.py", **options: Any) -> subprocess.Popen:
@@ -114,7 +100,7 @@ def differences(ours: dict[str, str], theirs: dict[str, str]) -> str:
 
 def kills(work: Path, quick: bool) -> Iterator[Row]:
     """Real processes, killed at random moments from their first second to their last, gone on with by the same command."""
-    make_pictures(work / "pictures")
+    make_pictures(work / "pictures", {"train": PICTURES, "test": 8})
     command = [*RUN, "data.root=pictures", "resume=auto"]
     began = time.monotonic()
     code, errors = finish(work, *command, "hydra.run.dir=whole")
@@ -214,7 +200,7 @@ def damage(work: Path, quick: bool) -> Iterator[Row]:
     from vit.checkpoint import LAST, PREVIOUS, read_checkpoint, read_last
     from vit.errors import CheckpointError
 
-    make_pictures(work / "pictures", count=20)
+    make_pictures(work / "pictures", {"train": 20, "test": 8})
     code, errors = finish(work, *RUN, "data.root=pictures", "train.steps=14", "train.batch_size=8", "hydra.run.dir=run")
     assert code == 0, errors
     folder = work / "run" / "checkpoints"
@@ -348,12 +334,12 @@ def configurations() -> Iterator[tuple[str, list[str], str]]:
 def data_sets(work: Path) -> Iterator[tuple[str, list[str], str]]:
     """Folders and pictures that are not what they should be."""
     def spoilt(name: str, spoil: Callable[[Path], object]) -> list[str]:
-        root = make_pictures(work / name, count=12, splits=("train", "val", "test"))
+        root = make_pictures(work / name, {"train": 12, "val": 8, "test": 8})
         spoil(root)
         return [*RUN, "train.steps=3", "train.batch_size=12", "train.micro_batch_size=null", "runtime.workers=0",
                 f"data.root={root}", f"hydra.run.dir={name}_run"]
 
-    jpeg = (make_pictures(work / "source", count=1, side=80) / "train" / "cat" / "0.jpg").read_bytes()
+    jpeg = (make_pictures(work / "source", {"train": 1}, size=(80, 80)) / "train" / "cat" / "0.jpg").read_bytes()
     layouts: dict[str, tuple[Callable[[Path], object], str]] = {
         "no_train": (lambda root: shutil.rmtree(root / "train"), "no_train/train"),
         "train_is_a_file": (lambda root: (shutil.rmtree(root / "train"), (root / "train").write_text("x")),
@@ -399,7 +385,7 @@ def checkpoints(work: Path) -> Iterator[tuple[str, list[str], str]]:
 
     from vit.checkpoint import BEST, LAST, read_checkpoint, write_checkpoint
 
-    make_pictures(work / "pictures", count=12)
+    make_pictures(work / "pictures", {"train": 12, "test": 8})
     code, errors = finish(work, *RUN, "data.root=pictures", "train.steps=2", "train.batch_size=8", "hydra.run.dir=good")
     assert code == 0, errors
     best = work / "good" / "checkpoints" / BEST
@@ -538,7 +524,7 @@ def hostile(work: Path, quick: bool) -> Iterator[Row]:
 def machine(work: Path, quick: bool) -> Iterator[Row]:
     from vit.checkpoint import read_last
 
-    make_pictures(work / "pictures", count=30)
+    make_pictures(work / "pictures", {"train": 30, "test": 8})
     command = [*RUN, "data.root=pictures", "train.epochs=40", "resume=auto"]
 
     row = Row("no room for a checkpoint: exit 3, told, the one before stays whole, resumable")

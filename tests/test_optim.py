@@ -126,7 +126,7 @@ def test_saved_optimizer_goes_on_to_the_same_bits(settings):
     saved = {name: tensor.clone() for name, tensor in optimizer_tensors(net, optimizer).items()}
     twin = copy.deepcopy(net)
     other = build_optimizer(twin, **settings)
-    load_optimizer_tensors(twin, other, saved)
+    load_optimizer_tensors(twin, other, saved, "saved")
     for _ in range(2):
         step(net, optimizer)
         step(twin, other)

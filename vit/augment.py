@@ -4,6 +4,7 @@ What happens to a sample is a function of (seed, epoch, its index) alone (vit/ra
 (seed, step). The random numbers are drawn on the CPU, where the indices are known, so that a GPU is never waited for.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -39,11 +40,18 @@ def resized_crop_boxes(numbers: Tensor, height: int, width: int, scale: Sequence
     ratios = torch.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * numbers[:, 10:20])
     widths, heights = (areas * ratios).sqrt().round(), (areas / ratios).sqrt().round()
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-    first = fits.int().argmax(dim=1, keepdim=True)
-    box_height = torch.where(fits.any(1), heights.gather(1, first)[:, 0], torch.tensor(float(height)))
-    box_width = torch.where(fits.any(1), widths.gather(1, first)[:, 0], torch.tensor(float(width)))
-    top = (numbers[:, 20] * (height - box_height + 1)).floor()
-    left = (numbers[:, 21] * (width - box_width + 1)).floor()
+    return first_fitting(heights, widths, fits, (height, width), numbers[:, 20:], height, width)
+
+
+def first_fitting(heights: Tensor, widths: Tensor, fits: Tensor, otherwise: tuple[int, int], places: Tensor, height: int,
+                  width: int) -> Tensor:
+    """Boxes (B, 4) of top, left, height, width: of each image's tries (B, n) the first that `fits`, or one of the size
+    `otherwise`, at a place in the image of height x width pixels that `places` (B, 2) in [0, 1) gives."""
+    first, found = fits.int().argmax(dim=1, keepdim=True), fits.any(1)
+    box_height, box_width = (torch.where(found, sides.gather(1, first)[:, 0], float(other))
+                             for sides, other in zip((heights, widths), otherwise, strict=True))
+    top = (places[:, 0] * (height - box_height + 1)).floor()
+    left = (places[:, 1] * (width - box_width + 1)).floor()
     return torch.stack([top, left, box_height, box_width], dim=1)
 
 
@@ -89,6 +97,11 @@ def apply_policy(pixels: Tensor, numbers: Tensor, policy: Policy) -> Tensor:
     return pixels
 
 
+def sample_numbers(seed: int, epochs: Tensor, indices: Tensor, purpose: str, count: int) -> Tensor:
+    """(B, count) numbers in [0, 1), each sample's own."""
+    return random_uniform(seed, purpose, epochs[:, None], indices[:, None], torch.arange(count))
+
+
 class BatchAugmentation:
     """Random changes to a batch of small images, uint8 in and out.
 
@@ -107,9 +120,7 @@ class BatchAugmentation:
         height, width = pixels.shape[-2:]
         pad = round(self.pad * max(height, width))
 
-        def draw(purpose: str, count: int) -> Tensor:
-            return random_uniform(self.seed, purpose, epochs[:, None], indices[:, None], torch.arange(count))
-
+        draw = functools.partial(sample_numbers, self.seed, epochs, indices)
         flipped = draw("flip", 1)[:, 0] < self.flip
         if not self.pad and self.crop_scale is not None:
             boxes = resized_crop_boxes(draw("resized crop", 22), height, width, self.crop_scale)
@@ -141,12 +152,7 @@ def erasing_boxes(numbers: Tensor, height: int, width: int) -> Tensor:
     ratios = torch.exp(math.log(0.3) * (1 - 2 * numbers[:, 10:20]))
     heights, widths = (areas * ratios).sqrt().round(), (areas / ratios).sqrt().round()
     fits = (widths < width) & (heights < height)
-    first = fits.int().argmax(dim=1, keepdim=True)
-    found = fits.any(1)
-    box_height, box_width = (torch.where(found, sides.gather(1, first)[:, 0], 0.0) for sides in (heights, widths))
-    top = (numbers[:, 20] * (height - box_height + 1)).floor()
-    left = (numbers[:, 21] * (width - box_width + 1)).floor()
-    return torch.stack([top, left, box_height, box_width], dim=1)
+    return first_fitting(heights, widths, fits, (0, 0), numbers[:, 20:], height, width)
 
 
 def erase(images: Tensor, epochs: Tensor, indices: Tensor, seed: int, probability: float) -> Tensor:
@@ -155,10 +161,7 @@ def erase(images: Tensor, epochs: Tensor, indices: Tensor, seed: int, probabilit
     images float (B, C, height, width); epochs, indices (B,) int64 on the CPU.
     """
     channels, height, width = images.shape[1:]
-
-    def draw(purpose: str, numbers: int) -> Tensor:
-        return random_uniform(seed, purpose, epochs[:, None], indices[:, None], torch.arange(numbers))
-
+    draw = functools.partial(sample_numbers, seed, epochs, indices)
     chosen = (draw("erasing", 1)[:, 0] < probability).nonzero()[:, 0]
     boxes = erasing_boxes(draw("erased box", 22)[chosen], height, width)
     device = images.device

@@ -145,16 +145,24 @@ def head_numbers(pruned_heads: Any) -> dict[int, list[int]]:
         raise ValueError(f"pruned_heads must be {{layer: [heads]}}, got {pruned_heads}") from None
 
 
+def tensor_differences(expected: dict[str, Tensor], tensors: dict[str, Tensor], too_many: str, wanted: str) -> list[str]:
+    """What is missing, what is too many and what is of another shape, in words, of which the last two are given."""
+    return [*(f"{name} is missing" for name in expected if name not in tensors),
+            *(f"{name} {too_many}" for name in tensors if name not in expected),
+            *(f"{name} is {tuple(tensors[name].shape)}, {wanted} {tuple(expected[name].shape)}"
+              for name in expected if name in tensors and tensors[name].shape != expected[name].shape)]
+
+
+def first_of(differences: list[str], count: int) -> str:
+    more = [f"and {len(differences) - count} more"] if len(differences) > count else []
+    return "; ".join(differences[:count] + more)
+
+
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Copy tensors into a model of the same shapes; raises CheckpointError with the first differences, changing nothing."""
-    expected = model.state_dict()
-    differences = [f"{name} is missing" for name in expected if name not in tensors]
-    differences += [f"{name} belongs to no part of this model" for name in tensors if name not in expected]
-    differences += [f"{name} is {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
-                    for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
+    differences = tensor_differences(model.state_dict(), tensors, "belongs to no part of this model", "expected")
     if differences:
-        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise CheckpointError(f"{source}: weights of another model: {'; '.join(differences[:3])}{more}")
+        raise CheckpointError(f"{source}: weights of another model: {first_of(differences, 3)}")
     model.load_state_dict(tensors)
 
 

@@ -226,6 +226,7 @@ POSITIVE: Check = (lambda x: x > 0, "a positive number")
 NOT_NEGATIVE: Check = (lambda x: x >= 0, "0 or more")
 PROBABILITY: Check = (lambda x: 0 <= x < 1, "at least 0 and below 1")
 
+
 def is_duration(value: Any) -> bool:
     """A number from 0, or one of epochs as text: "5ep", "0.5ep"."""
     if isinstance(value, str):

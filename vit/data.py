@@ -312,19 +312,17 @@ class PictureFiles(Dataset):
         """A DataError is returned, not raised: a worker would wrap it in its traceback."""
         epoch, index = item
         assert self.images.paths is not None
-        unreadable: list[str] = []
-        for substitute in range(index, index + MAX_SUBSTITUTES):
-            index = substitute % len(self.images)
+        failed: list[DataError] = []
+        for tried in range(min(MAX_SUBSTITUTES, len(self.images)) if self.skip else 1):
+            index = (item[1] + tried) % len(self.images)
             try:
                 picture = open_image(os.fsdecode(self.images.paths[index]), self.preprocessing.num_channels)
                 break
             except DataError as error:
-                unreadable.append(str(error))
-                if not self.skip or len(unreadable) == min(MAX_SUBSTITUTES, len(self.images)):
-                    return error
+                failed.append(error)
         else:
-            raise AssertionError("unreachable")
-        label = int(self.images.labels[index])
+            return failed[-1]
+        label, unreadable = int(self.images.labels[index]), [str(error) for error in failed]
         if self.transform is None:
             return to_pixels(self.preprocessing.fit_size(picture)), label, unreadable
         seed = random_seed(self.seed, "sample", epoch, index)  # every library a transform may draw from

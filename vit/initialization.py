@@ -4,7 +4,10 @@ import math
 from typing import TYPE_CHECKING, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vit.positions import rope_frequencies
 
 if TYPE_CHECKING:
     from vit.model import Block, VisionTransformer
@@ -57,7 +60,7 @@ def initialize(model: "VisionTransformer", init: str, init_range: float) -> None
         point_heads_at_neighbours(model)
 
 
-LOCAL_CONTRAST, LOCAL_CONTENT = 2.0, 0.5  # the best of those tried on CIFAR-10 (benchmarks/README.md)
+LOCAL_CONTRAST, LOCAL_CONTENT = 2.0, 0.5  # what was measured on CIFAR-10 (benchmarks/README.md); no others were tried
 
 
 def point_heads_at_neighbours(model: "VisionTransformer") -> None:
@@ -74,7 +77,7 @@ def point_heads_at_neighbours(model: "VisionTransformer") -> None:
         raise ValueError("init=local needs position=rope2d and qkv_bias=true: the biases point the heads at their places")
     for attention in layers:
         heads, width = len(attention.heads), attention.head_size
-        frequencies = 100.0 ** (-torch.arange(width // 4) / (width // 4))  # of vit.positions.rope2d
+        frequencies = rope_frequencies(width)
         squares = frequencies.square() / (frequencies.square() * (1 - frequencies.cos())).sum()
         amplitudes = (LOCAL_CONTRAST * math.sqrt(width) * squares).sqrt()
         places = torch.cat([torch.randperm(9) for _ in range(-(-heads // 9))])[:heads]  # each of the nine equally often
@@ -98,8 +101,7 @@ def whiten_patches(model: "VisionTransformer", images: Tensor) -> None:
     embedding = model.embeddings.patch_embedding
     if embedding.stem is not None:
         raise ValueError("train.whiten_patches needs patches of pixels; a hybrid's are features")
-    (rows, columns), (height, width) = embedding.grid_size, embedding.patch_size
-    patches = images.reshape(len(images), -1, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5).flatten(0, 2).flatten(1)
+    patches = F.unfold(images, embedding.patch_size, stride=embedding.patch_size).transpose(1, 2).flatten(0, 1)
     patches = patches.cpu().double()  # some devices have no float64
     patches = patches - patches.mean(0)
     variances, axes = torch.linalg.eigh(patches.T @ patches / len(patches))

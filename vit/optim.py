@@ -20,28 +20,30 @@ def depth(name: str, num_layers: int) -> int:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None,
-                     apart: Callable[[str, nn.Parameter], bool] = lambda name, parameter: False) -> list[dict]:
-    """Groups of parameters, each with its `name`, weight_decay and lr_scale, a factor on the learning rate.
+                     muon: bool = False) -> list[dict]:
+    """Groups of parameters, each with its `name`, role, weight_decay and lr_scale, a factor on the learning rate.
 
     The weights of linear and convolution layers are decayed, all else is not. By role, not by shape: class token, positions,
     biases and norms are left alone although some of them are matrices. Frozen parameters are in no group.
     layer_decay: each layer learns at this share of the one above it (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT),
-    the embeddings the slowest, the head at the full rate. apart: (name, parameter) → whether it goes to groups of its own,
-    whose names begin with "matrices".
+    the embeddings the slowest, the head at the full rate. muon: the matrices of attention and MLP, which Muon is for, have
+    the role "matrices"; embeddings and head are no maps between hidden states.
     """
+    roles = ("matrices", "decay", "no_decay")
     decayed = {module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     num_layers = len({name.split(".")[2] for name, _ in model.named_parameters() if name.startswith("encoder.blocks.")})
     groups: dict[str, dict] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            role = "matrices" if apart(name, parameter) else "decay" if parameter in decayed else "no_decay"
+            in_block = muon and name.startswith("encoder.blocks.") and parameter.ndim == 2
+            role = "matrices" if in_block else "decay" if parameter in decayed else "no_decay"
             level = depth(name, num_layers) if layer_decay else num_layers + 1
             title = f"{role}_layer_{level}" if layer_decay else role
             group = groups.setdefault(title, {"params": [], "weight_decay": 0.0 if role == "no_decay" else weight_decay,
-                                              "lr_scale": (layer_decay or 1.0) ** (num_layers + 1 - level), "name": title})
+                                              "lr_scale": (layer_decay or 1.0) ** (num_layers + 1 - level), "name": title,
+                                              "role": role})
             group["params"].append(parameter)
-    roles = ("matrices", "decay", "no_decay")
-    return sorted(groups.values(), key=lambda group: next(n for n, role in enumerate(roles) if group["name"].startswith(role)))
+    return sorted(groups.values(), key=lambda group: roles.index(group["role"]))
 
 
 def freeze_all_but_head(model: nn.Module) -> None:
@@ -106,11 +108,6 @@ class Together(torch.optim.Optimizer):
             optimizer.step()
 
 
-def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """What Muon is for: the matrices of attention and MLP; embeddings and head are no maps between hidden states."""
-    return name.startswith("encoder.blocks.") and parameter.ndim == 2
-
-
 def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: float, layer_decay: float | None = None,
                     betas: Sequence[float] | None = None, eps: float | None = None, momentum: float | None = None,
                     nesterov: bool | None = None, adamw_lr: float | None = None) -> torch.optim.Optimizer:
@@ -119,11 +116,11 @@ def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: flo
     muon: torch.optim.Muon (Jordan et al. 2024) at lr for the blocks' matrices, query, key and value each for itself, and AdamW
     at adamw_lr for all else. Raises ValueError for another name.
     """
-    apart = is_block_matrix if name == "muon" else lambda name, parameter: False
-    groups = parameter_groups(model, weight_decay, layer_decay, apart)
+    groups = parameter_groups(model, weight_decay, layer_decay, muon=name == "muon")
+    matrices, rest = ([group for group in groups if (group["role"] == "matrices") == wanted] for wanted in (True, False))
     for group in groups:
-        matrices = name != "muon" or group["name"].startswith("matrices")
-        group["initial_lr"] = group["lr"] = (lr if matrices else adamw_lr or lr) * group["lr_scale"]
+        own = adamw_lr if adamw_lr and group["role"] != "matrices" else lr
+        group["initial_lr"] = group["lr"] = own * group["lr_scale"]
     (beta1, beta2), epsilon = betas or (0.9, 0.999), 1e-8 if eps is None else eps
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=epsilon, fused=True)
@@ -133,8 +130,6 @@ def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: flo
         # Not fused: where fp16 skips the first step, torch 2.15's fused SGD leaves its momentum uninitialised.
         return torch.optim.SGD(groups, lr=lr, momentum=momentum or 0.0, nesterov=bool(nesterov))
     if name == "muon":
-        matrices = [group for group in groups if group["name"].startswith("matrices")]
-        rest = [group for group in groups if not group["name"].startswith("matrices")]
         adamw = torch.optim.AdamW(rest, lr=lr, betas=(beta1, beta2), eps=epsilon, fused=True)
         muon = torch.optim.Muon(matrices, lr=lr, momentum=momentum or 0.0, nesterov=bool(nesterov)) if matrices else None
         return Together([optimizer for optimizer in (muon, adamw) if optimizer is not None])
@@ -218,16 +213,17 @@ def state_keys(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[str
     return ("momentum_buffer",) if isinstance(optimizer, torch.optim.Muon) else ("step", "exp_avg", "exp_avg_sq")
 
 
-def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of optimizer_tensors(), for an optimizer built alike.
+def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], source: str,
+                           begun: bool = True) -> None:
+    """The inverse of optimizer_tensors(), for an optimizer built alike; begun: it had made a step.
 
-    Raises CheckpointError, naming the first, where a tensor that a step of this optimizer leaves is missing or none of its.
+    Raises CheckpointError, naming the source and the first, where a tensor that a step leaves is missing or is none of its.
     """
-    expected = {f"{name}/{key}" for name, parameter in model.named_parameters() if parameter.requires_grad
+    expected = {f"{name}/{key}" for name, parameter in model.named_parameters() if begun and parameter.requires_grad
                 for key in state_keys(optimizer, parameter)}
-    if tensors and tensors.keys() != expected:
+    if tensors.keys() != expected:
         wrong = sorted(tensors.keys() ^ expected)
-        raise CheckpointError(f"the optimizer's state is of another one: {wrong[0]} "
+        raise CheckpointError(f"{source}: the optimizer's state is of another one: {wrong[0]} "
                               + ("is missing" if wrong[0] in expected else "belongs to none of its parameters"))
     names = {parameter: name for name, parameter in model.named_parameters()}
     state: dict[int, dict[str, Tensor]] = {}

@@ -192,14 +192,18 @@ def drawn(operation: Operation, level: float, numbers: Sequence[float], height: 
                   (numbers[4], numbers[5]) if operation.name == "cutout" else (0.0, 0.0))
 
 
-def randaugment(operations: Sequence[Operation], count: int, level: float, probability: float = 1.0,
+def in_turn(numbers: Sequence[float]) -> list[Sequence[float]]:
+    """The numbers of each change, one after another."""
+    return [numbers[start:start + NUMBERS_A_CHANGE] for start in range(0, len(numbers), NUMBERS_A_CHANGE)]
+
+
+def randaugment(operations: Sequence[Operation], level: float, probability: float = 1.0,
                 deviation: float = 0.0) -> Callable[[Sequence[float], int, int], list[Change]]:
-    """`count` operations an image, each drawn anew, of `level` (0 to 1) plus a normal number times `deviation`, within 0 and 1,
-    each carried out with `probability` (Cubuk et al. 2020, arXiv:1909.13719)."""
+    """As many operations an image as there are numbers for, each drawn anew, of `level` (0 to 1) plus a normal number times
+    `deviation`, within 0 and 1, and carried out with `probability` (Cubuk et al. 2020, arXiv:1909.13719)."""
     def draw(numbers: Sequence[float], height: int, width: int) -> list[Change]:
         changes = []
-        for number in range(count):
-            own = numbers[number * NUMBERS_A_CHANGE:(number + 1) * NUMBERS_A_CHANGE]
+        for own in in_turn(numbers):
             if own[2] < probability:
                 normal = NormalDist().inv_cdf(min(max(own[3], 1e-9), 1 - 1e-9)) if deviation else 0.0
                 operation = operations[int(own[0] * len(operations))]
@@ -213,8 +217,7 @@ def autoaugment(numbers: Sequence[float], height: int, width: int) -> list[Chang
     """One of the 25 pairs, each of its two operations with its own probability."""
     changes = []
     pair = AUTOAUGMENT_CIFAR10[int(numbers[0] * len(AUTOAUGMENT_CIFAR10))]
-    for number, (name, probability, magnitude) in enumerate(pair):
-        own = numbers[number * NUMBERS_A_CHANGE:(number + 1) * NUMBERS_A_CHANGE]
+    for own, (name, probability, magnitude) in zip(in_turn(numbers), pair, strict=True):
         if own[2] < probability:
             changes.append(drawn(AUTOAUGMENT_OPERATIONS[name], magnitude / 9, own, height, width))
     return changes
@@ -249,10 +252,10 @@ def build_policies(name: str, ops: int | None, magnitude: float | None, color_ji
         "none": None,
         "randaugment": Policy(count * NUMBERS_A_CHANGE, randaugment(
             [identity, *(operation for operation in torchvision_operations(31).values() if operation.name != "invert")],
-            count, level / 30)),
-        "randaugment_big_vision": Policy(count * NUMBERS_A_CHANGE, randaugment(BIG_VISION_OPERATIONS, count, level / 10),
+            level / 30)),
+        "randaugment_big_vision": Policy(count * NUMBERS_A_CHANGE, randaugment(BIG_VISION_OPERATIONS, level / 10),
                                          fill=(128, 128, 128), origin=0.5),
-        "randaugment_timm": Policy(count * NUMBERS_A_CHANGE, randaugment(TIMM_OPERATIONS, count, level / 10, 0.5, 0.05),
+        "randaugment_timm": Policy(count * NUMBERS_A_CHANGE, randaugment(TIMM_OPERATIONS, level / 10, 0.5, 0.05),
                                    fill=(124, 116, 104), interpolation=InterpolationMode.BICUBIC),
         "autoaugment": Policy(2 * NUMBERS_A_CHANGE, autoaugment),
         "three_augment": Policy(2, three_augment),

@@ -61,6 +61,11 @@ def sincos1d(grid_size: tuple[int, int], width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
+def rope_frequencies(head_width: int) -> Tensor:
+    """How far rope2d turns each channel pair a patch, in radians: 100^(-i / (K/4)), (K/4,)."""
+    return 100.0 ** (-torch.arange(head_width // 4) / (head_width // 4))
+
+
 def rope2d(grid_size: tuple[int, int], head_width: int, num_prefix: int) -> Tensor:
     """Rotations of queries and keys by the patch's row and column, (2, N, K): cosines and sines.
 
@@ -70,7 +75,7 @@ def rope2d(grid_size: tuple[int, int], head_width: int, num_prefix: int) -> Tens
     """
     if head_width % 4:
         raise ValueError(f"position=rope2d needs heads whose width 4 divides, got {head_width}")
-    frequencies = 100.0 ** (-torch.arange(head_width // 4) / (head_width // 4))
+    frequencies = rope_frequencies(head_width)
     y, x = torch.meshgrid(torch.arange(grid_size[0]), torch.arange(grid_size[1]), indexing="ij")
     angles = torch.cat([coordinate.flatten()[:, None] * frequencies for coordinate in (x, y)], dim=1)
     angles = torch.cat([torch.zeros(num_prefix, head_width // 2), angles]).repeat_interleave(2, dim=1)

@@ -72,17 +72,14 @@ class TrainingState:
         return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict, source: str) -> None:
-        """The inverse of tensors(). Raises CheckpointError where the weights are of another model."""
-        load_weights(self.model, select(tensors, "model/"), source)
-        moments = select(tensors, "optimizer/")
-        if progress.get("step") and not moments and any(group.get("momentum", 1) for group in self.optimizer.param_groups):
-            raise CheckpointError(f"{source}: the optimizer's state is missing")
-        load_optimizer_tensors(self.model, self.optimizer, moments)
-        if self.average is not None:
-            load_weights(self.average.model, select(tensors, "average/"), source)
+        """The inverse of tensors(). Raises CheckpointError where these are of another model or optimizer."""
         if progress.keys() != {field.name for field in fields(Progress)}:
             raise CheckpointError(f"{source}: another version of this program wrote its progress ({', '.join(progress)})")
         self.progress = Progress(**progress)
+        load_weights(self.model, select(tensors, "model/"), source)
+        load_optimizer_tensors(self.model, self.optimizer, select(tensors, "optimizer/"), source, self.progress.step > 0)
+        if self.average is not None:
+            load_weights(self.average.model, select(tensors, "average/"), source)
 
 
 def every(interval: float | None, total_steps: int) -> Callable[[int], bool]:

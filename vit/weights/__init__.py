@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vit.checkpoint import FORMAT
+from vit.checkpoint import FORMAT, first_of, tensor_differences
 from vit.errors import CheckpointError
 from vit.model import ACTIVATIONS, VisionTransformer
 from vit.positions import resize_positions
@@ -152,13 +152,10 @@ def load_into(model: VisionTransformer, weights: Weights, classes: Sequence[str]
     else:
         dropped = []
     fresh = [name for name in dropped if name in expected]
-    differences += [f"{name} is missing" for name in expected if name not in tensors and name not in fresh]
-    differences += [f"{name} has no place in the model" for name in tensors if name not in expected]
-    differences += [f"{name} is {tuple(tensors[name].shape)}, the model's {tuple(expected[name].shape)}"
-                    for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
+    filled = {name: tensor for name, tensor in expected.items() if name not in fresh}
+    differences += tensor_differences(filled, tensors, "has no place in the model", "the model's")
     if differences:
-        more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
-        raise CheckpointError(f"{weights.path}: weights of another model than this: {'; '.join(differences[:4])}{more}")
+        raise CheckpointError(f"{weights.path}: weights of another model than this: {first_of(differences, 4)}")
     zeros = {name: torch.zeros_like(expected[name]) for name in ("head.weight", "head.bias") if fresh_head}
     model.load_state_dict(tensors | zeros, strict=False)  # a fresh pooler stays as it is; all else is in the two
     return Report(weights, list(tensors), resized, fresh, left_over, notes)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vit.checkpoint import read_checkpoint, require, select, write_checkpoint
+from vit.checkpoint import head_numbers, read_checkpoint, require, select, write_checkpoint
 from vit.transforms import Preprocessing
 from vit.weights.common import Weights, describe, squash
 
@@ -28,7 +28,7 @@ def read_own(path: Path) -> Weights:
     told = {key: value for key, value in header["config"]["model"].items()
             if value is not None and key not in ("name", "mlp_ratio", "grid_size")}
     if told.get("pruned_heads"):
-        told["pruned_heads"] = {int(layer): heads for layer, heads in told["pruned_heads"].items()}  # JSON's keys are words
+        told["pruned_heads"] = head_numbers(told["pruned_heads"])
     model, _ = describe(tensors, path, **told)
     return Weights(path, "a checkpoint of this project", tensors, model, (), Preprocessing.from_plain(header["preprocessing"]),
                    header["classes"], header=header)
