@@ -101,6 +101,7 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     from vit.explain import count_macs
     from vit.initialization import whiten_patches
     from vit.optim import WeightAverage, build_optimizer, build_schedule, freeze_all_but_head
+    from vit.pace import bottleneck
     from vit.randomness import random_seed
     from vit.tracking import Tracker, clock, screen
     from vit.training import Progress, Trainer, TrainingState, build_loss, every, fitting_micro_batch
@@ -240,7 +241,11 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         tracker.text("configuration", f"```yaml\n{OmegaConf.to_yaml(plain)}```")
         pictures, labels = next(batches(0, 1))
         tracker.pictures(preprocessing.to_picture(pictures[:64]), class_names(labels[:64], data.classes), 0)
-    attention_every = config.train.attention_every
+    attention_every, product_rate = config.train.attention_every, runtime.product_rate(precision)
+
+    def step_share(images_per_second: float) -> float:
+        return 6 * macs * images_per_second / product_rate
+
     trainer = Trainer(
         state=state, forward=forward, batches=batches(state.progress.step, total_steps), total_steps=total_steps,
         schedule=schedule, precision=precision, micro_batch_size=config.train.micro_batch_size,
@@ -250,7 +255,7 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         evaluation_due=every(config.train.eval_every * steps_per_epoch, total_steps),
         save_last=save_last, save_best=save_best, forecast=forecast, draw_attention=draw_attention,
         drawing_due=every(attention_every and attention_every * steps_per_epoch, total_steps),
-        log_every=config.train.log_every, save_every=config.train.save_every,
+        log_every=config.train.log_every, save_every=config.train.save_every, step_share=step_share,
     )
     with contextlib.closing(trainer.batches):  # ends the processes that decode pictures
         trainer.fit()
@@ -266,6 +271,13 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
                      test_loss=test["loss"], params=model.num_parameters(),
                      images_per_second=round(total_steps * batch_size / progress.seconds, 2))
     summarize(run, progress, test, str(data.val), str(data.test))
+    spent, done = trainer.clock.spent, total_steps - trainer.clock.first_step
+    width = config.model.hidden_size
+    log.info(bottleneck(spent, step_share((done - 1) * batch_size / max(spent.steps, 1e-9)), device=device.type,
+                        precision=precision.name, compiled=forward is not model,
+                        could_compile=runtime.worth_compiling(device, width, float("inf")),
+                        could_bf16=runtime.choose_precision("auto", device, width).name == "bf16",
+                        from_files=data.train.pixels is None, workers=workers, cores=runtime.usable_cores()))
     return progress.best_top1
 
 

@@ -53,7 +53,7 @@ def test_curves_stand_in_tensorboard(digits_run):
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0, "tensors": 0}).Reload()
     tags = events.Tags()
     assert {"loss/train", "loss/val", "top1/val", "top5/val", "optimizer/learning_rate", "optimizer/gradient_norm",
-            "speed/images_per_second", "speed/data_wait_share", "speed/peak_memory_GiB",
+            "speed/images_per_second", "speed/MFU", "speed/data_wait_share", "speed/peak_memory_GiB",
             "result/val_top1"} <= set(tags["scalars"])
     assert set(tags["images"]) == {"pictures/training images", "pictures/attention on validation images"}
     assert {"configuration/text_summary", "pictures/labels of the training images/text_summary"} <= set(tags["tensors"])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit.explain import count_macs
+from vit.explain import WholeSequence, count_macs
 from vit.initialization import whiten_patches
 from vit.model import (
     MLP,
@@ -236,12 +236,32 @@ def test_other_initialisations():
     assert normal.encoder.blocks[1].mlp.fc2.bias.abs().max() == 0
 
 
+@pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("size", [SMALL, {**SMALL, "image_size": (16, 32), "hidden_size": 48, "num_layers": 3}])
-def test_macs_are_what_torch_counts(size):
-    model = VisionTransformer(**size)
+def test_macs_are_those_of_all_tokens_and_forward_leaves_out_what_nobody_looks_at(size, pool):
+    """Of the last block the class token needs everybody's keys and values, and projection and MLP of its own alone."""
     with torch.device("meta"):
-        meta = VisionTransformer(**size)
+        meta = VisionTransformer(**size, global_pool=pool)
         images = torch.empty(1, 3, *meta.embeddings.patch_embedding.image_size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        meta(images)
-    assert 2 * count_macs(model) == counter.get_total_flops()
+    flops = []
+    for run in (meta.trace, meta):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            run(images)
+        flops.append(counter.get_total_flops())
+    assert 2 * count_macs(VisionTransformer(**size, global_pool=pool)) == flops[0]
+    N, D = meta.embeddings.patch_embedding.num_patches + 1, size["hidden_size"]
+    M = meta.encoder.blocks[0].mlp.fc1.out_features
+    left_out = (N - 1) * (2 * N * D + D * D + 2 * D * M)
+    assert flops[0] - flops[1] == (2 * left_out if pool == "cls" else 0)
+
+
+def test_gradients_are_those_of_all_tokens():
+    torch.manual_seed(0)
+    model = VisionTransformer(**SMALL).double()
+    images, labels = torch.randn(4, 3, *model.embeddings.patch_embedding.image_size).double(), torch.tensor([0, 1, 2, 1])
+    found = []
+    for run in (model, WholeSequence(model)):
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(run(images), labels).backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-14)

@@ -40,7 +40,7 @@ def test_a_disk_that_fills_up_ends_the_curves_alone(tmp_path, caplog):
 def write(tracker, steps):
     for step in steps:
         tracker.train(step, loss=float(step), top1=0.5, learning_rates={"decay": 0.1, "no_decay": 0.2}, grad_norm=1.0,
-                      images_per_second=10.0, data_wait=0.0, memory=1)
+                      images_per_second=10.0, mfu=0.4, data_wait=0.0, memory=1)
 
 
 def test_a_resumed_run_has_one_curve(tmp_path):

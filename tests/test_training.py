@@ -44,7 +44,7 @@ def make_trainer(folder, steps=6, dtype=torch.float32, model_settings=None, opti
         evaluation_due=every(steps / 2, steps), save_best=lambda: None,
         save_last=lambda: saves.append(trainer.state.progress.step),
         forecast=lambda seconds: None, draw_attention=lambda model, step: None,
-        drawing_due=every(None, steps), log_every=2, save_every=None)
+        drawing_due=every(None, steps), log_every=2, save_every=None, step_share=lambda rate: 0.5)
     for name, value in changes.items():
         setattr(trainer, name, value)
     trainer.saves = saves

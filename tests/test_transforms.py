@@ -6,7 +6,7 @@ from PIL import Image
 
 from vit.errors import DataError
 from vit.policies import build_policies
-from vit.transforms import Preprocessing, TrainingTransform, open_image, to_pixels
+from vit.transforms import Preprocessing, TrainingTransform, decode_jpeg, open_image, to_pixels, transforms
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -106,18 +106,80 @@ def test_small_images_are_enlarged_as_pillow_does():
     torch.testing.assert_close(preprocessing.to_input(pixels)[0], preprocessing(image), atol=1.01 / 255, rtol=0)
 
 
-def test_training_transform_repeats_from_the_seed():
+def test_training_transform_repeats_from_the_seed(tmp_path):
     preprocessing = Preprocessing((32, 32), 3, *IMAGENET, 0.875, "bicubic")
     transform = TrainingTransform(preprocessing, [0.08, 1.0], 0.5, build_policies("randaugment", 2, 9, 0.3))
-    image = Image.fromarray(gradient(100, 80))
+    path = tmp_path / "picture.png"
+    Image.fromarray(gradient(100, 80)).save(path)
 
     def draw(seed):
         torch.manual_seed(seed)
-        return transform(image)
+        return transform(path)
 
     assert draw(1).shape == (3, 32, 32)
     assert draw(1).dtype == torch.uint8
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
-    plain = TrainingTransform(preprocessing, None, 0.0)(image)
-    assert torch.equal(plain, to_pixels(preprocessing.fit_size(image)))
+    plain = TrainingTransform(preprocessing, None, 0.0)(path)
+    assert torch.equal(plain, to_pixels(preprocessing.fit_size(open_image(path))))
+
+
+def random_pieces(path, size, seeds, channels=3):
+    preprocessing = Preprocessing(size, channels, *IMAGENET, 0.875, "bilinear")
+    transform = TrainingTransform(preprocessing, [0.08, 1.0], 0.5)
+    pieces = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        pieces.append(transform(path).int())
+    return torch.stack(pieces)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 3), ("RGB", 1), ("CMYK", 3)])
+def test_random_pieces_of_a_jpeg_are_those_of_its_pixels(tmp_path, mode, channels):
+    """Whole, at a half, a quarter or an eighth of its size, as the piece allows; a PNG of the same pixels always whole."""
+    Image.fromarray(gradient(801, 603)).convert(mode).save(tmp_path / "a.jpg", quality=95)
+    open_image(tmp_path / "a.jpg").save(tmp_path / "a.png")
+    for size in ((24, 32), (60, 60), (160, 160)):
+        jpeg, png = (random_pieces(tmp_path / name, size, range(12), channels) for name in ("a.jpg", "a.png"))
+        assert (jpeg - png).abs().float().mean() < 2
+        assert (jpeg - png).abs().max() < 16
+
+
+def test_a_jpeg_is_decoded_smaller_but_never_below_the_piece(tmp_path, monkeypatch):
+    Image.fromarray(gradient(803, 601)).save(tmp_path / "a.jpg")
+    seen = []
+
+    def watched(image, channels, shrink):
+        pixels = decode_jpeg(image, channels, shrink)
+        assert pixels.shape == (3, -(-601 // shrink), -(-803 // shrink))
+        seen.append((shrink, pixels.shape[1:]))
+        return pixels
+
+    monkeypatch.setattr("vit.transforms.decode_jpeg", watched)
+    resize = transforms.resize
+
+    def watched_resize(pixels, size, *rest, **more):
+        assert seen[-1][0] == 1 or min(pixels.shape[1] / size[0], pixels.shape[2] / size[1]) >= 1
+        return resize(pixels, size, *rest, **more)
+
+    monkeypatch.setattr("vit.transforms.transforms.resize", watched_resize)
+    random_pieces(tmp_path / "a.jpg", (40, 40), range(40))
+    assert {shrink for shrink, _ in seen} == {4, 8}  # pieces have at least 8 % of the area: 197 px a side
+    seen.clear()
+    random_pieces(tmp_path / "a.jpg", (224, 224), range(40))
+    assert {shrink for shrink, _ in seen} == {1, 2}
+
+
+def test_turned_and_damaged_jpegs_take_the_slow_way(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(gradient(120, 60)).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    open_image(tmp_path / "turned.jpg").save(tmp_path / "upright.png")
+    pieces = [random_pieces(tmp_path / name, (32, 32), range(6)) for name in ("turned.jpg", "upright.png")]
+    assert torch.equal(*pieces)
+    whole = (tmp_path / "turned.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[:len(whole) * 2 // 3])
+    with pytest.raises(DataError, match=r"cut\.jpg: not a readable picture"):
+        random_pieces(tmp_path / "cut.jpg", (32, 32), range(1))
+    with pytest.raises(DataError, match=r"missing\.jpg"):
+        random_pieces(tmp_path / "missing.jpg", (32, 32), range(1))

@@ -310,26 +310,26 @@ class PictureFiles(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> "Decoded | DataError":
         """A DataError is returned, not raised: a worker would wrap it in its traceback."""
-        epoch, index = item
+        epoch, first = item
         assert self.images.paths is not None
         failed: list[DataError] = []
         for tried in range(min(MAX_SUBSTITUTES, len(self.images)) if self.skip else 1):
-            index = (item[1] + tried) % len(self.images)
+            index = (first + tried) % len(self.images)
             try:
-                picture = open_image(os.fsdecode(self.images.paths[index]), self.preprocessing.num_channels)
-                break
+                pixels = self.read(os.fsdecode(self.images.paths[index]), epoch, index)
+                return pixels, int(self.images.labels[index]), [str(error) for error in failed]
             except DataError as error:
                 failed.append(error)
-        else:
-            return failed[-1]
-        label, unreadable = int(self.images.labels[index]), [str(error) for error in failed]
+        return failed[-1]
+
+    def read(self, path: str, epoch: int, index: int) -> Tensor:
         if self.transform is None:
-            return to_pixels(self.preprocessing.fit_size(picture)), label, unreadable
+            return to_pixels(self.preprocessing.fit_size(open_image(path, self.preprocessing.num_channels)))
         seed = random_seed(self.seed, "sample", epoch, index)  # every library a transform may draw from
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002  (NumPy's global generator is one of them)
-        return self.transform(picture), label, unreadable
+        return self.transform(path)
 
 
 # One picture: uint8 (C, *image_size), its label, and a line for every picture that could not be read before it

@@ -71,8 +71,7 @@ class PatchEmbedding(nn.Module):
         if images.shape[1:] != (self.num_channels, *self.image_size):
             raise ValueError(f"this model takes images of shape (B, {self.num_channels}, {self.image_size[0]}, "
                              f"{self.image_size[1]}), got {tuple(images.shape)}")
-        features = images if self.stem is None else self.stem(images)
-        B, C, _, _ = features.shape
+        B, C, _, _ = (features := images if self.stem is None else self.stem(images)).shape
         (R, S), (P, Q) = self.grid_size, self.projection.kernel_size
         patches = features.reshape(B, C, R, P, S, Q).permute(0, 2, 4, 1, 3, 5).reshape(B, R * S, C * P * Q)
         return F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
@@ -137,7 +136,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (appendix A, equations 5-8); (B, N, D) → (B, N, D).
+    """Multi-head self-attention (appendix A, equations 5-8); (B, N, D) → (B, N, D), or of the first `outputs` tokens alone.
 
     qk_norm: a LayerNorm on every head's queries and keys (Dehghani et al. 2023, ViT-22B). `heads` holds the numbers of the
     heads that are left after pruning. Raises ValueError unless num_heads is positive and divides hidden_size.
@@ -167,9 +166,9 @@ class Attention(nn.Module):
         query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
         return (query, key, value) if rotation is None else (rotate(query, rotation), rotate(key, rotation), value)
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None, outputs: int | None = None) -> Tensor:
         query, key, value = self.qkv(x, rotation)
-        context = attend(query, key, value, self.attention_dropout if self.training else 0.0)
+        context = attend(query[:, :, :outputs], key, value, self.attention_dropout if self.training else 0.0)
         context = context.transpose(1, 2).flatten(2)  # (B, H, N, K) → (B, N, H·K)
         return self.dropout(self.projection(context))
 
@@ -219,7 +218,7 @@ def drop_path(branch: Tensor, keep: Tensor | None) -> Tensor:
 class Block(nn.Module):
     """One pre-norm encoder layer (equations 2 and 3); (B, N, D) → (B, N, D).
 
-    keep (B, 2): the images' factors on the two branches, 0 or 1 / keep rate (vit.training.draw_drop_path).
+    keep (B, 2): the images' factors on the two branches, see vit.training.draw_drop_path; outputs: as in Attention.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, activation: str = "gelu",
@@ -234,9 +233,10 @@ class Block(nn.Module):
         self.mlp = MLP(hidden_size, intermediate_size, activation, mlp_dropout)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(hidden_size, layer_scale)
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None, keep: Tensor | None = None,
+                outputs: int | None = None) -> Tensor:
         keep1, keep2 = (None, None) if keep is None else keep.unbind(1)
-        x = x + drop_path(self.scale1(self.attention(self.norm1(x), rotation)), keep1)
+        x = x[:, :outputs] + drop_path(self.scale1(self.attention(self.norm1(x), rotation, outputs)), keep1)
         return x + drop_path(self.scale2(self.mlp(self.norm2(x))), keep2)
 
     def trace(self, x: Tensor, rotation: Tensor | None, head_mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -255,7 +255,7 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """The blocks one after another, then a LayerNorm (equation 4); (B, N, D) → (B, N, D).
 
-    rotation: of rope2d, (2, N, K), the same in every block; keep (B, L, 2): see Block; checkpointing: torch.utils.checkpoint.
+    rotation (2, N, K): of rope2d; keep (B, L, 2): see Block; outputs: how many tokens the last block computes, None for all.
     """
 
     rotation: Tensor | None
@@ -266,10 +266,10 @@ class Encoder(nn.Module):
         self.norm, self.checkpointing = nn.LayerNorm(hidden_size, eps=layer_norm_eps), False
         self.register_buffer("rotation", rotation, persistent=False)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        for number, block in enumerate(self.blocks):
+    def forward(self, x: Tensor, keep: Tensor | None = None, outputs: int | None = None) -> Tensor:
+        for n, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if self.checkpointing and self.training else block
-            x = run(x, self.rotation, None if keep is None else keep[:, number])
+            x = run(x, self.rotation, None if keep is None else keep[:, n], outputs if n == len(self.blocks) - 1 else None)
         return self.norm(x)
 
 
@@ -361,7 +361,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """keep (B, L, 2): drop path's factors (vit.training.draw_drop_path); None: every branch is kept."""
-        sequence = self.encoder(self.embeddings(images), keep)
+        sequence = self.encoder(self.embeddings(images), keep, 1 if self.global_pool == "cls" else None)
         return self.head(self.pooler(self.pool(sequence)))
 
     def pool(self, sequence: Tensor) -> Tensor:

@@ -3,16 +3,23 @@
 import contextlib
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vit.errors import ConfigError
 
 # bfloat16 on CPUs that multiply it in hardware: 0.4 times the speed of float32 at a width of 128 (converting costs more
 # than the small products win), 1.6 times at 192; benchmarks/README.md has the figures.
 CPU_BF16_MIN_WIDTH = 192
+# Fused attention's kernels in the order of preference by compute capability: cuDNN's is about twice as fast as the default on
+# Hopper (9.0) in training shapes and slower elsewhere, as published; benchmarks/gpu.py compares them. Others: torch's choice.
+ATTENTION_KERNELS = {(9, 0): [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
+                              SDPBackend.MATH]}
 # Compiling takes about a minute. On a GPU it wins a third or more; on CPUs 15 % at a width of 384, nothing at 192
 # (benchmarks/README.md). The run must be long enough to win the minute back.
 COMPILE_MIN_FLOPS = {"cuda": 2e16, "cpu": 5e14}
@@ -49,10 +56,16 @@ class Precision:
     name: str
     device: torch.device
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        if self.name == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.name == "bf16" else torch.float16)
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Around a forward pass: its precision, and the kernels of attention that are fast on the device."""
+        with contextlib.ExitStack() as stack:
+            kernels = ATTENTION_KERNELS.get(torch.cuda.get_device_capability(self.device)) if self.device.type == "cuda" else None
+            if kernels is not None:
+                stack.enter_context(sdpa_kernel(kernels, set_priority=True))
+            if self.name != "fp32":
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16 if self.name == "bf16" else torch.float16))
+            yield
 
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss so that small gradients survive fp16; does nothing for the others."""
@@ -99,12 +112,32 @@ def has_triton() -> bool:
     return found()
 
 
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def product_rate(precision: Precision) -> float:
+    """FLOP/s of large matrix products in a precision, the best of a few tries that take a tenth of a second or so together:
+    what no model on this device can surpass, and what its speed is told as a share of."""
+    device = precision.device
+    side = 8192 if device.type == "cuda" else 1024
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision.name, torch.float32)
+    a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        product = a @ b
+        if device.type != "cpu":
+            product[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
 def loader_workers(wanted: int | None) -> int:
     """Processes that decode pictures: as many as wanted, or one a core this process may use, eight at most."""
     if wanted is not None:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, usable_cores())
 
 
 def use_threads(threads: int | None) -> None:

@@ -128,37 +128,39 @@ class Tracker:
         self.metrics_file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
 
     def train(self, step: int, *, loss: float, top1: float, learning_rates: dict[str, float], grad_norm: float,
-              images_per_second: float, data_wait: float, memory: int) -> None:
+              images_per_second: float, mfu: float, data_wait: float, memory: int) -> None:
         """Means over the steps since the last call; top1 NaN: unknown, since images are mixed; learning_rates: of each group
-        of parameters; data_wait is the share of the time spent waiting for batches."""
+        of parameters; mfu: the share of the device's matrix-product rate; data_wait: of the time spent waiting for batches."""
         learning_rate = max(learning_rates.values())
         known = {"loss": loss} if math.isnan(top1) else {"loss": loss, "top1": top1}
         self.write_metrics(step, "train", **known, lr=learning_rate, grad_norm=grad_norm)
-        self.timing_file.write(json.dumps({"step": step, "images_per_second": round(images_per_second, 2),
+        self.timing_file.write(json.dumps({"step": step, "images_per_second": round(images_per_second, 2), "mfu": round(mfu, 4),
                                            "data_wait": round(data_wait, 4), "memory_bytes": memory}) + "\n")
         several = learning_rates if len(set(learning_rates.values())) > 1 else {}
         for tag, value in {**{f"{name}/train": value for name, value in known.items()},
                            "optimizer/learning_rate": learning_rate, "optimizer/gradient_norm": grad_norm,
                            **{f"optimizer/learning_rate/{name}": rate for name, rate in several.items()},
-                           "speed/images_per_second": images_per_second,
+                           "speed/images_per_second": images_per_second, "speed/MFU": mfu,
                            "speed/data_wait_share": data_wait, "speed/peak_memory_GiB": memory / 2**30,
                            "optimizer/epoch": step / self.steps_per_epoch}.items():
             self.board.add("scalar", tag, value, step)
-        self.latest = self.told(loss, top1, images_per_second)
+        self.latest = self.told(loss, top1, images_per_second, mfu)
 
     @staticmethod
-    def told(loss: float, top1: float, images_per_second: float) -> str:
-        return f"loss {loss:.3f}" + ("" if math.isnan(top1) else f"  top-1 {top1:.1%}") + f"  {images_per_second:.0f} img/s"
+    def told(loss: float, top1: float, images_per_second: float, mfu: float) -> str:
+        return (f"loss {loss:.3f}" + ("" if math.isnan(top1) else f"  top-1 {top1:.1%}")
+                + f"  {images_per_second:.0f} img/s  MFU {mfu:.0%}")
 
     def wants_numbers(self) -> bool:
         """Whether it is time to show the numbers of the last steps: reading them makes the device wait."""
         return time.monotonic() - self.last_shown > (SECONDS_BETWEEN_LOOKS if self.bar is not None else SECONDS_BETWEEN_LINES)
 
-    def show(self, step: int, loss: float, top1: float, grad_norm: float, images_per_second: float) -> None:
-        self.latest = self.told(loss, top1, images_per_second)
+    def show(self, step: int, loss: float, top1: float, grad_norm: float, images_per_second: float, mfu: float) -> None:
+        self.latest = self.told(loss, top1, images_per_second, mfu)
         self.last_shown = time.monotonic()
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.3f}" + ("" if math.isnan(top1) else f", top-1 {top1:.1%}"))
+            known = "" if math.isnan(top1) else f", top-1 {top1:.1%}"
+            self.bar.set_postfix_str(f"loss {loss:.3f}{known}, MFU {mfu:.0%}")
         else:
             self.line(step)
 

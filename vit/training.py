@@ -19,14 +19,13 @@ from vit.errors import CheckpointError, GaveUp, Stopped
 from vit.interrupts import StopRequest
 from vit.model import VisionTransformer
 from vit.optim import Schedule, WeightAverage, load_optimizer_tensors, optimizer_tensors
+from vit.pace import Clock
 from vit.randomness import random_seed, random_uniform
 from vit.runtime import Precision, peak_memory
 from vit.tracking import Tracker
 
 log = logging.getLogger("vit")
 
-SECONDS_BETWEEN_SAVES = 600
-SECONDS_TO_A_FORECAST = 5
 MIN_LOSS_SCALE = 2.0**-10
 
 
@@ -178,36 +177,6 @@ class Window:
         return self.waited / (time.perf_counter() - self.started)
 
 
-class Clock:
-    """Wall time of a run: what has passed, when to save and when to say how long it will take."""
-
-    def __init__(self, progress: Progress):
-        self.progress, self.first_step = progress, progress.step
-        self.seconds_before, self.began = progress.seconds, time.monotonic()
-        self.saved, self.after_first_step, self.told = self.began, 0.0, False
-
-    def saving(self) -> None:
-        self.saved = time.monotonic()
-        self.progress.seconds = self.seconds_before + self.saved - self.began
-
-    def save_due(self, every: int | None) -> bool:
-        if every is not None:
-            return self.progress.step % every == 0
-        return time.monotonic() - self.saved > SECONDS_BETWEEN_SAVES
-
-    def seconds_a_step(self) -> float:
-        return (time.monotonic() - self.after_first_step) / (self.progress.step - self.first_step - 1)
-
-    def forecast_due(self) -> bool:
-        """Once, after a few steps; the first is left out of the estimate, since it may compile."""
-        now, done = time.monotonic(), self.progress.step - self.first_step
-        if done == 1:
-            self.after_first_step = now
-        due = not self.told and done > 2 and now - self.after_first_step > SECONDS_TO_A_FORECAST
-        self.told = self.told or due
-        return due
-
-
 @dataclass
 class Trainer:
     """Everything the loop works with.
@@ -215,6 +184,7 @@ class Trainer:
     forward: the state's model, or its compiled twin that shares its weights; evaluate: model → metrics, or None where nothing
     is held out; save_last, save_best: write a checkpoint; evaluation_due: step → whether to evaluate after it.
     loss: see build_loss; micro_batch_size, clip_norm: None for the whole batch, for no clipping; seed: of dropout.
+    step_share: images/s → the share of the device's matrix-product rate that this is (MFU).
     """
 
     state: TrainingState
@@ -239,6 +209,7 @@ class Trainer:
     drawing_due: Callable[[int], bool]
     log_every: int
     save_every: int | None
+    step_share: Callable[[float], float]
 
     def fit(self) -> None:
         """Train from progress.step to total_steps. Raises Stopped on a signal, after saving; GaveUp where the loss is not
@@ -247,47 +218,52 @@ class Trainer:
         self.scaler = self.precision.scaler()
         if progress.scaler is not None:
             self.scaler.load_state_dict(progress.scaler)
-        clock = Clock(progress)
+        clock = self.clock = Clock(progress.step, progress.seconds)
         while True:
             if self.evaluation_due(progress.step) and progress.evaluated_step != progress.step:
-                self.evaluate_and_keep_best(clock)
+                self.evaluate_and_keep_best()
                 window = Window()
             if self.drawing_due(progress.step) and progress.step > clock.first_step:
-                self.draw_attention(self.state.model, progress.step)
+                with clock.during("evaluation"):
+                    self.draw_attention(self.state.model, progress.step)
             if progress.step == self.total_steps:
                 break
-            if progress.step > clock.first_step and clock.save_due(self.save_every):
-                self.save(window, clock)
+            if clock.save_due(progress.step, self.save_every):
+                self.save(window)
             if self.stop.signal is not None:
-                self.save(window, clock)
+                self.save(window)
                 raise Stopped(f"stopped by {self.stop.signal} after step {progress.step}")
 
             for group in self.state.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self.schedule(progress.step)
-            waiting = time.perf_counter()
-            images, labels = next(self.batches)
-            window.waited += time.perf_counter() - waiting
-            row = self.step(images, labels)
-            if row is None:  # a signal came between micro-steps: the part of the gradient is dropped
-                continue
-            if self.state.average is not None:
-                self.state.average.update(self.state.model, progress.step)
-            progress.step += 1
-            window.rows.append(row)
-            window.images += len(labels)
+            waiting = clock.spent.data
+            with clock.during("data"):
+                images, labels = next(self.batches)
+            window.waited += clock.spent.data - waiting
+            with clock.during("first_step" if progress.step == clock.first_step else "steps"):
+                row = self.step(images, labels)
+                if row is None:  # a signal came between micro-steps: the part of the gradient is dropped
+                    continue
+                if self.state.average is not None:
+                    self.state.average.update(self.state.model, progress.step)
+                progress.step += 1
+                window.rows.append(row)
+                window.images += len(labels)
 
-            self.tracker.advance(progress.step)
-            if self.tracker.wants_numbers():
-                self.tracker.show(progress.step, *self.finite_means(window), window.images_per_second())
-            if progress.step % self.log_every == 0 or self.evaluation_due(progress.step):
-                self.report(window)
-                window = Window()
-            if clock.forecast_due():
-                self.forecast(clock.seconds_a_step() * (self.total_steps - progress.step))
+                self.tracker.advance(progress.step)
+                if self.tracker.wants_numbers():
+                    rate = window.images_per_second()
+                    self.tracker.show(progress.step, *self.finite_means(window), rate, self.step_share(rate))
+                if progress.step % self.log_every == 0 or self.evaluation_due(progress.step):
+                    self.report(window)
+                    window = Window()
+            if clock.forecast_due(progress.step):
+                self.forecast(clock.seconds_a_step(progress.step) * (self.total_steps - progress.step))
         if self.evaluate is None:
             progress.best_step = progress.step
-            self.save_best()
-        self.save(window, clock)
+            with clock.during("saving"):
+                self.save_best()
+        self.save(window)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """One optimizer step on a global batch; (loss, correct, gradient norm) on the device, or None on a signal."""
@@ -344,19 +320,22 @@ class Trainer:
     def report(self, window: Window) -> None:
         loss, top1, norm = self.finite_means(window)
         rates = {group["name"]: group["lr"] for group in self.state.optimizer.param_groups}
+        images_per_second = window.images_per_second()
         self.tracker.train(self.state.progress.step, loss=loss, top1=top1, grad_norm=norm, learning_rates=rates,
-                           images_per_second=window.images_per_second(), data_wait=window.waited_share(),
-                           memory=peak_memory(self.precision.device))
+                           images_per_second=images_per_second, mfu=self.step_share(images_per_second),
+                           data_wait=window.waited_share(), memory=peak_memory(self.precision.device))
 
-    def save(self, window: Window, clock: "Clock") -> None:
+    def save(self, window: Window) -> None:
         """Write the last checkpoint, once the losses since the last look are known to be finite."""
         if window.rows:
             self.finite_means(window)
-        self.state.progress.scaler, self.state.progress.window = self.scaler.state_dict() or None, window.saved()
-        clock.saving()
-        self.save_last()
+        progress = self.state.progress
+        progress.scaler, progress.window, progress.seconds = self.scaler.state_dict() or None, window.saved(), self.clock.now()
+        with self.clock.during("saving"):
+            self.save_last()
+        self.clock.saved = time.monotonic()
 
-    def evaluate_and_keep_best(self, clock: Clock) -> None:
+    def evaluate_and_keep_best(self) -> None:
         """Evaluate the averaged weights, or the raw ones where none are averaged, and keep them where they are the best.
 
         Where a signal comes in the middle, what was trained is saved and Stopped goes on its way; a resumed run evaluates anew.
@@ -364,14 +343,16 @@ class Trainer:
         progress = self.state.progress
         if self.evaluate is not None:
             try:
-                metrics = self.evaluate(self.state.selected())
+                with self.clock.during("evaluation"):
+                    metrics = self.evaluate(self.state.selected())
             except Stopped:
-                self.save(Window(), clock)
+                self.save(Window())
                 raise
             self.tracker.evaluation(progress.step, "val", metrics)
             better = progress.improve(metrics)
             self.tracker.line(progress.step, f"  val loss {metrics['loss']:.3f}  val top-1 {metrics['top1']:.2%}"
                               + ("  best so far" if better else ""))
             if better:
-                self.save_best()
+                with self.clock.during("saving"):
+                    self.save_best()
         progress.evaluated_step = progress.step

@@ -1,20 +1,22 @@
 """One image at a time, in the CPU workers: decode, crop, mirror, policies for training, resize and crop for evaluation;
 and the preprocessing that travels with a checkpoint."""
 
+import contextlib
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import v2 as transforms
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2 import functional as transforms
 
 from vit.errors import DataError
 from vit.policies import Policy, apply
@@ -27,20 +29,54 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, 
 PIL_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def open_image(path: str | Path, num_channels: int = 3) -> Image.Image:
-    """The picture in a file, upright, as 8-bit RGB (or grey for one channel), from any mode Pillow reads.
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """The picture in a file, of which only the header is read.
 
-    Raises DataError, naming the path, for a file that is missing, cut short, too large or no picture.
+    Raises DataError, naming the path, for a file that is missing, cut short, too large or no picture, also where that shows
+    inside the `with`.
     """
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return convert(ImageOps.exif_transpose(image), num_channels)
+            yield image
     except Image.DecompressionBombError:  # Pillow's own, or ours at a lower limit
         raise DataError(f"{path}: more than {MAX_PIXELS:,} pixels; make it smaller or take it out of the data set") from None
     except UNREADABLE as error:
         raise DataError(f"{path}: not a readable picture ({error}); repair it or take it out of the data set") from None
+
+
+def open_image(path: str | Path, num_channels: int = 3) -> Image.Image:
+    """The picture in a file, upright, as 8-bit RGB (or grey for one channel), from any mode Pillow reads.
+
+    Raises DataError as opened() does.
+    """
+    with opened(path) as image:
+        return convert(ImageOps.exif_transpose(image), num_channels)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's number of an opened picture: 1 upright; from 5 on turned by a quarter, so that the header's sides are swapped."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def decode_jpeg(image: Image.Image, num_channels: int, shrink: int = 1) -> Tensor | None:
+    """The pixels of an opened picture, uint8 (C, height, width), if it is an upright JPEG in RGB or grey that libjpeg-turbo
+    finds no fault with; else None. By its fast decoder, some levels beside Pillow's: for training alone.
+
+    shrink: 1, 2, 4 or 8; each side is divided by it, rounded up, which saves most of the work of decoding.
+    """
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or orientation(image) != 1 or image.fp is None:
+        return None
+    image.fp.seek(0)
+    smaller = {"min_height": -(-image.height // shrink), "min_width": -(-image.width // shrink), "min_factor": shrink}
+    try:
+        pixels = simplejpeg.decode_jpeg(image.fp.read(), "RGB" if num_channels == 3 else "GRAY", fastdct=True,
+                                        fastupsample=True, **smaller if shrink > 1 else {})
+    except ValueError:  # Pillow will tell what is wrong with it, or read it all the same
+        return None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def convert(image: Image.Image, num_channels: int) -> Image.Image:
@@ -65,7 +101,7 @@ def match_channels(pixels: Tensor, num_channels: int) -> Tensor:
     if pixels.shape[1] == num_channels:
         return pixels
     if num_channels == 1:
-        return transforms.functional.rgb_to_grayscale(pixels)
+        return transforms.rgb_to_grayscale(pixels)
     return pixels.expand(-1, num_channels, -1, -1)
 
 
@@ -137,7 +173,7 @@ class Preprocessing:
 
 
 class TrainingTransform:
-    """A picture → uint8 (C, *image_size) with the random changes of training, from torch's default generator.
+    """The picture in a file → uint8 (C, *image_size) with the random changes of training, from torch's default generator.
 
     crop_scale: share of the area that the random crop takes (Szegedy et al. 2015), None: resized as in evaluation;
     flip: probability; policies: vit.policies.
@@ -145,17 +181,36 @@ class TrainingTransform:
 
     def __init__(self, preprocessing: Preprocessing, crop_scale: Sequence[float] | None, flip: float,
                  policies: Sequence[Policy] = ()):
-        interpolation = InterpolationMode(preprocessing.interpolation)
-        steps: list[Any] = [transforms.Lambda(preprocessing.fit_size)]
-        if crop_scale is not None:
-            smallest, largest = crop_scale
-            steps = [transforms.RandomResizedCrop(preprocessing.image_size, (smallest, largest), interpolation=interpolation)]
-        if flip > 0:
-            steps.append(transforms.RandomHorizontalFlip(flip))
-        self.transform, self.policies = transforms.Compose(steps), policies
+        self.preprocessing, self.crop_scale, self.flip, self.policies = preprocessing, crop_scale, flip, policies
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        image = self.transform(image)
+    def __call__(self, path: str | Path) -> Tensor:
+        """Raises DataError as opened() does."""
+        if self.crop_scale is None:
+            pixels = to_pixels(self.preprocessing.fit_size(open_image(path, self.preprocessing.num_channels)))
+        else:
+            pixels = self.random_crop(path, list(self.crop_scale))
+        if torch.rand(()) < self.flip:
+            pixels = pixels.flip(-1)
+        return self.apply_policies(pixels) if self.policies else pixels.contiguous()
+
+    def random_crop(self, path: str | Path, scale: list[float]) -> Tensor:
+        """A random piece of the picture, resized to image_size. Where the piece is at least twice as large, a JPEG is decoded
+        smaller, but never so small that the piece would have to be enlarged."""
+        (height, width), channels = self.preprocessing.image_size, self.preprocessing.num_channels
+        with opened(path) as image:
+            size = (image.height, image.width) if orientation(image) < 5 else (image.width, image.height)
+            top, left, rows, columns = RandomResizedCrop.get_params(torch.empty(1, *size, device="meta"), scale, [3 / 4, 4 / 3])
+            shrink = next(factor for factor in (8, 4, 2, 1) if factor == 1 or min(rows // height, columns // width) >= factor)
+            pixels = decode_jpeg(image, channels, shrink)
+            if pixels is None:
+                pixels, shrink = to_pixels(convert(ImageOps.exif_transpose(image), channels)), 1
+        rows, columns = round(rows / shrink), round(columns / shrink)
+        top, left = min(round(top / shrink), pixels.shape[1] - rows), min(round(left / shrink), pixels.shape[2] - columns)
+        return transforms.resize(pixels[:, top:top + rows, left:left + columns], [height, width],
+                                 InterpolationMode(self.preprocessing.interpolation), antialias=True)
+
+    def apply_policies(self, pixels: Tensor) -> Tensor:
+        image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy())
         for policy in self.policies:
             for change in policy.draw(torch.rand(policy.numbers).tolist(), image.height, image.width):
                 changed = apply(image, change, policy)

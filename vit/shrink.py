@@ -1,0 +1,92 @@
+"""Make a folder of large pictures smaller once, so that every epoch decodes less: python -m vit.shrink FOLDER OUT.
+
+Every picture below FOLDER whose shorter side is longer than --short-side is written to the same place below OUT as a JPEG of
+that shorter side, upright; all others are copied as they are. Then train with data.root=OUT. Training crops at 224 px from
+a shorter side of 288 or more look as they did; evaluation after it resizes twice, so compare published numbers on originals.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from vit.errors import ConfigError, DataError, run
+from vit.transforms import EXTENSIONS, open_image, opened
+
+
+def shrink_picture(source: Path, target: Path, short_side: int, quality: int) -> str | None:
+    """Write one picture; a line about it where it can't be read. What stands at target already is left, so that an
+    interrupted command goes on where it was. A picture of another format that is made smaller gets .jpg after its name."""
+    smaller = target if target.suffix.lower() in (".jpg", ".jpeg") else target.with_name(f"{target.name}.jpg")
+    if target.exists() or smaller.exists():
+        return None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.writing")
+    try:
+        with opened(source) as image:
+            large = min(image.size) > short_side
+        picture = open_image(source)  # also of those to be copied: a damaged one is told now rather than in training
+    except DataError as error:
+        return str(error)
+    if large:
+        factor = short_side / min(picture.size)
+        size = (max(short_side, round(picture.width * factor)), max(short_side, round(picture.height * factor)))
+        picture.resize(size, Image.Resampling.BICUBIC).save(unfinished, "JPEG", quality=quality)
+    else:
+        shutil.copyfile(source, unfinished)
+    os.replace(unfinished, smaller if large else target)
+    return None
+
+
+def shrink_pair(pair: tuple[Path, Path], short_side: int, quality: int) -> str | None:
+    return shrink_picture(*pair, short_side, quality)
+
+
+def shrink_folder(source: Path, target: Path, *, short_side: int, quality: int, workers: int) -> tuple[int, list[str]]:
+    """(how many pictures stand in target, a line for each that could not be read).
+
+    Raises DataError where source has no pictures, and where target lies in it.
+    """
+    if target.absolute().is_relative_to(source.absolute()):
+        raise DataError(f"{target}: lies in {source}; choose a folder beside it")
+    found = sorted(Path(parent, name).relative_to(source) for parent, _, names in os.walk(source, followlinks=True)
+                   for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
+    if not found:
+        raise DataError(f"{source}: no pictures below it (looked for {', '.join(EXTENSIONS)})")
+    pairs = [(source / path, target / path) for path in found]
+    shrink = functools.partial(shrink_pair, short_side=short_side, quality=quality)
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        unreadable = [line for line in pool.imap_unordered(shrink, pairs, chunksize=16) if line is not None]
+    return len(found) - len(unreadable), sorted(unreadable)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m vit.shrink", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--short-side", type=int, default=288, help="pixels of the shorter side (default 288)")
+    parser.add_argument("--quality", type=int, default=90, choices=range(1, 101), metavar="1..100",
+                        help="of the JPEGs (default 90)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default one a core)")
+    options = parser.parse_args(given)
+    if options.short_side < 1 or options.workers < 1:
+        parser.error("--short-side and --workers must be positive")
+    try:
+        count, unreadable = shrink_folder(options.folder, options.out, short_side=options.short_side, quality=options.quality,
+                                          workers=options.workers)
+    except OSError as error:
+        raise ConfigError(f"{options.out}: can't write there ({error.strerror or error}); choose another folder") from None
+    print(f"{count:,} pictures in {options.out}; train with data.root={options.out}")
+    if unreadable:
+        raise DataError("\n".join([*unreadable, f"{len(unreadable)} pictures were left out"]))
+
+
+if __name__ == "__main__":
+    sys.exit(run("vit.shrink", main))
