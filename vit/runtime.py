@@ -18,8 +18,8 @@ from vit.errors import ConfigError
 CPU_BF16_MIN_WIDTH = 192
 # Fused attention's kernels in the order of preference by compute capability: cuDNN's is about twice as fast as the default on
 # Hopper (9.0) in training shapes and slower elsewhere, as published; benchmarks/gpu.py compares them. Others: torch's choice.
-ATTENTION_KERNELS = {(9, 0): [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
-                              SDPBackend.MATH]}
+ATTENTION_KERNELS: dict[tuple[int, int] | None, list[SDPBackend]] = {
+    (9, 0): [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]}
 # Compiling takes about a minute. On a GPU it wins a third or more; on CPUs 15 % at a width of 384, nothing at 192
 # (benchmarks/README.md). The run must be long enough to win the minute back.
 COMPILE_MIN_FLOPS = {"cuda": 2e16, "cpu": 5e14}
@@ -60,9 +60,9 @@ class Precision:
     def autocast(self) -> Iterator[None]:
         """Around a forward pass: its precision, and the kernels of attention that are fast on the device."""
         with contextlib.ExitStack() as stack:
-            kernels = ATTENTION_KERNELS.get(torch.cuda.get_device_capability(self.device)) if self.device.type == "cuda" else None
-            if kernels is not None:
-                stack.enter_context(sdpa_kernel(kernels, set_priority=True))
+            capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
+            if capability in ATTENTION_KERNELS:
+                stack.enter_context(sdpa_kernel(ATTENTION_KERNELS[capability], set_priority=True))
             if self.name != "fp32":
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16 if self.name == "bf16" else torch.float16))
             yield
@@ -151,6 +151,7 @@ def use_deterministic_kernels(wanted: bool) -> None:
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory, and filling it takes time
 
 
 def peak_memory(device: torch.device) -> int:
