@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vit import config as conf
-from vit import sweep
+from vit import distributed, sweep
 from vit.config import Config
 from vit.errors import CheckpointError, ConfigError, GaveUp, Stopped
 from vit.interrupts import StopRequest
@@ -42,17 +42,21 @@ def main(composed: DictConfig) -> float | None:
     """One run; under -m one job of the sweep. Returns the validation top-1, for sweepers to maximise."""
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
-        return sweep.run_job(Path(job.runtime.output_dir), Path(job.sweep.dir), list(job.overrides.task))
-    stop = StopRequest().install()
-    with conf.ending(), RunFolder(Path(job.runtime.output_dir)).outcome() as run:
-        config, warnings = read_config(composed, run, list(job.overrides.task))
+        return sweep.run_job(Path(job.runtime.output_dir), list(job.overrides.task))
+    folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+    processes = wanted_processes(composed, folder, overrides)
+    if processes is not None and processes > 1 and not distributed.started_by_torchrun():
+        return run_in_processes(processes, folder, overrides)
+    stop, first = StopRequest().install(), distributed.rank() == 0
+    with conf.ending(speaks=first), RunFolder(folder, writes=first).outcome() as run:
+        config, warnings = read_config(composed, run, overrides)
         conf.validate(config)
         if config.explain:
             run.remove()
             print(explanation(config))
             return None
         try:
-            return train(config, run, stop, warnings, list(job.overrides.task))
+            return train(config, run, stop, warnings, overrides)
         except (OSError, RuntimeError) as error:
             told = machine_fault(error, config)
             if told is None:
@@ -60,6 +64,23 @@ def main(composed: DictConfig) -> float | None:
             kept = f"; the last checkpoint is kept: go on by resume={run.path}" if run.has_checkpoint() else ""
             raise GaveUp(told + kept) from None
     return None
+
+
+def wanted_processes(composed: DictConfig, folder: Path, overrides: list[str]) -> int | None:
+    """runtime.processes as the command line gives it, or the run that is resumed."""
+    if composed.resume is not None and not any("runtime.processes" in override for override in overrides):
+        saved = conf.read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
+        return saved.get("runtime", {}).get("processes")
+    return composed.runtime.processes
+
+
+def run_in_processes(count: int, folder: Path, overrides: list[str]) -> None:
+    """The same command in several processes of this machine; it ends as the first of them that failed did."""
+    with conf.ending():
+        arguments = [*overrides, f"runtime.processes={count}", f"hydra.run.dir={folder}"]
+        exit_code = distributed.run_processes(count, [sys.argv[0], *conf.prepare_arguments(arguments)])
+        if exit_code:
+            raise conf.AlreadyTold(exit_code)
 
 
 def machine_fault(error: OSError | RuntimeError, config: Config) -> str | None:
@@ -70,6 +91,8 @@ def machine_fault(error: OSError | RuntimeError, config: Config) -> str | None:
         smaller = max(1, (config.train.micro_batch_size or config.train.batch_size) // 2)
         return (f"out of memory: try train.micro_batch_size={smaller}, which leaves the result as it is "
                 f"({conf.first_line(error)})")
+    if "gloo/transport" in str(error) or type(error).__name__.startswith("Dist"):
+        return f"another process of this run has ended ({conf.first_line(error)})"
     if str(error).startswith("DataLoader worker"):
         return f"a process that decodes pictures died ({conf.first_line(error)}); if memory is short, lower runtime.workers"
     return None
@@ -118,32 +141,45 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         config = conf.from_plain(conf.adopt(conf.plain(config), weights.model, told, overrides), config.pretrained)
     plain = conf.plain(config)
     device = runtime.choose_device(plain["runtime"]["device"])
+    stop.at_once = distributed.started_by_torchrun()  # until all are there
+    group = distributed.join(device.type)
+    stop.at_once = False
+    if device.type == "cuda":
+        device = torch.device("cuda", group.local_rank)
+        torch.cuda.set_device(device)
+    run.follow(group.from_first(str(run.path)))
     runtime.use_threads(config.runtime.threads)
     runtime.use_deterministic_kernels(config.runtime.deterministic)
     image_size = model_on_shapes(plain["model"]).embeddings.patch_embedding.image_size
     build_schedule(**plain["schedule"], total_steps=config.train.steps or 10**9, steps_per_epoch=1)
 
     # Data
-    data = load_data(**conf.data_arguments(plain["data"], plain["model"]), image_size=image_size, device=device)
+    data = group.in_turn(lambda: load_data(**conf.data_arguments(plain["data"], plain["model"]), image_size=image_size,
+                                           device=device))
     stop.check()
     preprocessing = Preprocessing(image_size, config.model.num_channels, tuple(config.data.mean), tuple(config.data.std),
                                   config.data.eval_crop, config.data.interpolation.name)
     batch_size = config.train.batch_size
     if batch_size > len(data.train):
         raise ConfigError(f"train.batch_size={batch_size} is more than the {len(data.train)} training images; lower it")
+    if batch_size < 2 * group.count:
+        raise ConfigError(f"train.batch_size={batch_size} is for all {group.count} processes together: it must be at least "
+                          f"{2 * group.count}")
     steps_per_epoch = len(data.train) / batch_size
     total_steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
     schedule = build_schedule(**plain["schedule"], total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     augmentation = build_augmentation(config, preprocessing, len(data.classes))
     order, train_images = SampleOrder(len(data.train), batch_size, config.seed, config.augment.repeats), data.train.to(device)
-    workers = runtime.loader_workers(config.runtime.workers)
+    workers = runtime.loader_workers(config.runtime.workers, group.local_count)
 
     def batches(first_step: int, last_step: int):
-        return training_batches(train_images, order, first_step, last_step, preprocessing, augmentation, workers, device)
+        return training_batches(train_images, order, first_step, last_step, preprocessing, augmentation, workers, device,
+                                group.part(batch_size))
 
     def evaluate_split(model: torch.nn.Module, images: Images) -> dict[str, float]:
-        with contextlib.closing(evaluation_batches(images, batch_size, preprocessing, workers, device)) as held:
-            return evaluate(model, until_stopped(held, stop), precision)
+        with contextlib.closing(evaluation_batches(images, -(-batch_size // group.count), preprocessing, workers, device,
+                                                   group.rank, group.count)) as held:
+            return evaluate(model, until_stopped(held, stop, group), precision, group.sum)
 
     # Model, optimizer, and where a run is resumed their state
     run.start_log(screen)
@@ -183,12 +219,14 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         log.info((f"warning: {warning}; " if warning else "") + f"resuming {run.path} after step {state.progress.step}")
     model.encoder.checkpointing = config.runtime.activation_checkpointing
     if device.type == "cuda" and config.train.micro_batch_size is None and not resuming:
-        fitting = fitting_micro_batch(model, (config.model.num_channels, *image_size), batch_size, precision)
-        if fitting < batch_size:  # recorded, so that a resumed run splits its batches alike
+        own = len(range(batch_size)[group.part(batch_size)])
+        fitting = group.from_first(fitting_micro_batch(model, (config.model.num_channels, *image_size), own, precision))
+        if fitting < own:  # recorded, so that a resumed run splits its batches alike
             config.train.micro_batch_size = plain["train"]["micro_batch_size"] = fitting
             log.info(f"memory holds {fitting} images at once: train.micro_batch_size={fitting}; the result is the same")
     macs = count_macs(model)
-    forward, warning = runtime.compile_model(model, config.runtime.compile, device, config.model.hidden_size,
+    shared = group.wrap(model, device)
+    forward, warning = runtime.compile_model(shared, config.runtime.compile, device, config.model.hidden_size,
                                              6 * macs * batch_size * total_steps)
     if warning:
         log.info(warning)
@@ -199,10 +237,14 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
                 "data": fingerprint, "threads": torch.get_num_threads()}
 
     def save_last() -> None:
+        if group.rank > 0:
+            return
         checkpoint.write_checkpoint(run.checkpoints / checkpoint.LAST, state.tensors(), header_of("last"),
                                     keep=run.checkpoints / checkpoint.PREVIOUS)
 
     def save_best() -> None:
+        if group.rank > 0:
+            return
         checkpoint.write_checkpoint(run.checkpoints / checkpoint.BEST, state.selected().state_dict(), header_of("best"))
 
     def forecast(seconds: float) -> None:
@@ -214,6 +256,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     shown = shown.subset(spread_over_classes(shown.labels, 8)).to(device)
 
     def draw_attention(model: "VisionTransformer", step: int) -> None:
+        if group.rank > 0:
+            return
         inputs, _ = next(evaluation_batches(shown, 8, preprocessing, 0, device))
         tracker.attention(attention_figure(model, preprocessing, inputs), step)
 
@@ -222,7 +266,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     for name, images in {"train": data.train, "val": data.val, "test": data.test}.items():
         log.info(f"{name:6} {images or 'nothing held out: the last weights are taken'}")
     log.info(f"run    {total_steps:,} steps of {batch_size} images ({total_steps / steps_per_epoch:.3g} epochs), "
-             f"{precision.name} on {runtime.describe_device(device)}{', compiled' if forward is not model else ''}; "
+             f"{precision.name} on {f'{group.count} processes, each ' if group.count > 1 else ''}"
+             f"{runtime.describe_device(device)}{', compiled' if forward is not shared else ''}; "
              f"{'averaged' if average else 'raw'} weights are evaluated and saved")
     log.info(f"folder {run.path}")
     if train_images.pixels is not None and image_size[0] >= 4 * train_images.pixels.shape[-1]:
@@ -233,22 +278,25 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     run.so_far = lambda: {"steps": state.progress.step, "val_top1": state.progress.best_top1,
                           "best_step": state.progress.best_step, "seconds": round(state.progress.seconds, 2)}
     run.begun = True
-    run.checkpoints.mkdir(exist_ok=True)
-    tracker = Tracker(run.path, state.progress.step, total_steps, steps_per_epoch, batch_size, resuming)
+    if run.writes:
+        run.checkpoints.mkdir(exist_ok=True)
+    tracker = Tracker(run.path, state.progress.step, total_steps, steps_per_epoch, batch_size, resuming, run.writes)
     run.write_config(OmegaConf.to_yaml(plain))
     if not resuming:
         save_last()
         tracker.text("configuration", f"```yaml\n{OmegaConf.to_yaml(plain)}```")
-        pictures, labels = next(batches(0, 1))
-        tracker.pictures(preprocessing.to_picture(pictures[:64]), class_names(labels[:64], data.classes), 0)
-    attention_every, product_rate = config.train.attention_every, runtime.product_rate(precision)
+        if run.writes:
+            pictures, labels = next(batches(0, 1))
+            tracker.pictures(preprocessing.to_picture(pictures[:64]), class_names(labels[:64], data.classes), 0)
+    attention_every, product_rate = config.train.attention_every, group.count * runtime.product_rate(precision)
 
     def step_share(images_per_second: float) -> float:
         return 6 * macs * images_per_second / product_rate
 
     trainer = Trainer(
         state=state, forward=forward, batches=batches(state.progress.step, total_steps), total_steps=total_steps,
-        schedule=schedule, precision=precision, micro_batch_size=config.train.micro_batch_size,
+        batch_size=batch_size, group=group, schedule=schedule, precision=precision,
+        micro_batch_size=config.train.micro_batch_size,
         loss=build_loss(plain["train"]["loss"], config.train.label_smoothing), clip_norm=config.train.clip_norm,
         drop_path_schedule=plain["train"]["drop_path_schedule"], seed=config.seed, tracker=tracker, stop=stop,
         evaluate=None if data.val is None else functools.partial(evaluate_split, images=data.val),
@@ -256,12 +304,14 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         save_last=save_last, save_best=save_best, forecast=forecast, draw_attention=draw_attention,
         drawing_due=every(attention_every and attention_every * steps_per_epoch, total_steps),
         log_every=config.train.log_every, save_every=config.train.save_every, step_share=step_share,
+        unsynchronised=getattr(shared, "no_sync", contextlib.nullcontext),
     )
     with contextlib.closing(trainer.batches):  # ends the processes that decode pictures
         trainer.fit()
 
     # What came out
     progress = state.progress
+    group.any(True)  # the first process has written the best checkpoint
     test = evaluate_split(checkpoint.load(run.checkpoints / checkpoint.BEST).to(device), data.test)
     tracker.evaluation(total_steps, "test", test)
     tracker.hyperparameters(conf.notable(conf.flatten(plain), overrides),
@@ -274,18 +324,19 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     spent, done = trainer.clock.spent, total_steps - trainer.clock.first_step
     width = config.model.hidden_size
     log.info(bottleneck(spent, step_share((done - 1) * batch_size / max(spent.steps, 1e-9)), device=device.type,
-                        precision=precision.name, compiled=forward is not model,
+                        precision=precision.name, compiled=forward is not shared,
                         could_compile=runtime.worth_compiling(device, width, float("inf")),
                         could_bf16=runtime.choose_precision("auto", device, width).name == "bf16",
                         from_files=data.train.pixels is None, workers=workers, cores=runtime.usable_cores()))
+    group.leave()
     return progress.best_top1
 
 
-def until_stopped(batches: Iterator[Any], stop: StopRequest) -> Iterator[Any]:
-    """The batches of an evaluation; raises Stopped between two where a signal has come."""
+def until_stopped(batches: Iterator[Any], stop: StopRequest, group: distributed.Group) -> Iterator[Any]:
+    """The batches of an evaluation; raises Stopped between two where a signal has come, to any of the processes."""
     for batch in batches:
-        if stop.signal is not None:
-            raise Stopped(f"stopped by {stop.signal} in an evaluation")
+        if group.any(stop.signal is not None)[0]:
+            raise Stopped(f"stopped by {stop.signal or 'a signal to another process'} in an evaluation")
         yield batch
 
 

@@ -10,6 +10,7 @@ a case that did not survive; the cases are named below the table.
 
 import argparse
 import contextlib
+import csv
 import hashlib
 import importlib
 import io
@@ -597,6 +598,73 @@ def machine(work: Path, quick: bool) -> Iterator[Row]:
     yield row
 
 
+def sweeps(work: Path, quick: bool) -> Iterator[Row]:
+    """Jobs that fail in every way they can: told apart, and the same command again runs them alone."""
+    row = Row("a sweep with planted failures: every job accounted for, then only the failed ones run again")
+    digits = ["experiment=digits", "model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "train.steps=3"]
+    every = ["SIGKILL", "none", "SIGSEGV", "SIGTERM", "exit code 7", "mistake"]
+    kinds = every[:2] if quick else every * 3 + ["none"] * 2
+    for seed, kind in enumerate(kinds):
+        folder = work / "plants"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{seed}").write_text(kind)
+    (work / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "seed = next((word[5:] for word in sys.argv if word.startswith('seed=')), '')\n"
+        "if os.environ.get('FAULTS') and seed.isdigit() and any('hydra.run.dir=' in word for word in sys.argv):\n"
+        "    kind = open(os.path.join(os.environ['FAULTS'], seed)).read()\n"
+        "    if kind.startswith('SIG'):\n"
+        "        os.kill(os.getpid(), getattr(signal, kind))\n"
+        "    elif kind.startswith('exit'):\n"
+        "        os._exit(7)\n"
+        "    elif kind == 'mistake':\n"
+        "        sys.argv.append('train.batch_size=100000')\n")
+    seeds = ",".join(map(str, range(len(kinds))))
+    command = ["-m", *digits, f"seed={seeds}", "hydra.sweep.dir=sweep"]
+    env = {**os.environ, "PYTHONPATH": str(work), "OMP_NUM_THREADS": "1"}
+    for faults in (True, False):
+        before = {path.parent.name: path.stat().st_mtime_ns for path in (work / "sweep").glob("*/result.json")
+                  if json.loads(path.read_text())["status"] == "finished"} if not faults else {}
+        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *command], cwd=work, capture_output=True, text=True,
+                              env=env | ({"FAULTS": str(work / "plants")} if faults else {}), timeout=900)
+        row.count(done.returncode == 0, f"exit code {done.returncode} {done.stderr[-400:]}")
+        with open(work / "sweep" / "summary.csv") as file:
+            jobs = {job["job"]: job for job in csv.DictReader(file)}
+        for seed, kind in enumerate(kinds):
+            job = jobs.get(str(seed), {"status": "missing", "reason": ""})
+            wanted = {"none": "finished", "mistake": "failed"}.get(kind, "crashed") if faults else "finished"
+            named = {"none": "", "mistake": "train.batch_size"}.get(kind, kind) if faults else ""
+            row.count(job["status"] == wanted and named in job["reason"], f"job {seed} ({kind}): {job}")
+        for name, time_written in before.items():
+            untouched = (work / "sweep" / name / "result.json").stat().st_mtime_ns == time_written
+            row.count(untouched, f"job {name} was finished and ran again")
+    yield row
+
+
+def processes(work: Path, quick: bool) -> Iterator[Row]:
+    """Two processes of one run: one that is stopped without dying must not be waited for."""
+    row = Row("one of two processes killed or stopped: all end within 60 s, told, resumable")
+    run = ["experiment=digits", "model.num_layers=1", "train.steps=4000", "train.save_every=5", "train.log_every=1",
+           "train.eval_every=1000", "runtime.processes=2"]
+    for number, kind in enumerate(("SIGSTOP",) if quick else ("SIGSTOP", "SIGKILL", "SIGSTOP")):
+        for victim in (1,) if quick else (0, 1):
+            folder = f"{kind}_{number}_{victim}"
+            process = start(work, *run, f"hydra.run.dir={folder}")
+            deadline = time.monotonic() + 120
+            while not (work / folder / "checkpoints" / "previous.safetensors").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            ranks = [pid for pid in children(process.pid) if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+            began = time.monotonic()
+            os.kill(ranks[victim], getattr(signal, kind))
+            _, errors = process.communicate(timeout=150)
+            seconds = time.monotonic() - began
+            row.count(process.returncode != 0 and seconds < 60 and f"rank {victim}" in errors,
+                      f"{folder}: exit code {process.returncode} after {seconds:.0f} s: {errors[-500:]}")
+            code, errors = finish(work, f"resume={folder}", "runtime.processes=1", "train.steps=1", "resume_changed=allow")
+            row.count(code == 2 and "steps are done already" in errors, f"{folder} resumed: {code} {errors[-300:]}")
+    yield row
+
+
 def children(parent: int) -> list[int]:
     """The processes begun by a process that decode pictures (not helpers such as its resource tracker)."""
     found = []
@@ -610,7 +678,8 @@ def children(parent: int) -> list[int]:
 
 
 FAULTS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
-    "kills": kills, "damage": damage, "mistakes": mistakes, "hostile": hostile, "machine": machine}
+    "kills": kills, "damage": damage, "mistakes": mistakes, "hostile": hostile, "machine": machine,
+    "sweeps": sweeps, "processes": processes}
 
 
 def machine_name() -> str:

@@ -1,10 +1,13 @@
 """The sweep's table, from folders as jobs leave them."""
 
 import json
+import math
 
 import pytest
+from PIL import Image
 
-from vit.sweep import collect, over_seeds, table
+from vit.errors import ConfigError
+from vit.sweep import collect, draw, over_seeds, run_job, table
 
 
 def write_job(folder, overrides, exit_code=0, **result):
@@ -25,7 +28,32 @@ def test_jobs_are_ranked_and_the_crashed_come_last(tmp_path):
     lines = table(rows).splitlines()
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["1", "1", "70.00%", "65.00%", "finished", "optimizer.lr=2"]
     assert "crashed: signal SIGKILL" in lines[4]
-    assert len(lines) == 6  # no second table: nothing differs in the seed alone
+    assert lines[6:] == ["", "best: python train.py optimizer.lr=2"]  # no second table: nothing differs in the seed alone
+
+
+def test_the_picture_shows_what_has_a_result(tmp_path):
+    write_job(tmp_path / "0", ["optimizer.lr=1"], status="finished", val_top1=0.5, test_top1=None)
+    write_job(tmp_path / "1", ["optimizer.lr=2"], exit_code=-11)
+    draw(collect(tmp_path), tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.width > 500
+    (tmp_path / "0" / "result.json").unlink()
+    draw(collect(tmp_path), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_a_job_that_is_finished_is_left_and_another_ones_folder_refused(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr("vit.sweep.train_job", lambda folder, overrides: begun.append(folder.name))
+    write_job(tmp_path / "0", ["seed=1"], status="finished", val_top1=0.5, test_top1=0.5)
+    write_job(tmp_path / "1", ["seed=2"], exit_code=-9, status="failed", val_top1=None)
+    assert run_job(tmp_path / "0", ["seed=1"]) == 0.5
+    assert math.isnan(run_job(tmp_path / "1", ["seed=2"]))
+    assert math.isnan(run_job(tmp_path / "2", ["seed=3"]))
+    assert begun == ["1", "2"]
+    assert not (tmp_path / "1" / "result.json").exists()  # or a crash would show what an earlier start has left
+    with pytest.raises(ConfigError, match="holds another job"):
+        run_job(tmp_path / "0", ["seed=7"])
 
 
 def test_jobs_that_differ_in_the_seed_alone_get_a_mean(tmp_path):

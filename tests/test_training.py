@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from vit.distributed import Group
 from vit.errors import GaveUp, Stopped
 from vit.interrupts import StopRequest
 from vit.model import VisionTransformer
@@ -38,7 +39,8 @@ def make_trainer(folder, steps=6, dtype=torch.float32, model_settings=None, opti
     saves: list[int] = []
     trainer = Trainer(
         state=TrainingState(model, None, built, Progress()), forward=model, precision=Precision("fp32", CPU), batches=stream,
-        schedule=lambda step: 1.0, total_steps=steps, micro_batch_size=None, loss=build_loss("cross_entropy", 0.0),
+        schedule=lambda step: 1.0, total_steps=steps, batch_size=16, group=Group(), micro_batch_size=None,
+        loss=build_loss("cross_entropy", 0.0),
         clip_norm=1.0, drop_path_schedule="linear", seed=0,
         tracker=Tracker(folder, 0, steps, steps / 2, 16), stop=StopRequest(), evaluate=None,
         evaluation_due=every(steps / 2, steps), save_best=lambda: None,

@@ -188,13 +188,13 @@ class Mixing:
     def __bool__(self) -> bool:
         return bool(self.probability and (self.mixup or self.cutmix))
 
-    def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, step: int, first: int = 0) -> tuple[Tensor, Tensor]:
         """Normalised images (B, C, height, width), labels int64 (B,) → mixed images, targets float32 (B, num_classes) whose
-        rows sum to 1."""
+        rows sum to 1. first: the place in the step's global batch of the first of these images, an even number."""
         count, (height, width) = len(labels), images.shape[-2:]
         places = torch.arange(count)
         partner = torch.where(places.bitwise_xor(1) < count, places.bitwise_xor(1), places)
-        numbers = random_uniform(self.seed, "mixing", step, places[:, None] // 2, torch.arange(5))
+        numbers = random_uniform(self.seed, "mixing", step, (first + places)[:, None] // 2, torch.arange(5))
         mixed, cut, share, row, column = numbers.unbind(1)
         cuts = (cut < 0.5) if self.mixup and self.cutmix else torch.full_like(cut, bool(self.cutmix), dtype=torch.bool)
         kept = torch.where(cuts, beta(share, self.cutmix), beta(share, self.mixup))  # of the image itself; λ in the papers

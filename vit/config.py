@@ -16,11 +16,13 @@ from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vit.errors import ConfigError, GaveUp, Stopped, UserError
+from vit import sweep
+from vit.errors import ConfigError, DataError, GaveUp, Stopped, UserError
 
 # OmegaConf refuses any word but the members' names, and names these.
 Activation = Enum("Activation", {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu",
@@ -32,7 +34,7 @@ ResnetStyle = Enum("ResnetStyle", {"jax": "jax", "timm": "timm"})
 Pool = Enum("Pool", {"cls": "cls", "mean": "mean"})
 Init = Enum("Init", {"jax": "jax", "xavier": "xavier", "trunc_normal": "trunc_normal", "local": "local"})
 Dataset = Enum("Dataset", {"digits": "digits", "cifar10": "cifar10", "cifar100": "cifar100", "tiny_imagenet": "tiny_imagenet",
-                           "imagenet": "imagenet", "folder": "folder", "synthetic": "synthetic"})
+                           "imagenet": "imagenet", "folder": "folder", "shards": "shards", "synthetic": "synthetic"})
 Unreadable = Enum("Unreadable", {"refuse": "refuse", "skip": "skip"})
 Interpolation = Enum("Interpolation", {"bilinear": "bilinear", "bicubic": "bicubic"})
 PolicyName = Enum("PolicyName", {"none": "none", "randaugment": "randaugment",
@@ -172,6 +174,7 @@ class RuntimeConfig:
     threads: int | None = None  # of torch on the CPU; null: torch's own choice
     deterministic: bool = False
     activation_checkpointing: bool = False  # compute the blocks' activations again in the backward pass, to save memory
+    processes: int | None = None  # to start on this machine, each with a GPU or its share of the cores; null: this one alone
 
 
 @dataclass
@@ -290,6 +293,7 @@ CHECKS: dict[str, Check] = {
     "runtime.compile": (lambda x: x in ("auto", True, False), "auto, true or false"),
     "runtime.workers": NOT_NEGATIVE,
     "runtime.threads": POSITIVE,
+    "runtime.processes": POSITIVE,
 }
 
 # Keys that mean something for some names of their group only: (key, names). Set for another name they would do nothing.
@@ -300,7 +304,7 @@ BELONGS = [
     ("optimizer.nesterov", ("sgd", "muon")),
     ("optimizer.adamw_lr", ("muon",)),
     ("schedule.cooldown", ("constant",)),
-    ("data.test_fraction", ("digits", "folder", "synthetic")),
+    ("data.test_fraction", ("digits", "folder", "shards", "synthetic")),
     ("data.num_classes", ("synthetic",)),
     ("data.num_images", ("synthetic",)),
 ]
@@ -332,9 +336,10 @@ def validate(config: Config) -> None:
     for key in ("data.mean", "data.std"):
         if len(value_at(config, key)) not in (1, 3):
             raise ConfigError(f"{key} must hold 1 number (grey) or 3 (RGB), got {value_at(config, key)}")
-    if config.data.name.name in ("imagenet", "tiny_imagenet", "folder", "cifar10", "cifar100") and config.data.root is None:
+    from_files = ("imagenet", "tiny_imagenet", "folder", "shards", "cifar10", "cifar100")
+    if config.data.name.name in from_files and config.data.root is None:
         raise ConfigError(f"data={config.data.name.name} needs data.root=FOLDER")
-    if config.data.name.name in ("digits", "folder", "synthetic") and config.data.test_fraction is None:
+    if config.data.name.name in ("digits", "folder", "shards", "synthetic") and config.data.test_fraction is None:
         raise ConfigError(f"data={config.data.name.name} needs data.test_fraction: its test images are cut from train")
     if config.data.val_fraction + (config.data.test_fraction or 0) >= 1:
         raise ConfigError("data.val_fraction and data.test_fraction leave nothing to train on: they must sum to less than 1")
@@ -469,7 +474,8 @@ def notable(flat: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 # What a resumed run may change without asking: it can't change the result, or (the second) only its last bits.
 FREE_TO_CHANGE = ("runtime.workers", "runtime.device", "train.save_every", "train.log_every", "train.attention_every",
                   "data.root", "pretrained", "pretrained_positions", "resume", "resume_changed")
-BITS_MAY_DIFFER = ("runtime.threads", "runtime.compile", "runtime.deterministic", "runtime.activation_checkpointing")
+BITS_MAY_DIFFER = ("runtime.threads", "runtime.compile", "runtime.deterministic", "runtime.activation_checkpointing",
+                   "runtime.processes")
 
 
 def changed(saved: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -575,15 +581,35 @@ def happened_in(error: BaseException, function: str, script: str) -> bool:
                for frame in traceback.extract_tb(error.__traceback__))
 
 
-ended: list[UserError | GaveUp | Stopped] = []  # how main() ended, where not well
+class Sweeps(Callback):
+    """Hydra's hook by which the process that drives a sweep, whichever launcher runs the jobs, knows the sweep's folder."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        sweep.begun.append(Path(config.hydra.sweep.dir))
+
+
+class AlreadyTold(Exception):
+    """Processes that this one has started ended with an exit code, and told why."""
+
+    def __init__(self, exit_code: int):
+        self.exit_code = exit_code
+
+
+ended: list[UserError | GaveUp | Stopped | AlreadyTold] = []  # how main() ended, where not well
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[None]:
-    """Inside a Hydra main: keep the errors that end in one line from Hydra, which would add lines of its own to them."""
+def ending(speaks: bool = True) -> Iterator[None]:
+    """Inside a Hydra main: keep the errors that end in one line from Hydra, which would add lines of its own to them.
+
+    speaks: false in all but the first of several processes, which end in the same errors; what may be theirs alone, an
+    unreadable picture, they tell.
+    """
     try:
         yield
     except (UserError, GaveUp, Stopped) as error:
+        ended.append(error if speaks or isinstance(error, DataError) else AlreadyTold(error.exit_code))
+    except AlreadyTold as error:
         ended.append(error)
 
 
@@ -597,8 +623,10 @@ def command_line(main: Callable[[], None], schema: type) -> int:
         main()
         if not ended:
             return 0
+        if isinstance(ended[0], AlreadyTold):
+            return ended[0].exit_code
         message, code = str(ended[0]), ended[0].exit_code
-    except Stopped as error:
+    except (UserError, Stopped) as error:  # of a sweep, which they end
         message, code = str(error), error.exit_code
     except ValueError as error:
         if not any(Path(frame.filename).name == "defaults_list.py" for frame in traceback.extract_tb(error.__traceback__)):

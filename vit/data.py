@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from vit.augment import BatchAugmentation, Mixing, erase
 from vit.errors import DataError
 from vit.randomness import permutation, random_bits, random_seed
+from vit.shards import CLASSES, SPLITS, index_split
 from vit.transforms import EXTENSIONS, Preprocessing, TrainingTransform, open_image, to_pixels
 
 log = logging.getLogger("vit")
@@ -107,6 +108,8 @@ def load_data(*, name: str, root: str | None, val_fraction: float, test_fraction
         assert num_classes
         assert num_images
         classes, train, val, test = make_synthetic(num_classes, num_images, (num_channels, *image_size), device)
+    elif name == "shards":
+        classes, train, val, test = read_shards(Path(str(root)))
     else:
         classes, train, val, test = read_folder(name, Path(str(root)))
     if test is None:
@@ -213,6 +216,24 @@ def read_folder(name: str, root: Path) -> Splits:
     if name != "folder" and test is None:
         raise DataError(f"data={name}: no folder {(root / 'val').absolute()}, which is used as test")
     return readable_names(classes), train, val, test
+
+
+def read_shards(root: Path) -> Splits:
+    """root/train-*.tar, and val-*.tar and test-*.tar where there are; classes.txt names the labels, which else are numbers."""
+    found = {split: index_split(root, split) for split in SPLITS}
+    if found["train"] is None:
+        raise DataError(f"data=shards: no {root.absolute()}/train-*.tar; write shards with python -m vit.shards FOLDER OUT, or "
+                        "say where they are with data.root=FOLDER")
+    top = max(int(labels.max(initial=-1)) for _, labels in filter(None, found.values()))
+    names = root / CLASSES
+    classes = names.read_text().splitlines() if names.is_file() else [str(label) for label in range(top + 1)]
+    if top >= len(classes) or min(int(labels.min(initial=0)) for _, labels in filter(None, found.values())) < 0:
+        raise DataError(f"{root.absolute()}: labels must be from 0 to {len(classes) - 1}, for the {len(classes)} classes of "
+                        f"{CLASSES}; found {top}")
+    splits = {split: None if index is None else Images(f"{root.name} {split}", torch.from_numpy(index[1]), paths=index[0])
+              for split, index in found.items()}
+    assert splits["train"] is not None
+    return readable_names(classes), splits["train"], splits["val"], splits["test"]
 
 
 def list_pictures(folder: Path, title: str) -> tuple[list[str], Images]:
@@ -398,18 +419,19 @@ class Augmentation:
 
 
 def training_batches(images: Images, order: SampleOrder, first_step: int, last_step: int, preprocessing: Preprocessing,
-                     augmentation: Augmentation, workers: int, device: torch.device,
+                     augmentation: Augmentation, workers: int, device: torch.device, part: slice = slice(None),
                      ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """The batches of steps first_step to last_step - 1, on the device: float32 (B, C, *image_size), and labels int64 (B,), or
-    where images are mixed the classes' shares, float32 (B, classes)."""
+    where images are mixed the classes' shares, float32 (B, classes). part: of every global batch only these samples, the same
+    as in the whole; its start must be even, since neighbours are mixed."""
     pictures = None
     if images.pixels is None:
-        items = (list(zip(*(part.tolist() for part in order.batch(step)), strict=True))
+        items = (list(zip(*(numbers[part].tolist() for numbers in order.batch(step)), strict=True))
                  for step in range(first_step, last_step))
         dataset = PictureFiles(images, preprocessing, augmentation.picture, order.seed, augmentation.skip)
         pictures = decoded(dataset, items, workers, device)
     for step in range(first_step, last_step):
-        epochs, indices = order.batch(step)
+        epochs, indices = (numbers[part] for numbers in order.batch(step))
         if pictures is not None:
             pixels, labels = next(pictures)
         else:
@@ -419,19 +441,26 @@ def training_batches(images: Images, order: SampleOrder, first_step: int, last_s
         inputs = preprocessing.to_input(pixels)
         if augmentation.erasing:
             inputs = erase(inputs, epochs, indices, order.seed, augmentation.erasing)
-        yield augmentation.mixing(inputs, labels, step) if augmentation.mixing else (inputs, labels)
+        yield augmentation.mixing(inputs, labels, step, part.start or 0) if augmentation.mixing else (inputs, labels)
 
 
-def evaluation_batches(images: Images, batch_size: int, preprocessing: Preprocessing, workers: int,
-                       device: torch.device) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Every image once, in order, as evaluation sees it; the last batch may be smaller."""
+def evaluation_batches(images: Images, batch_size: int, preprocessing: Preprocessing, workers: int, device: torch.device,
+                       rank: int = 0, processes: int = 1) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Every image once, in order, as evaluation sees it; the last batch may be smaller.
+
+    Of several processes each takes every processes-th image, and all as many: one that has none left gets an image whose label
+    is -1, which vit.evaluation doesn't count.
+    """
+    own = torch.arange(rank, -(-len(images) // processes) * processes, processes)
+    labels = torch.where(own < len(images), images.labels[own.clamp(max=len(images) - 1)], -1)
+    own = own.clamp(max=len(images) - 1)
+    batches = own.split(batch_size)
     if images.pixels is None:
-        items = [[(0, index) for index in range(start, min(start + batch_size, len(images)))]
-                 for start in range(0, len(images), batch_size)]
         dataset = PictureFiles(images, preprocessing, None, 0)
-        for pixels, labels in decoded(dataset, items, workers, device):
-            yield preprocessing.to_input(pixels), labels
-        return
-    for start in range(0, len(images), batch_size):
-        pixels, labels = images.pixels[start:start + batch_size], images.labels[start:start + batch_size]
-        yield preprocessing.to_input(pixels.to(device)), labels.to(device)
+        decoder = decoded(dataset, [[(0, index) for index in batch.tolist()] for batch in batches], workers, device)
+        stream = (pixels for pixels, _ in decoder)
+    else:
+        held = images.pixels
+        stream = (held[batch.to(held.device)].to(device) for batch in batches)
+    for pixels, targets in zip(stream, labels.split(batch_size), strict=True):
+        yield preprocessing.to_input(pixels), targets.to(device)

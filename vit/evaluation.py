@@ -1,7 +1,7 @@
 """Loss and accuracy over a data set: the one function that training, the end of a run and evaluate.py use."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +11,24 @@ from vit.runtime import Precision
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision,
+             over_processes: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
     """{"n", "loss", "top1", "top5"} over (images, labels) batches; loss is plain cross-entropy, the others are fractions.
 
-    The model is put into evaluation mode and left so. With fewer than five classes top5 is the top `classes`.
+    The model is put into evaluation mode and left so. With fewer than five classes top5 is the top `classes`. Images labelled
+    -1 are not counted. over_processes: adds up a tensor over the processes that share the images.
     """
     model.eval()
-    n = 0
-    sums = torch.zeros(3, dtype=torch.float64, device=precision.device)
+    sums = torch.zeros(4, dtype=torch.float64, device=precision.device)
     for images, labels in batches:
         with precision.autocast():
             logits = model(images)
         logits = logits.float()
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        sums += torch.stack([losses.double().sum(), ranked[:, 0].sum().double(), ranked.sum().double()])
-        n += len(labels)
-    loss, top1, top5 = (sums / n).tolist()
-    return {"n": n, "loss": loss, "top1": top1, "top5": top5}
+        losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1)
+        sums += torch.stack([(labels >= 0).sum(), losses.double().sum(), ranked[:, 0].sum(), ranked.sum()])
+    n, loss, top1, top5 = over_processes(sums).tolist()
+    return {"n": int(n), "loss": loss / n, "top1": top1 / n, "top5": top5 / n}
 
 
 def interval(accuracy: float, n: int) -> tuple[float, float]:

@@ -16,6 +16,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.at_once = False  # while other processes are waited for: then nothing is lost by ending, and nobody looks
 
     def install(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -28,6 +29,6 @@ class StopRequest:
             raise Stopped(f"stopped by {self.signal} before the first step")
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        if self.at_once or (self.signal is not None and number == signal.SIGINT):
             os._exit(128 + number)
         self.signal = signal.Signals(number).name

@@ -7,12 +7,13 @@ a shorter side of 288 or more look as they did; evaluation after it resizes twic
 
 import argparse
 import functools
+import io
 import multiprocessing
 import os
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -20,32 +21,50 @@ from vit.errors import ConfigError, DataError, run
 from vit.transforms import EXTENSIONS, open_image, opened
 
 
+def shrunk(source: Path, short_side: int | None, quality: int) -> tuple[str, bytes]:
+    """(extension, file) of a picture: a JPEG whose shorter side is short_side pixels where it is longer, else as it is.
+
+    Raises DataError where it can't be read, also where it is to be copied: better now than in training.
+    """
+    with opened(source) as image:
+        large = short_side is not None and min(image.size) > short_side
+    picture = open_image(source)
+    if not large or short_side is None:
+        return source.suffix, source.read_bytes()
+    factor = short_side / min(picture.size)
+    size = (max(short_side, round(picture.width * factor)), max(short_side, round(picture.height * factor)))
+    file = io.BytesIO()
+    picture.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
+    return source.suffix if source.suffix.lower() in (".jpg", ".jpeg") else f"{source.suffix}.jpg", file.getvalue()
+
+
 def shrink_picture(source: Path, target: Path, short_side: int, quality: int) -> str | None:
     """Write one picture; a line about it where it can't be read. What stands at target already is left, so that an
     interrupted command goes on where it was. A picture of another format that is made smaller gets .jpg after its name."""
-    smaller = target if target.suffix.lower() in (".jpg", ".jpeg") else target.with_name(f"{target.name}.jpg")
-    if target.exists() or smaller.exists():
+    if target.exists() or target.with_name(f"{target.name}.jpg").exists():
         return None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.writing")
     try:
-        with opened(source) as image:
-            large = min(image.size) > short_side
-        picture = open_image(source)  # also of those to be copied: a damaged one is told now rather than in training
+        extension, content = shrunk(source, short_side, quality)
     except DataError as error:
         return str(error)
-    if large:
-        factor = short_side / min(picture.size)
-        size = (max(short_side, round(picture.width * factor)), max(short_side, round(picture.height * factor)))
-        picture.resize(size, Image.Resampling.BICUBIC).save(unfinished, "JPEG", quality=quality)
-    else:
-        shutil.copyfile(source, unfinished)
-    os.replace(unfinished, smaller if large else target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.writing")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, target.with_name(target.stem + extension))
     return None
 
 
 def shrink_pair(pair: tuple[Path, Path], short_side: int, quality: int) -> str | None:
     return shrink_picture(*pair, short_side, quality)
+
+
+def in_processes(call: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
+    """call(item) of every item, in order; by several processes where workers is more than 1."""
+    if workers == 1:
+        yield from map(call, items)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(call, items, chunksize=16)
 
 
 def shrink_folder(source: Path, target: Path, *, short_side: int, quality: int, workers: int) -> tuple[int, list[str]]:
@@ -61,8 +80,7 @@ def shrink_folder(source: Path, target: Path, *, short_side: int, quality: int, 
         raise DataError(f"{source}: no pictures below it (looked for {', '.join(EXTENSIONS)})")
     pairs = [(source / path, target / path) for path in found]
     shrink = functools.partial(shrink_pair, short_side=short_side, quality=quality)
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        unreadable = [line for line in pool.imap_unordered(shrink, pairs, chunksize=16) if line is not None]
+    unreadable = [line for line in in_processes(shrink, pairs, workers) if line is not None]
     return len(found) - len(unreadable), sorted(unreadable)
 
 

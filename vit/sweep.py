@@ -1,8 +1,10 @@
 """Sweeps: every job of `train.py -m` is a process and a folder of its own, and all of them end in one ranked table."""
 
 import csv
+import ctypes
 import json
 import math
+import shlex
 import signal
 import statistics
 import subprocess
@@ -10,24 +12,49 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vit.errors import Stopped
-from vit.run_folder import write_json
+from vit.errors import ConfigError, Stopped
+from vit.run_folder import wait_until_free, write_json
 
-begun: list[Path] = []  # folders of the sweeps whose jobs this process has started
+begun: list[Path] = []  # folders of the sweeps that this process drives
+TRAIN = Path(__file__).parent.parent / "train.py"
+SECONDS_TO_LET_GO = 120  # how long a job of a driver that was killed may take to save and leave its folder
 
 
-def run_job(folder: Path, sweep_folder: Path, overrides: list[str]) -> float:
+def end_with_parent() -> None:
+    """In the child: SIGTERM, which saves and ends, where the driver dies, however that happens (Linux alone has this)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def run_job(folder: Path, overrides: list[str]) -> float:
     """Train one job in a child process; its validation top-1, or NaN where it gave none, whatever became of it.
 
     A process of its own can crash, leave or run out of memory without taking the other jobs with it, and gives all its
     memory back. A signal is passed on to the child, which saves and ends; then Stopped is raised and no further job begins.
+    Where the folder holds the same job from an earlier start of the sweep: it is left if it is finished, gone on with if it
+    has a checkpoint, and else begun anew. Raises ConfigError where the folder holds another job.
     """
-    if sweep_folder not in begun:
-        begun.append(sweep_folder)
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = read_json(folder / "job.json").get("overrides")
+    if earlier is not None and sorted(earlier) != sorted(overrides):
+        raise ConfigError(f"{folder}: holds another job of an earlier sweep ({' '.join(earlier)}); give the sweep a folder of "
+                          "its own with hydra.sweep.dir=FOLDER")
+    result = read_json(folder / "result.json")
+    if earlier is None or result.get("status") != "finished":
+        wait_until_free(folder, SECONDS_TO_LET_GO)
+        (folder / "result.json").unlink(missing_ok=True)  # of a start that failed; how this one ends is to be told
+        train_job(folder, overrides)
+        result = read_json(folder / "result.json")
+    top1 = result.get("val_top1")
+    return math.nan if top1 is None else top1
+
+
+def train_job(folder: Path, overrides: list[str]) -> None:
     write_json(folder / "job.json", {"overrides": overrides, "status": "running"})
     received: list[int] = []
-    child = subprocess.Popen([sys.executable, sys.argv[0], *overrides, f"hydra.run.dir={folder}"], start_new_session=True)
+    resume = [] if any(override.startswith("resume=") for override in overrides) else ["resume=auto"]
+    child = subprocess.Popen([sys.executable, str(TRAIN), *overrides, *resume, f"hydra.run.dir={folder}"],
+                             start_new_session=True, preexec_fn=end_with_parent)
 
     def pass_on(number: int, frame: Any) -> None:
         received.append(number)
@@ -41,9 +68,8 @@ def run_job(folder: Path, sweep_folder: Path, overrides: list[str]) -> float:
             signal.signal(number, handler)
     write_json(folder / "job.json", {"overrides": overrides, "status": "ended", "exit_code": exit_code})
     if received:
-        raise Stopped(f"the sweep was stopped by {signal.Signals(received[0]).name} in job {folder.name}")
-    top1 = read_json(folder / "result.json").get("val_top1")
-    return math.nan if top1 is None else top1
+        raise Stopped(f"the sweep was stopped by {signal.Signals(received[0]).name} in job {folder.name}; go on with it by the "
+                      f"same command and hydra.sweep.dir={folder.parent}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -60,12 +86,20 @@ def collect(sweep_folder: Path) -> list[dict[str, Any]]:
         if status is None:
             code = job.get("exit_code")
             status = "running" if code is None else "crashed"
-            reason = "" if code is None else f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            reason = "" if code is None else told_exit(code)
         rows.append({"job": note.parent.name, "overrides": " ".join(job["overrides"]), "val_top1": result.get("val_top1"),
                      "test_top1": result.get("test_top1"), "status": status,
                      "reason": "" if status == "finished" else reason, "seconds": result.get("seconds")})
     rows.sort(key=lambda row: (row["val_top1"] is None, -(row["val_top1"] or 0), row["job"].zfill(8)))
     return rows
+
+
+def told_exit(code: int) -> str:
+    """Why a child that left no result.json ended, from its exit code."""
+    if code >= 0:
+        return f"exit code {code}"
+    more = ", as the system does where memory runs out" if -code == signal.SIGKILL else ""
+    return f"signal {signal.Signals(-code).name}{more}"
 
 
 def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -102,15 +136,41 @@ def table(rows: list[dict[str, Any]]) -> str:
         status = row["status"] + (f": {row['reason'].splitlines()[0]}" if row["reason"] else "")
         cells.append(["" if row["val_top1"] is None else str(rank), row["job"], told(row["val_top1"]), told(row["test_top1"]),
                       status, row["overrides"]])
+    parts = [markdown(cells)]
+    if rows and rows[0]["val_top1"] is not None:
+        parts.append(f"best: python train.py {shlex.join(rows[0]['overrides'].split())}")
     groups = over_seeds(rows)
     if not groups:
-        return markdown(cells)
+        return "\n\n".join(parts)
     means = [["seeds", "val top-1", "test top-1", "overrides"]]
     for group in groups:
         spreads = [f"{100 * value[0]:.2f} ± {100 * value[1]:.2f} %" if value else ""
                    for value in (group["val_top1"], group["test_top1"])]
         means.append([str(group["seeds"]), *spreads, group["overrides"] or "(none)"])
-    return f"{markdown(cells)}\n\nmean ± standard deviation over seeds\n\n{markdown(means)}"
+    return "\n\n".join([*parts, "mean ± standard deviation over seeds", markdown(means)])
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """A picture of the jobs that have a validation top-1, the best at the top: val filled, test as a mark."""
+    from matplotlib.figure import Figure
+
+    ranked = [row for row in rows if row["val_top1"] is not None][:40]
+    if not ranked:
+        return
+    figure = Figure(figsize=(9, 1.2 + 0.3 * len(ranked)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(ranked), 0, -1)
+    axes.barh(places, [100 * row["val_top1"] for row in ranked], color="#8fb3d9", label="validation")
+    tested = [(100 * row["test_top1"], place) for row, place in zip(ranked, places, strict=True)
+              if row["test_top1"] is not None]
+    if tested:
+        axes.plot(*zip(*tested, strict=True), "D", color="#1b3a5c", markersize=5, label="test")
+    axes.set_yticks(places, [f"{row['job']}: {row['overrides'][-70:]}" for row in ranked], fontsize=8)
+    lowest = min([row["val_top1"] for row in ranked] + [value / 100 for value, _ in tested])
+    axes.set_xlim(left=max(0.0, 100 * lowest - 5))
+    axes.set_xlabel("top-1, %")
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=120)
 
 
 def print_tables() -> None:
@@ -118,6 +178,7 @@ def print_tables() -> None:
     for folder in begun:
         rows = collect(folder)
         (folder / "summary.md").write_text(table(rows) + "\n")
+        draw(rows, folder / "summary.png")
         with open(folder / "summary.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, ["job", "overrides", "val_top1", "test_top1", "status", "reason", "seconds"])
             writer.writeheader()

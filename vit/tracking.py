@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -49,9 +50,11 @@ def quiet_writer(fault: threading.ExceptHookArgs) -> None:
 class TensorBoard:
     """SummaryWriter that ends with one warning where the disk takes no more: curves are no reason to end a run."""
 
-    def __init__(self, folder: Path, purge_step: int | None):
+    def __init__(self, folder: Path, purge_step: int | None, writes: bool = True):
         self.folder = folder
         self.writer: SummaryWriter | None = None
+        if not writes:
+            return
         threading.excepthook = quiet_writer
         self.attempt(lambda: setattr(self, "writer", SummaryWriter(str(folder), purge_step=purge_step)))
 
@@ -82,16 +85,18 @@ class Tracker:
     """Writes a run's numbers; `step` counts finished optimizer steps.
 
     metrics.jsonl holds what a repeated run would write again to the bit; what depends on the clock goes to timing.jsonl.
-    On a resume all three files are cut back to first_step.
+    On a resume all three files are cut back to first_step. writes: false in all but the first of several processes; they
+    compute the same numbers.
     """
 
     def __init__(self, folder: Path, first_step: int, total_steps: int, steps_per_epoch: float, batch_size: int,
-                 resuming: bool = False):
-        for name in ("metrics.jsonl", "timing.jsonl"):
+                 resuming: bool = False, writes: bool = True):
+        self.writes = writes
+        for name in ("metrics.jsonl", "timing.jsonl") if writes else ():
             cut_back(folder / name, first_step)
-        self.metrics_file = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
-        self.timing_file = open(folder / "timing.jsonl", "a", buffering=1)  # noqa: SIM115
-        self.board = TensorBoard(folder / "tensorboard", first_step + 1 if resuming else None)
+        self.metrics_file = open(folder / "metrics.jsonl" if writes else os.devnull, "a", buffering=1)  # noqa: SIM115
+        self.timing_file = open(folder / "timing.jsonl" if writes else os.devnull, "a", buffering=1)  # noqa: SIM115
+        self.board = TensorBoard(folder / "tensorboard", first_step + 1 if resuming else None, writes)
         self.total_steps, self.steps_per_epoch, self.batch_size = total_steps, steps_per_epoch, batch_size
         self.first_step = first_step
         self.started = self.last_shown = time.monotonic()
@@ -107,7 +112,7 @@ class Tracker:
 
     def advance(self, step: int) -> None:
         """Move the bar; called after every step, and costs nothing where output is no terminal."""
-        if not sys.stderr.isatty():
+        if not (self.writes and sys.stderr.isatty()):
             return
         begin = int((self.epoch(step - 1) - 1) * self.steps_per_epoch)
         if self.bar is None:

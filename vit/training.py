@@ -4,6 +4,7 @@ It receives ready objects and knows neither the configuration nor the data set: 
 labels on the device, evaluation and saving are functions it calls.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.checkpoint import load_weights, select
+from vit.distributed import Group
 from vit.errors import CheckpointError, GaveUp, Stopped
 from vit.interrupts import StopRequest
 from vit.model import VisionTransformer
@@ -184,7 +186,9 @@ class Trainer:
     forward: the state's model, or its compiled twin that shares its weights; evaluate: model → metrics, or None where nothing
     is held out; save_last, save_best: write a checkpoint; evaluation_due: step → whether to evaluate after it.
     loss: see build_loss; micro_batch_size, clip_norm: None for the whole batch, for no clipping; seed: of dropout.
-    step_share: images/s → the share of the device's matrix-product rate that this is (MFU).
+    batch_size: global; group: the processes that share each batch, of which `batches` gives this one's part.
+    step_share: images/s → the share of the device's matrix-product rate that this is (MFU). unsynchronised: a context in which
+    gradients stay with their process, for all micro-batches but the last.
     """
 
     state: TrainingState
@@ -193,6 +197,8 @@ class Trainer:
     precision: Precision
     batches: Generator[tuple[Tensor, Tensor], None, None]
     total_steps: int
+    batch_size: int
+    group: Group
     micro_batch_size: int | None
     loss: Loss
     clip_norm: float | None
@@ -210,6 +216,7 @@ class Trainer:
     log_every: int
     save_every: int | None
     step_share: Callable[[float], float]
+    unsynchronised: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
     def fit(self) -> None:
         """Train from progress.step to total_steps. Raises Stopped on a signal, after saving; GaveUp where the loss is not
@@ -228,11 +235,11 @@ class Trainer:
                     self.draw_attention(self.state.model, progress.step)
             if progress.step == self.total_steps:
                 break
-            if clock.save_due(progress.step, self.save_every):
+            stopping, = self.group.any(self.stop.signal is not None)
+            if stopping or clock.save_due(progress.step, self.save_every):
                 self.save(window)
-            if self.stop.signal is not None:
-                self.save(window)
-                raise Stopped(f"stopped by {self.stop.signal} after step {progress.step}")
+            if stopping:
+                raise Stopped(f"stopped by {self.stop.signal or 'a signal to another process'} after step {progress.step}")
 
             for group in self.state.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self.schedule(progress.step)
@@ -248,7 +255,7 @@ class Trainer:
                     self.state.average.update(self.state.model, progress.step)
                 progress.step += 1
                 window.rows.append(row)
-                window.images += len(labels)
+                window.images += self.batch_size
 
                 self.tracker.advance(progress.step)
                 if self.tracker.wants_numbers():
@@ -266,28 +273,33 @@ class Trainer:
         self.save(window)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor | None:
-        """One optimizer step on a global batch; (loss, correct, gradient norm) on the device, or None on a signal."""
+        """One optimizer step on a global batch, of which these are this process's images; (loss, correct, gradient norm) of the
+        whole batch on the device, or None on a signal."""
         self.state.model.train()
         size = self.micro_batch_size or len(labels)
+        part, last = self.group.part(self.batch_size), -(-len(labels) // size) - 1
         unknown = torch.full((), math.nan, device=labels.device)  # how many of mixed images are right
         while True:
             sums = torch.zeros(2, device=labels.device)
             model, step = self.state.model, self.state.progress.step
-            keep = draw_drop_path(model.drop_path, len(model.encoder.blocks), len(labels), self.seed, step,
+            keep = draw_drop_path(model.drop_path, len(model.encoder.blocks), self.batch_size, self.seed, step,
                                   self.drop_path_schedule)
-            parts = zip(images.split(size), labels.split(size), split_or_none(keep, size, labels), strict=True)
-            for number, (part, targets, part_keep) in enumerate(parts):
-                if self.stop.signal is not None:
+            own_keep = split_or_none(None if keep is None else keep[part], size, labels)
+            pieces = zip(images.split(size), labels.split(size), own_keep, strict=True)
+            for number, (inputs, targets, piece_keep) in enumerate(pieces):
+                if self.stop.signal is not None and self.group.count == 1:  # several end together, after the step
                     self.state.optimizer.zero_grad()
                     return None
-                torch.manual_seed(random_seed(self.seed, "dropout", step, number))
-                with self.precision.autocast():
-                    logits = self.forward(part, part_keep)
-                logits = logits if logits.dtype == torch.float64 else logits.float()
-                loss = self.loss(logits, targets) / len(labels)
-                self.scaler.scale(loss).backward()
+                torch.manual_seed(random_seed(self.seed, "dropout", step, (self.group.rank << 32) + number))
+                with contextlib.nullcontext() if number == last else self.unsynchronised():
+                    with self.precision.autocast():
+                        logits = self.forward(inputs, piece_keep)
+                    logits = logits if logits.dtype == torch.float64 else logits.float()
+                    loss = self.loss(logits, targets) / self.batch_size
+                    self.scaler.scale(loss * self.group.count).backward()  # the processes' gradients are averaged, not added
                 correct = (logits.argmax(dim=1) == targets).sum() if targets.ndim == 1 else unknown
                 sums = sums + torch.stack([loss.detach(), correct])
+            sums = self.group.sum(sums)
             self.scaler.unscale_(self.state.optimizer)
             limit = math.inf if self.clip_norm is None else self.clip_norm
             norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), limit)

@@ -2,6 +2,8 @@
 and the preprocessing that travels with a checkpoint."""
 
 import contextlib
+import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,7 @@ from torchvision.transforms.v2 import functional as transforms
 from vit.errors import DataError
 from vit.policies import Policy, apply
 
+MEMBER = re.compile(r"(.*\.tar)!(\d+)\+(\d+)")  # a shard's member: file, first byte, bytes (vit/shards.py)
 MAX_PIXELS = 100_000_000  # a larger picture is refused by its header: decoded it could fill the memory
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 # What Pillow's readers raise for files that are cut short, damaged or made to do harm
@@ -29,15 +32,25 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, 
 PIL_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
+def open_member(place: str) -> io.BytesIO:
+    """The file at "shard.tar!offset+size"."""
+    found = MEMBER.fullmatch(place)
+    if found is None:
+        raise FileNotFoundError(place)
+    with open(found[1], "rb") as file:
+        file.seek(int(found[2]))
+        return io.BytesIO(file.read(int(found[3])))
+
+
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
-    """The picture in a file, of which only the header is read.
+    """The picture in a file, of which only the header is read; or in a member of a shard, named as in vit/shards.py.
 
     Raises DataError, naming the path, for a file that is missing, cut short, too large or no picture, also where that shows
     inside the `with`.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(open_member(str(path)) if ".tar!" in str(path) else path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             yield image
