@@ -187,7 +187,10 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         log.info(f"warning: {warning}")
     fingerprint = data.train.fingerprint()
     torch.manual_seed(random_seed(config.seed, "initial weights"))
-    model = checkpoint.build_model(plain["model"], len(data.classes)).to(device)
+    sharded = config.runtime.sharding.name == "fsdp"
+    if sharded and group.count == 1:
+        raise ConfigError("runtime.sharding=fsdp needs several processes: runtime.processes=N, or torchrun")
+    model = checkpoint.build_model(plain["model"], len(data.classes)).to("cpu" if sharded else device)
     precision = runtime.choose_precision(plain["train"]["precision"], device, config.model.hidden_size)
     if weights is not None:
         log.info(f"start  {load_into(model, weights, data.classes, config.pretrained_positions.name)}")
@@ -196,10 +199,14 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     if config.train.whiten_patches and not resuming:
         sample = data.train.subset(spread_over_classes(data.train.labels, WHITENING_SAMPLE))
         inputs, _ = next(evaluation_batches(sample, WHITENING_SAMPLE, preprocessing, workers, device))
-        whiten_patches(model, inputs)
+        whiten_patches(model, inputs.to(model.head.weight.device))
     if config.train.freeze.name == "backbone":
         freeze_all_but_head(model)
     average = WeightAverage(model, config.train.ema_decay) if config.train.ema_decay else None
+    macs = count_macs(model)
+    for spread in (model, average.model if average else None) if sharded else ():
+        if spread is not None:
+            group.shard(spread, device.type, torch.bfloat16 if precision.name == "bf16" else None)
     state = TrainingState(model, average, build_optimizer(model, **plain["optimizer"]), Progress())
     if resuming:
         tensors, header, warning = checkpoint.read_last(run.checkpoints)
@@ -218,16 +225,15 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         precision = runtime.Precision(header["precision"], device)
         log.info((f"warning: {warning}; " if warning else "") + f"resuming {run.path} after step {state.progress.step}")
     model.encoder.checkpointing = config.runtime.activation_checkpointing
-    if device.type == "cuda" and config.train.micro_batch_size is None and not resuming:
+    if device.type == "cuda" and config.train.micro_batch_size is None and not resuming and not sharded:
         own = len(range(batch_size)[group.part(batch_size)])
         fitting = group.from_first(fitting_micro_batch(model, (config.model.num_channels, *image_size), own, precision))
         if fitting < own:  # recorded, so that a resumed run splits its batches alike
             config.train.micro_batch_size = plain["train"]["micro_batch_size"] = fitting
             log.info(f"memory holds {fitting} images at once: train.micro_batch_size={fitting}; the result is the same")
-    macs = count_macs(model)
-    shared = group.wrap(model, device)
-    forward, warning = runtime.compile_model(shared, config.runtime.compile, device, config.model.hidden_size,
-                                             6 * macs * batch_size * total_steps)
+    shared = model if sharded else group.wrap(model, device)
+    forward, warning = runtime.compile_model(shared, False if sharded else config.runtime.compile, device,
+                                             config.model.hidden_size, 6 * macs * batch_size * total_steps)
     if warning:
         log.info(warning)
 
@@ -236,16 +242,16 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
                 "precision": precision.name, "progress": vars(state.progress), "versions": {"torch": torch.__version__},
                 "data": fingerprint, "threads": torch.get_num_threads()}
 
+    def save(kind: str, path: Path, tensors: "dict[str, Tensor]", keep: Path | None = None) -> None:
+        if group.rank == 0:
+            checkpoint.write_checkpoint(path, tensors, header_of(kind), keep)
+
     def save_last() -> None:
-        if group.rank > 0:
-            return
-        checkpoint.write_checkpoint(run.checkpoints / checkpoint.LAST, state.tensors(), header_of("last"),
-                                    keep=run.checkpoints / checkpoint.PREVIOUS)
+        save("last", run.checkpoints / checkpoint.LAST, state.tensors(), run.checkpoints / checkpoint.PREVIOUS)
 
     def save_best() -> None:
-        if group.rank > 0:
-            return
-        checkpoint.write_checkpoint(run.checkpoints / checkpoint.BEST, state.selected().state_dict(), header_of("best"))
+        tensors = {name: distributed.whole(tensor) for name, tensor in state.selected().state_dict().items()}
+        save("best", run.checkpoints / checkpoint.BEST, tensors)
 
     def forecast(seconds: float) -> None:
         log.info(f"about {clock(seconds)} to go")
@@ -256,7 +262,7 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     shown = shown.subset(spread_over_classes(shown.labels, 8)).to(device)
 
     def draw_attention(model: "VisionTransformer", step: int) -> None:
-        if group.rank > 0:
+        if group.rank > 0 or sharded:  # a trace needs all weights in one place
             return
         inputs, _ = next(evaluation_batches(shown, 8, preprocessing, 0, device))
         tracker.attention(attention_figure(model, preprocessing, inputs), step)
@@ -294,7 +300,7 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         return 6 * macs * images_per_second / product_rate
 
     trainer = Trainer(
-        state=state, forward=forward, batches=batches(state.progress.step, total_steps), total_steps=total_steps,
+        state=state, forward=forward, shared=shared, batches=batches(state.progress.step, total_steps), total_steps=total_steps,
         batch_size=batch_size, group=group, schedule=schedule, precision=precision,
         micro_batch_size=config.train.micro_batch_size,
         loss=build_loss(plain["train"]["loss"], config.train.label_smoothing), clip_norm=config.train.clip_norm,
@@ -304,7 +310,6 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         save_last=save_last, save_best=save_best, forecast=forecast, draw_attention=draw_attention,
         drawing_due=every(attention_every and attention_every * steps_per_epoch, total_steps),
         log_every=config.train.log_every, save_every=config.train.save_every, step_share=step_share,
-        unsynchronised=getattr(shared, "no_sync", contextlib.nullcontext),
     )
     with contextlib.closing(trainer.batches):  # ends the processes that decode pictures
         trainer.fit()
@@ -312,7 +317,12 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     # What came out
     progress = state.progress
     group.any(True)  # the first process has written the best checkpoint
-    test = evaluate_split(checkpoint.load(run.checkpoints / checkpoint.BEST).to(device), data.test)
+    if sharded:
+        best, tensors = state.selected(), checkpoint.read_checkpoint(run.checkpoints / checkpoint.BEST)[0]
+        checkpoint.load_weights(best, tensors, str(run.checkpoints))
+    else:
+        best = checkpoint.load(run.checkpoints / checkpoint.BEST).to(device)
+    test = evaluate_split(best, data.test)
     tracker.evaluation(total_steps, "test", test)
     tracker.hyperparameters(conf.notable(conf.flatten(plain), overrides),
                             {"result/val_top1": progress.best_top1, "result/test_top1": test["top1"]})

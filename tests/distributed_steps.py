@@ -3,7 +3,6 @@
     torchrun --nproc-per-node=2 tests/distributed_steps.py adamw losses.json MICRO_BATCH
 """
 
-import contextlib
 import json
 import sys
 import tempfile
@@ -43,14 +42,15 @@ def main(optimizer: str, out: str, micro_batch: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tracker = Tracker(Path(folder), 0, STEPS, 10.0, BATCH)
         trainer = Trainer(
-            state=TrainingState(model, None, built, Progress()), forward=shared, total_steps=STEPS, batch_size=BATCH,
+            state=TrainingState(model, None, built, Progress()), forward=shared, shared=shared, total_steps=STEPS,
+            batch_size=BATCH,
             precision=Precision("fp32", torch.device("cpu")), batches=batches(group.part(BATCH)), schedule=lambda step: 1.0,
             group=group, micro_batch_size=int(micro_batch), loss=build_loss("cross_entropy", 0.1), clip_norm=1.0,
             drop_path_schedule="linear",
             seed=0, tracker=tracker, stop=StopRequest(), evaluate=None, evaluation_due=lambda step: False,
             save_best=lambda: None, save_last=lambda: None, forecast=lambda seconds: None,
             draw_attention=lambda model, step: None, drawing_due=lambda step: False, log_every=1, save_every=None,
-            step_share=lambda rate: 0.0, unsynchronised=getattr(shared, "no_sync", contextlib.nullcontext))
+            step_share=lambda rate: 0.0)
         trainer.fit()
         tracker.close()
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]

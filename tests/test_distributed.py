@@ -158,8 +158,8 @@ def test_two_processes_a_killed_one_and_one_that_goes_on_alone(tmp_path, alone):
 
 
 def test_a_stopped_launcher_saves_and_two_processes_go_on(tmp_path, alone):
-    """runtime.processes=2, stopped by SIGTERM: exit code 75, resumable; by two processes again, which it remembers."""
-    process = start(tmp_path, *RUN, "runtime.processes=2", "hydra.run.dir=run")
+    """Two processes, each with half of the state, stopped by SIGTERM: exit code 75, resumable by two again, as it was."""
+    process = start(tmp_path, *RUN, "runtime.processes=2", "runtime.sharding=fsdp", "hydra.run.dir=run")
     wait_for_step(tmp_path / "run", 12, process)
     process.terminate()
     _, errors = process.communicate(timeout=100)

@@ -38,7 +38,8 @@ def make_trainer(folder, steps=6, dtype=torch.float32, model_settings=None, opti
     stream = ((images.to(dtype), labels) for images, labels in (batches or map(batch, range(steps + 5))))
     saves: list[int] = []
     trainer = Trainer(
-        state=TrainingState(model, None, built, Progress()), forward=model, precision=Precision("fp32", CPU), batches=stream,
+        state=TrainingState(model, None, built, Progress()), forward=model, shared=model,
+        precision=Precision("fp32", CPU), batches=stream,
         schedule=lambda step: 1.0, total_steps=steps, batch_size=16, group=Group(), micro_batch_size=None,
         loss=build_loss("cross_entropy", 0.0),
         clip_norm=1.0, drop_path_schedule="linear", seed=0,

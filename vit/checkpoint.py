@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vit.distributed import placed
 from vit.errors import CheckpointError
 from vit.model import VisionTransformer
 from vit.transforms import Preprocessing
@@ -160,10 +161,11 @@ def first_of(differences: list[str], count: int) -> str:
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Copy tensors into a model of the same shapes; raises CheckpointError with the first differences, changing nothing."""
-    differences = tensor_differences(model.state_dict(), tensors, "belongs to no part of this model", "expected")
+    targets = model.state_dict()
+    differences = tensor_differences(targets, tensors, "belongs to no part of this model", "expected")
     if differences:
         raise CheckpointError(f"{source}: weights of another model: {first_of(differences, 3)}")
-    model.load_state_dict(tensors)
+    model.load_state_dict({name: placed(tensor, targets[name]) for name, tensor in tensors.items()})
 
 
 def load(path: Path | str) -> VisionTransformer:

@@ -47,6 +47,7 @@ Loss = Enum("Loss", {"cross_entropy": "cross_entropy", "bce": "bce"})
 DropPathSchedule = Enum("DropPathSchedule", {"linear": "linear", "constant": "constant"})
 Freeze = Enum("Freeze", {"none": "none", "backbone": "backbone"})
 Device = Enum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "mps": "mps"})
+Sharding = Enum("Sharding", {"none": "none", "fsdp": "fsdp"})
 Split = Enum("Split", {"train": "train", "val": "val", "test": "test"})
 ResumeChanged = Enum("ResumeChanged", {"refuse": "refuse", "allow": "allow"})
 
@@ -175,6 +176,7 @@ class RuntimeConfig:
     deterministic: bool = False
     activation_checkpointing: bool = False  # compute the blocks' activations again in the backward pass, to save memory
     processes: int | None = None  # to start on this machine, each with a GPU or its share of the cores; null: this one alone
+    sharding: Sharding = Sharding.none  # fsdp: each process keeps a share of weights, averages and optimizer state
 
 
 @dataclass
@@ -362,6 +364,9 @@ def validate(config: Config) -> None:
         raise ConfigError("train.whiten_patches needs patches of pixels; those of a hybrid (model.resnet_stages) are features")
     if config.train.whiten_patches and config.pretrained is not None:
         raise ConfigError("train.whiten_patches would overwrite the patch embedding of pretrained=…; leave one of them out")
+    if config.runtime.sharding.name == "fsdp" and config.optimizer.name.name not in ("adamw", "sgd"):
+        raise ConfigError(f"runtime.sharding=fsdp works with optimizer=adamw and sgd; {config.optimizer.name.name} looks at "
+                          "whole matrices")
     if config.optimizer.nesterov and not config.optimizer.momentum:
         raise ConfigError("optimizer.nesterov=true needs optimizer.momentum above 0")
 
@@ -475,7 +480,7 @@ def notable(flat: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 FREE_TO_CHANGE = ("runtime.workers", "runtime.device", "train.save_every", "train.log_every", "train.attention_every",
                   "data.root", "pretrained", "pretrained_positions", "resume", "resume_changed")
 BITS_MAY_DIFFER = ("runtime.threads", "runtime.compile", "runtime.deterministic", "runtime.activation_checkpointing",
-                   "runtime.processes")
+                   "runtime.processes", "runtime.sharding")
 
 
 def changed(saved: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -618,6 +623,8 @@ def command_line(main: Callable[[], None], schema: type) -> int:
     signal. What is no user's mistake keeps its traceback (and Python's exit code 1)."""
     script = Path(sys.argv[0]).name
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and leaving
+    # Launchers of sweeps unpickle main() in processes that were not started as this script, in whatever folder
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
     sys.argv[1:] = prepare_arguments(sys.argv[1:])
     try:
         main()

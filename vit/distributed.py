@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -121,6 +121,19 @@ class Group:
         return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None,
                                        broadcast_buffers=False, gradient_as_bucket_view=True)
 
+    def shard(self, model: "nn.Module", device_type: str, half: "torch.dtype | None") -> None:
+        """Spread a model's parameters over the processes, in place (FSDP2): each keeps a share of every block's and fetches the
+        others' when the block is computed, in `half` precision where given; gradients are added up in float32."""
+        import torch
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        mesh = init_device_mesh(device_type, (self.count,))
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+        for block in model.get_submodule("encoder.blocks").children():
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+
     def leave(self) -> None:
         """At the end of a run: wait for all, then part."""
         if self.count > 1:
@@ -194,3 +207,33 @@ def end_with(own: int, silent: int, name: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(process), signal.SIGKILL)
     os._exit(3)
+
+
+def whole(tensor: "Tensor") -> "Tensor":
+    """A tensor that is spread over the processes, put together in each of them (all must call this); others as they are."""
+    full = getattr(tensor, "full_tensor", None)
+    return tensor if full is None else full()
+
+
+def placed(tensor: "Tensor", like: "Tensor") -> "Tensor":
+    """The inverse of whole(): spread as `like` is, where it is and has the same shape."""
+    if not hasattr(like, "device_mesh") or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+@contextlib.contextmanager
+def unsynchronised(model: "nn.Module") -> Iterator[None]:
+    """Gradients computed inside stay with their process (DistributedDataParallel, FSDP2); other models are left alone."""
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(False)  # pyright: ignore[reportCallIssue]
+        yield
+        model.set_requires_gradient_sync(True)  # pyright: ignore[reportCallIssue]
+    elif hasattr(model, "no_sync"):
+        with model.no_sync():  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
+            yield
+    else:
+        yield

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from vit.distributed import placed
 from vit.errors import CheckpointError, ConfigError
 
 Schedule = Callable[[int], float]
@@ -230,6 +231,7 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, parameter in enumerate(ordered):
         prefix = names[parameter] + "/"
-        state[number] = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        state[number] = {key.removeprefix(prefix): placed(value, parameter) for key, value in tensors.items()
+                         if key.startswith(prefix)}
     optimizer.load_state_dict({"state": {number: held for number, held in state.items() if held},
                                "param_groups": optimizer.state_dict()["param_groups"]})

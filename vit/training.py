@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.checkpoint import load_weights, select
-from vit.distributed import Group
+from vit.distributed import Group, unsynchronised, whole
 from vit.errors import CheckpointError, GaveUp, Stopped
 from vit.interrupts import StopRequest
 from vit.model import VisionTransformer
@@ -70,7 +70,7 @@ class TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         parts = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self.optimizer),
                  "average": {} if self.average is None else self.average.model.state_dict()}
-        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return {f"{part}/{name}": whole(tensor) for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict, source: str) -> None:
         """The inverse of tensors(). Raises CheckpointError where these are of another model or optimizer."""
@@ -183,16 +183,17 @@ class Window:
 class Trainer:
     """Everything the loop works with.
 
-    forward: the state's model, or its compiled twin that shares its weights; evaluate: model → metrics, or None where nothing
+    shared: the state's model, or what averages its gradients over the processes; forward: the same, or its compiled twin;
+    evaluate: model → metrics, or None where nothing
     is held out; save_last, save_best: write a checkpoint; evaluation_due: step → whether to evaluate after it.
     loss: see build_loss; micro_batch_size, clip_norm: None for the whole batch, for no clipping; seed: of dropout.
     batch_size: global; group: the processes that share each batch, of which `batches` gives this one's part.
-    step_share: images/s → the share of the device's matrix-product rate that this is (MFU). unsynchronised: a context in which
-    gradients stay with their process, for all micro-batches but the last.
+    step_share: images/s → the share of the device's matrix-product rate that this is (MFU).
     """
 
     state: TrainingState
     forward: Callable[[Tensor, Tensor | None], Tensor]
+    shared: nn.Module
     schedule: Schedule
     precision: Precision
     batches: Generator[tuple[Tensor, Tensor], None, None]
@@ -216,7 +217,6 @@ class Trainer:
     log_every: int
     save_every: int | None
     step_share: Callable[[float], float]
-    unsynchronised: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
     def fit(self) -> None:
         """Train from progress.step to total_steps. Raises Stopped on a signal, after saving; GaveUp where the loss is not
@@ -235,8 +235,8 @@ class Trainer:
                     self.draw_attention(self.state.model, progress.step)
             if progress.step == self.total_steps:
                 break
-            stopping, = self.group.any(self.stop.signal is not None)
-            if stopping or clock.save_due(progress.step, self.save_every):
+            stopping, saving = self.group.any(self.stop.signal is not None, clock.save_due(progress.step, self.save_every))
+            if stopping or saving:
                 self.save(window)
             if stopping:
                 raise Stopped(f"stopped by {self.stop.signal or 'a signal to another process'} after step {progress.step}")
@@ -291,7 +291,7 @@ class Trainer:
                     self.state.optimizer.zero_grad()
                     return None
                 torch.manual_seed(random_seed(self.seed, "dropout", step, (self.group.rank << 32) + number))
-                with contextlib.nullcontext() if number == last else self.unsynchronised():
+                with contextlib.nullcontext() if number == last else unsynchronised(self.shared):
                     with self.precision.autocast():
                         logits = self.forward(inputs, piece_keep)
                     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -302,7 +302,7 @@ class Trainer:
             sums = self.group.sum(sums)
             self.scaler.unscale_(self.state.optimizer)
             limit = math.inf if self.clip_norm is None else self.clip_norm
-            norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), limit)
+            norm = whole(nn.utils.clip_grad_norm_(self.state.model.parameters(), limit))
             if labels.device.type == "cpu":  # reading costs nothing here; on a GPU the window is checked when it is logged
                 self.require_finite(sums[0].item(), self.state.progress.step + 1)
             scale = self.scaler.get_scale()
