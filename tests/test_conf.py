@@ -31,7 +31,7 @@ def names(group):
                                               "experiment")
                                              for name in names(group)])
 def test_every_file_composes_to_a_valid_configuration(group, name):
-    extra = ["data.root=somewhere"] if "folder" in name or name == "data=shards" else []
+    extra = ["data.root=somewhere"] if "folder" in name or name == "shards" else []
     config = conf.from_composed(composed(f"{group}={name}", *extra))
     conf.validate(config)
     plain = conf.plain(config)

@@ -121,14 +121,14 @@ def test_evaluation_counts_every_image_once_whatever_remains(n, count):
         [expected["n"], expected["loss"], expected["top1"], expected["top5"]])
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_fifty_steps_are_those_of_one_process(tmp_path, optimizer):
-    """In float64, with micro-batches of other sizes and drop path, and a batch that no number of processes splits evenly."""
+def test_fifty_steps_are_those_of_one_process(tmp_path):
+    """AdamW in float64, with micro-batches of other sizes and drop path, and a batch that no number of processes splits
+    evenly."""
     found = {}
     for count, micro in ((1, 14), (2, 3), (4, 2)):
         out = tmp_path / f"{count}.json"
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}",
-                   str(ROOT / "tests" / "distributed_steps.py"), optimizer, str(out), str(micro)]
+                   str(ROOT / "tests" / "distributed_steps.py"), "adamw", str(out), str(micro)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr[-3000:]
         found[count] = json.loads(out.read_text())
