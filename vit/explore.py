@@ -1,0 +1,324 @@
+"""One HTML page to look into a model with: which patch attends to which, and what each head is for.
+
+    python -m vit.explore outputs/…/checkpoints/best.safetensors my_pictures/ --out explorer.html
+
+The page holds everything in itself and loads nothing, so it opens from the disk and can be passed on. Its numbers come from
+VisionTransformer.trace: every layer's and head's attention, the rollout up to every layer, the probabilities, and those with
+each head switched off by itself. Attention is kept in 8 bits: of each row the square roots, relative to the row's largest,
+because a token that takes nearly all (a class token, a register) would else leave zeros for the rest; see quantise().
+
+Sources: rollout, Abnar & Zuidema 2020 (arXiv:2005.00928), section 3; heads switched off one at a time, Michel et al. 2019
+(arXiv:1905.10650), section 3.2.
+"""
+
+import argparse
+import base64
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit.errors import CheckpointError, ConfigError, run
+from vit.prune import writing
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vit.model import VisionTransformer
+
+IMAGES = 8  # unless --limit tells another number, or so many would make the page larger than COMFORTABLE
+COMFORTABLE, LARGEST = 25e6, 60e6  # bytes of a page: what opens at once, and what a browser can still be asked to open
+MASKED_FLOATS = 30_000_000  # of attention at a time while heads are switched off: 120 MB
+TEMPLATE = Path(__file__).with_suffix(".html")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model at one moment of its training; step: None where the checkpoint doesn't tell."""
+
+    path: Path
+    model: "VisionTransformer"
+    step: int | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture. image: the model's input (C, height, width) on the CPU; label: its true class, where that is known."""
+
+    name: str
+    image: "Tensor"
+    label: int | None
+
+
+# --- what is looked at -----------------------------------------------------------------------------------------------
+
+
+def load_snapshot(path: Path) -> Snapshot:
+    """The model of a best checkpoint, or of a run's whole state (last, previous) with the weights it evaluates: the averaged
+    ones, where there are any. On the CPU, in evaluation mode. Raises CheckpointError as vit.checkpoint.load does."""
+    from vit import checkpoint
+    from vit.transforms import Preprocessing
+
+    tensors, header = checkpoint.read_checkpoint(path)
+    step = header.get("progress", {}).get("step")
+    if checkpoint.require(header, path, "kind")["kind"] != "last":
+        return Snapshot(path, checkpoint.load(path), step)
+    checkpoint.require(header, path, "config", "classes", "preprocessing")
+    try:
+        model = checkpoint.build_model(header["config"]["model"], len(header["classes"]))
+        preprocessing = Preprocessing.from_plain(header["preprocessing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its header describes no model of this version ({error})") from None
+    weights = checkpoint.select(tensors, "average/") or checkpoint.select(tensors, "model/")
+    checkpoint.load_weights(model, weights, str(path))
+    model.classes, model.preprocessing = header["classes"], preprocessing
+    return Snapshot(path, model.eval(), step)
+
+
+def load_snapshots(paths: Sequence[Path]) -> list[Snapshot]:
+    """In the order of their steps, each once: a run's best and last weights are often the same.
+
+    Raises CheckpointError where a checkpoint can't be read, is of another model than the first, or tells no step.
+    """
+    import torch
+
+    snapshots: list[Snapshot] = []
+    for path in paths:
+        found = load_snapshot(path)
+        if found.step is None and len(paths) > 1:
+            raise CheckpointError(f"{path}: its header tells no step of training to order it by; leave it out of --also")
+        for other in snapshots:
+            require_same(found, snapshots[0])
+            mine, theirs = found.model.state_dict(), other.model.state_dict()
+            if found.step == other.step and all(name in theirs and torch.equal(mine[name], theirs[name]) for name in mine):
+                print(f"{path}: left out, the same weights as {other.path}")
+                break
+        else:
+            snapshots.append(found)
+    return sorted(snapshots, key=lambda snapshot: snapshot.step or 0)
+
+
+def require_same(found: Snapshot, first: Snapshot) -> None:
+    """Raise CheckpointError unless the models differ in nothing but their weights and the heads they lost."""
+    from vit.checkpoint import check_classes
+
+    check_classes(found.model.classes, first.model.classes, found.path)
+    for mine, wanted, name in zip(shape(found.model), shape(first.model),
+                                  ("preprocessing", "patch grid", "layers", "heads", "pooling", "tokens before the patches"),
+                                  strict=True):
+        if mine != wanted:
+            raise CheckpointError(f"{found.path}: of another model than {first.path} ({name}: {mine} there, {wanted} here); "
+                                  "--also takes checkpoints of the same run")
+
+
+def shape(model: "VisionTransformer") -> tuple[Any, ...]:
+    """What the maps of two checkpoints must have in common to be shown one after the other; require_same names the parts."""
+    from vit.pruning import attentions, original_heads
+
+    embeddings = model.embeddings
+    return (model.preprocessing, embeddings.patch_embedding.grid_size, len(attentions(model)),
+            original_heads(attentions(model)[0]), model.global_pool, embeddings.num_prefix)
+
+
+def examples_of_files(paths: Sequence[Path], model: "VisionTransformer") -> list[Example]:
+    """Pictures in files; one that lies in a folder named as a class is taken to be of it. Raises DataError."""
+    return [Example(path.name, model.preprocessing(path),
+                    model.classes.index(folder) if (folder := path.absolute().parent.name) in model.classes else None)
+            for path in paths]
+
+
+def examples_of_data(checkpoint: Path, data_root: str | None, count: int) -> list[Example]:
+    """Pictures of the test split of the checkpoint's data set, as evenly over its classes as they go; raises what
+    vit.restore.restore does."""
+    import torch
+
+    from vit.data import evaluation_batches, spread_over_classes
+    from vit.restore import restore
+
+    restored = restore(checkpoint, {} if data_root is None else {"data.root": data_root}, torch.device("cpu"))
+    chosen = spread_over_classes(restored.data.test.labels, count)
+    images, labels = next(evaluation_batches(restored.data.test.subset(chosen), count, restored.model.preprocessing, 0,
+                                             torch.device("cpu")))
+    return [Example(f"{restored.data.test.title}, number {number}", image, label)
+            for number, image, label in zip(chosen.tolist(), images, labels.tolist(), strict=True)]
+
+
+# --- what is found ---------------------------------------------------------------------------------------------------
+
+
+def quantise(rows: "Tensor") -> "Tensor":
+    """(…, N) of rows that sum to one → uint8; the page takes q² / Σ q² for them.
+
+    An entry p of a row whose largest is m comes back within about √(p m) / 255 for the rounding, and the row sums to one.
+    """
+    import torch
+
+    return (rows / rows.amax(dim=-1, keepdim=True)).sqrt().mul(255).round().to(torch.uint8)
+
+
+def examine(model: "VisionTransformer", image: "Tensor", layers: Sequence[int]) -> tuple["Tensor", "Tensor"]:
+    """What one image (C, height, width), on the model's device, does in a model in evaluation mode.
+
+    Returns the maps, uint8 (M, N, N): for each of the layers its heads (those left) and then the rollout up to it; and the
+    probabilities, float32 (1 + heads, classes): of the whole model, then with each of those heads switched off by itself.
+    """
+    import torch
+
+    from vit.attention import rollout
+    from vit.pruning import attentions, original_heads
+
+    blocks = attentions(model)
+    off = [(layer, head) for layer in layers for head in blocks[layer].heads]
+    masks = torch.ones(len(off), len(blocks), original_heads(blocks[0]), device=image.device)
+    for number, (layer, head) in enumerate(off):
+        masks[number, layer, head] = 0
+    with torch.inference_mode():
+        whole = model.trace(image[None])
+        maps = [quantise(torch.cat([whole.attentions[layer][0], rollout(whole.attentions[:layer + 1])])) for layer in layers]
+        at_once = max(1, MASKED_FLOATS // sum(probabilities.numel() for probabilities in whole.attentions))
+        logits = [model.trace(image.expand(len(part), -1, -1, -1), part).logits for part in masks.split(at_once)]
+        return torch.cat(maps).cpu(), torch.cat([whole.logits, *logits]).softmax(dim=1).cpu()
+
+
+def page_bytes(snapshots: Sequence[Snapshot], layers: Sequence[int]) -> int:
+    """How much one image adds to the page."""
+    from vit.pruning import attentions
+
+    embeddings = snapshots[0].model.embeddings
+    tokens = embeddings.num_prefix + embeddings.patch_embedding.num_patches
+    heads = sum(len(attentions(snapshot.model)[layer].heads) for snapshot in snapshots for layer in layers)
+    maps, rows = heads + len(snapshots) * len(layers), heads + len(snapshots)
+    height, width = embeddings.patch_embedding.image_size
+    return (maps * tokens**2 + rows * 4 * len(snapshots[0].model.classes) + 3 * height * width) * 4 // 3
+
+
+def choose_count(wanted: int | None, an_image: int, snapshots: int) -> int:
+    """How many images the page takes: --limit or, without it, up to IMAGES that open comfortably, but one at least.
+
+    an_image: bytes that each adds. Raises ConfigError where the page would be larger than LARGEST.
+    """
+    count = wanted or max(1, min(IMAGES, int(COMFORTABLE / an_image)))
+    if count * an_image > LARGEST:
+        most = int(LARGEST / an_image)
+        advice = ([f"--limit {most}"] if most else ["fewer --layers"]) + (["fewer --also"] if snapshots > 1 else [])
+        raise ConfigError(f"the page would take {count * an_image / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f}, {count} "
+                          f"image{'s' * (count > 1)} at {an_image / 1e6:.1f} MB; give {' or '.join(advice)}")
+    return count
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def encoded(tensor: "Tensor") -> str:
+    """The bytes of a tensor, in the order of its axes, little-endian, as base64."""
+    array = tensor.contiguous().numpy()
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<"))).decode()
+
+
+def page(snapshots: Sequence[Snapshot], examples: Sequence[Example], layers: Sequence[int], device: "torch.device") -> str:
+    """The whole page: TEMPLATE with a description in JSON and, as base64 that is read when it is needed,
+
+    picture-I       RGB (height, width, 3), uint8, of image I
+    maps-S-I        what examine() gives of image I in snapshot S
+    chances-S-I     its probabilities, float32
+    """
+    import torch
+
+    from vit.attention import COLOURS
+    from vit.pruning import attentions, original_heads
+
+    first = snapshots[0].model
+    embeddings, blobs = first.embeddings, {}
+    registers = embeddings.num_prefix - int(embeddings.cls_token is not None)
+    names = ["class token"] * (embeddings.num_prefix - registers) + [f"register {number}" for number in range(registers)]
+    about = {"classes": first.classes, "pool": first.global_pool, "prefix": names, "layers": list(layers),
+             "grid": list(embeddings.patch_embedding.grid_size), "size": list(embeddings.patch_embedding.image_size),
+             "heads": original_heads(attentions(first)[0]), "colours": COLOURS.mul(255).round().int().tolist(),
+             "width": embeddings.patch_embedding.projection.out_channels, "depth": len(attentions(first)),
+             "images": [{"name": example.name, "label": example.label} for example in examples],
+             "snapshots": [{"file": "/".join(snapshot.path.parts[-3:]), "step": snapshot.step,
+                            "heads": [attentions(snapshot.model)[layer].heads for layer in layers]} for snapshot in snapshots]}
+    for place, snapshot in enumerate(snapshots):
+        model = snapshot.model.to(device)
+        for number, example in enumerate(examples):
+            maps, chances = examine(model, example.image.to(device), layers)
+            blobs[f"maps-{place}-{number}"], blobs[f"chances-{place}-{number}"] = encoded(maps), encoded(chances)
+    for number, example in enumerate(examples):
+        picture = first.preprocessing.to_picture(example.image[None])[0].expand(3, -1, -1)
+        blobs[f"picture-{number}"] = encoded(picture.mul(255).round().to(torch.uint8).permute(1, 2, 0))
+    # A class may be called </script>
+    description = json.dumps(about).replace("<", "\\u003c")
+    stored = "\n".join(f'<script type="text/plain" id="{name}">{text}</script>' for name, text in blobs.items())
+    return TEMPLATE.read_text("utf-8").replace("{about}", description, 1).replace("{blobs}", stored, 1)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m vit.explore", description="One HTML page to look into a model with: "
+                                     "attention of every patch, layer and head, rollout, and predictions without a head.")
+    parser.add_argument("checkpoint", type=Path, help="RUN/checkpoints/best.safetensors")
+    parser.add_argument("images", type=Path, nargs="*", metavar="IMAGES",
+                        help="pictures, or folders of pictures (default: test images of the checkpoint's data set)")
+    parser.add_argument("--out", type=Path, required=True, help="file for the page, such as explorer.html")
+    parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="CHECKPOINT",
+                        help="more checkpoints of the same run (best, last, previous, …), to see the maps form")
+    parser.add_argument("--limit", type=int, help=f"images at most (default: {IMAGES}, or fewer of a large model)")
+    parser.add_argument("--layers", type=int, nargs="+", help="only these layers, counted from 0 (default: all)")
+    parser.add_argument("--data-root", help="where the data set lies now")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    return parser.parse_intermixed_args(given)  # IMAGES may follow --out
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    options = arguments(given)
+    if options.limit is not None and options.limit <= 0:
+        raise ConfigError(f"--limit must be a positive number, got {options.limit}")
+    if options.out.is_dir() or options.out.suffix.lower() not in (".html", ".htm"):  # nor a checkpoint by mistake
+        raise ConfigError(f"--out {options.out}: give the name of a file that ends in .html")
+    explore(options)
+
+
+def explore(options: argparse.Namespace) -> None:
+    # Imported here so that --help and a mistaken command answer at once.
+    from vit import runtime
+    from vit.attention import find_pictures
+
+    device = runtime.choose_device(options.device)
+    paths = find_pictures(options.images)
+    snapshots = load_snapshots([options.checkpoint, *options.also])
+    depth = len(snapshots[0].model.encoder.blocks)
+    layers = sorted(set(range(depth) if options.layers is None else options.layers))
+    if not set(layers) <= set(range(depth)):
+        raise ConfigError(f"--layers {' '.join(map(str, options.layers))}: the model has layers 0 to {depth - 1}")
+    an_image = page_bytes(snapshots, layers)
+    wanted = options.limit if options.limit is None or not paths else min(options.limit, len(paths))
+    count = choose_count(wanted, an_image, len(snapshots))
+    temporary = options.out.with_name(f".{options.out.name}.writing")
+    with writing(options.out):  # before the work, so that a place that can't be written to is told at once
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    try:
+        if len(paths) > count:
+            print(f"the first {count} of {len(paths)} pictures; more with --limit")
+        if paths:
+            examples = examples_of_files(paths[:count], snapshots[0].model)
+        else:
+            examples = examples_of_data(options.checkpoint, options.data_root, count)
+        html = page(snapshots, examples, layers, device).encode()
+        with writing(options.out):
+            temporary.write_bytes(html)
+            os.replace(temporary, options.out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    moments = f", {len(snapshots)} checkpoints" if len(snapshots) > 1 else ""
+    print(f"{options.out}: {len(examples)} images{moments}, {len(html) / 1e6:.1f} MB; open it in a browser")
+
+
+if __name__ == "__main__":
+    sys.exit(run("vit.explore", main))
