@@ -253,7 +253,8 @@ def page(snapshots: Sequence[Snapshot], examples: Sequence[Example], layers: Seq
     # A class may be called </script>
     description = json.dumps(about).replace("<", "\\u003c")
     stored = "\n".join(f'<script type="text/plain" id="{name}">{text}</script>' for name, text in blobs.items())
-    return TEMPLATE.read_text("utf-8").replace("{about}", description, 1).replace("{blobs}", stored, 1)
+    # In this order, as only the description holds words of others, which may be {blobs} too
+    return TEMPLATE.read_text("utf-8").replace("{blobs}", stored, 1).replace("{about}", description, 1)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
