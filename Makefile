@@ -4,13 +4,21 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-faults lint bench check-recipes tensorboard clean
+.PHONY: help train demo test test-faults lint bench check-recipes tensorboard clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 train: $(VENV)/.installed  ## a first run: a ViT learns handwritten digits in two minutes, no download
 	$(RUN) train.py experiment=digits
+
+DEMO := outputs/demo
+demo: $(VENV)/.installed  ## look into a model in the browser: attention, heads; trains on digits first where it has to
+	@test -e $(DEMO)/checkpoints/best.safetensors || $(RUN) train.py experiment=digits hydra.run.dir=$(DEMO)
+	$(RUN) -m vit.explore $(DEMO)/checkpoints/best.safetensors --out $(DEMO)/explorer.html \
+		--also $(DEMO)/checkpoints/previous.safetensors
+	@$(RUN) -m webbrowser "file://$(CURDIR)/$(DEMO)/explorer.html" >/dev/null 2>&1 || true
+	@echo "the page: $(CURDIR)/$(DEMO)/explorer.html"
 
 test: $(VENV)/.installed-dev  ## the tests, a few minutes on two cores, no network
 	$(RUN) -m pytest

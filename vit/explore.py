@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 IMAGES = 8  # unless --limit tells another number, or so many would make the page larger than COMFORTABLE
 COMFORTABLE, LARGEST = 25e6, 60e6  # bytes of a page: what opens at once, and what a browser can still be asked to open
-MASKED_FLOATS = 30_000_000  # of attention at a time while heads are switched off: 120 MB
 TEMPLATE = Path(__file__).with_suffix(".html")
 
 
@@ -169,19 +168,28 @@ def examine(model: "VisionTransformer", image: "Tensor", layers: Sequence[int]) 
     import torch
 
     from vit.attention import rollout
-    from vit.pruning import attentions, original_heads
 
-    blocks = attentions(model)
-    off = [(layer, head) for layer in layers for head in blocks[layer].heads]
-    masks = torch.ones(len(off), len(blocks), original_heads(blocks[0]), device=image.device)
-    for number, (layer, head) in enumerate(off):
-        masks[number, layer, head] = 0
     with torch.inference_mode():
         whole = model.trace(image[None])
         maps = [quantise(torch.cat([whole.attentions[layer][0], rollout(whole.attentions[:layer + 1])])) for layer in layers]
-        at_once = max(1, MASKED_FLOATS // sum(probabilities.numel() for probabilities in whole.attentions))
-        logits = [model.trace(image.expand(len(part), -1, -1, -1), part).logits for part in masks.split(at_once)]
-        return torch.cat(maps).cpu(), torch.cat([whole.logits, *logits]).softmax(dim=1).cpu()
+        logits = [whole.logits, *(logits_without_heads(model, whole.hidden_states[layer], layer) for layer in layers)]
+        return torch.cat(maps).cpu(), torch.cat(logits).softmax(dim=1).cpu()
+
+
+def logits_without_heads(model: "VisionTransformer", state: "Tensor", layer: int) -> "Tensor":
+    """The logits (heads, classes) with each head of a layer switched off by itself, from the one image's state (1, N, D) that
+    enters the layer: what trace() with a head_mask gives, without computing the layers below again."""
+    import torch
+
+    from vit.pruning import attentions, original_heads
+
+    first, *later = list(model.encoder.blocks)[layer:]
+    heads = attentions(model)[layer].heads
+    masks = 1 - torch.eye(original_heads(attentions(model)[layer]), device=state.device)[heads]
+    state = first.trace(state.expand(len(heads), -1, -1), model.encoder.rotation, masks)[0]  # type: ignore[operator]
+    for block in later:
+        state = block(state, model.encoder.rotation)
+    return model.head(model.pooler(model.pool(model.encoder.norm(state))))
 
 
 def page_bytes(snapshots: Sequence[Snapshot], layers: Sequence[int]) -> int:
@@ -216,7 +224,7 @@ def choose_count(wanted: int | None, an_image: int, snapshots: int) -> int:
 def encoded(tensor: "Tensor") -> str:
     """The bytes of a tensor, in the order of its axes, little-endian, as base64."""
     array = tensor.contiguous().numpy()
-    return base64.b64encode(array.astype(array.dtype.newbyteorder("<"))).decode()
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
 
 
 def page(snapshots: Sequence[Snapshot], examples: Sequence[Example], layers: Sequence[int], device: "torch.device") -> str:
@@ -294,7 +302,7 @@ def explore(options: argparse.Namespace) -> None:
     paths = find_pictures(options.images)
     snapshots = load_snapshots([options.checkpoint, *options.also])
     depth = len(snapshots[0].model.encoder.blocks)
-    layers = sorted(set(range(depth) if options.layers is None else options.layers))
+    layers: list[int] = sorted(set(options.layers or range(depth)))
     if not set(layers) <= set(range(depth)):
         raise ConfigError(f"--layers {' '.join(map(str, options.layers))}: the model has layers 0 to {depth - 1}")
     an_image = page_bytes(snapshots, layers)
