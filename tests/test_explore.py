@@ -276,6 +276,8 @@ function set(id, value) {
   cell.focus();
   press(cell, "ArrowRight");
   await note("atlas");
+  element("off").click();
+  await note("deep");
   if (about.prefix.length > 1) element("tokens").lastElementChild.click();
   await note("register");
   if (about.snapshots.length > 1) set("moment", 0);
@@ -369,6 +371,10 @@ def test_a_person_explores_the_page(changes, size, tmp_path, pictures):
     pooled("atlas", traces[1].attentions[layer][0, place])
     assert results["atlas"]["chosen"].startswith(f"layer {layer}, head 3; without it ")
     assert results["atlas"]["focus"] == results["atlas"]["chosen"]
+    answers("atlas", torch.ones(3, 4), 1)
+    off = torch.ones(3, 4)
+    off[layer, 3] = 0
+    answers("deep", off, 1)
     assert results["start"]["moment"].startswith("step 100 (")
     assert results["moment"]["moment"].startswith("step 50 (")
     with torch.no_grad():

@@ -63,7 +63,7 @@ def load_snapshot(path: Path) -> Snapshot:
     from vit.transforms import Preprocessing
 
     tensors, header = checkpoint.read_checkpoint(path)
-    step = header.get("progress", {}).get("step")
+    step = (header.get("progress") or {}).get("step")
     if checkpoint.require(header, path, "kind")["kind"] != "last":
         return Snapshot(path, checkpoint.load(path), step)
     checkpoint.require(header, path, "config", "classes", "preprocessing")
