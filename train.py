@@ -119,6 +119,7 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
 
     from vit import checkpoint, runtime
     from vit.attention import attention_figure
+    from vit.card import command_line, write_card
     from vit.data import Images, SampleOrder, evaluation_batches, load_data, spread_over_classes, training_batches
     from vit.evaluation import evaluate
     from vit.explain import count_macs
@@ -287,7 +288,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     if run.writes:
         run.checkpoints.mkdir(exist_ok=True)
     tracker = Tracker(run.path, state.progress.step, total_steps, steps_per_epoch, batch_size, resuming, run.writes)
-    run.write_config(OmegaConf.to_yaml(plain))
+    command = command_line(run.path / "config.yaml", overrides, config.seed)
+    run.write_config(f"# {command}\n{OmegaConf.to_yaml(plain)}")
     if not resuming:
         save_last()
         tracker.text("configuration", f"```yaml\n{OmegaConf.to_yaml(plain)}```")
@@ -330,6 +332,9 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     run.write_result(status="finished", reason="all steps done", **run.so_far(), test_top1=test["top1"],
                      test_loss=test["loss"], params=model.num_parameters(),
                      images_per_second=round(total_steps * batch_size / progress.seconds, 2))
+    write_card(run.path, plain, command, {"classes": len(data.classes), "train": data.train,
+                                          "validation": data.val or "nothing held out", "test": data.test}, macs,
+               f"{precision.name} on {runtime.describe_device(device)}{', compiled' if forward is not model else ''}")
     summarize(run, progress, test, str(data.val), str(data.test))
     spent, done = trainer.clock.spent, total_steps - trainer.clock.first_step
     width = config.model.hidden_size
