@@ -6,7 +6,6 @@
 
 import contextlib
 import errno
-import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from vit.transforms import Preprocessing
 
 WHITENING_SAMPLE = 2000  # images whose patches' axes train.whiten_patches takes
+SHOWN_IMAGES = 16  # whose predictions TensorBoard shows; of the first eight the attention
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SLOW_SECONDS = 2 * 3600  # a longer forecast without a GPU names a cheaper command
 
@@ -123,6 +123,7 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     from vit.data import Images, SampleOrder, evaluation_batches, load_data, spread_over_classes, training_batches
     from vit.evaluation import evaluate
     from vit.explain import count_macs
+    from vit.figures import Figures
     from vit.initialization import whiten_patches
     from vit.optim import WeightAverage, build_optimizer, build_schedule, freeze_all_but_head
     from vit.pace import bottleneck
@@ -177,10 +178,10 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         return training_batches(train_images, order, first_step, last_step, preprocessing, augmentation, workers, device,
                                 group.part(batch_size))
 
-    def evaluate_split(model: torch.nn.Module, images: Images) -> dict[str, float]:
+    def evaluate_split(model: torch.nn.Module, images: Images, confusion: "Tensor | None" = None) -> dict[str, float]:
         with contextlib.closing(evaluation_batches(images, -(-batch_size // group.count), preprocessing, workers, device,
                                                    group.rank, group.count)) as held:
-            return evaluate(model, until_stopped(held, stop, group), precision, group.sum)
+            return evaluate(model, until_stopped(held, stop, group), precision, group.sum, confusion)
 
     # Model, optimizer, and where a run is resumed their state
     run.start_log(screen)
@@ -259,14 +260,22 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         if seconds > SLOW_SECONDS and device.type == "cpu":
             log.info(f"  that is long without a GPU; cheaper: {cheaper_command(macs, config)}")
 
-    shown = data.val or data.train
-    shown = shown.subset(spread_over_classes(shown.labels, 8)).to(device)
+    draws, shown = group.rank == 0 and not sharded, data.val or data.train  # pictures need all weights in one place
+    shown = shown.subset(spread_over_classes(shown.labels, SHOWN_IMAGES)).to(device)
+    shown_inputs, shown_labels = next(evaluation_batches(shown, SHOWN_IMAGES, preprocessing, 0, device))
 
     def draw_attention(model: "VisionTransformer", step: int) -> None:
-        if group.rank > 0 or sharded:  # a trace needs all weights in one place
-            return
-        inputs, _ = next(evaluation_batches(shown, 8, preprocessing, 0, device))
-        tracker.attention(attention_figure(model, preprocessing, inputs), step)
+        if draws:
+            tracker.attention(attention_figure(model, preprocessing, shown_inputs[:8]), step)
+
+    def evaluate_and_draw(model: torch.nn.Module) -> dict[str, float]:
+        assert data.val is not None
+        confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64, device=device)
+        metrics = evaluate_split(model, data.val, confusion)
+        confusion = group.sum(confusion)
+        if draws:
+            figures.evaluated(model, confusion, state.progress.step)
+        return metrics
 
     # What is about to happen
     log.info(f"model  {config.model.name}: {model.num_parameters():,} parameters, {2 * macs / 1e9:.3g} GFLOPs an image")
@@ -296,6 +305,9 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         if run.writes:
             pictures, labels = next(batches(0, 1))
             tracker.pictures(preprocessing.to_picture(pictures[:64]), class_names(labels[:64], data.classes), 0)
+    figures = Figures(tracker, data.classes, preprocessing, precision, shown_inputs, shown_labels)
+    if draws:
+        figures.watch_gradients(model, state.optimizer, lambda: state.progress.step + 1, 10 * config.train.log_every)
     attention_every, product_rate = config.train.attention_every, group.count * runtime.product_rate(precision)
 
     def step_share(images_per_second: float) -> float:
@@ -307,7 +319,7 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         micro_batch_size=config.train.micro_batch_size,
         loss=build_loss(plain["train"]["loss"], config.train.label_smoothing), clip_norm=config.train.clip_norm,
         drop_path_schedule=plain["train"]["drop_path_schedule"], seed=config.seed, tracker=tracker, stop=stop,
-        evaluate=None if data.val is None else functools.partial(evaluate_split, images=data.val),
+        evaluate=None if data.val is None else evaluate_and_draw,
         evaluation_due=every(config.train.eval_every * steps_per_epoch, total_steps),
         save_last=save_last, save_best=save_best, forecast=forecast, draw_attention=draw_attention,
         drawing_due=every(attention_every and attention_every * steps_per_epoch, total_steps),

@@ -25,6 +25,17 @@ log = logging.getLogger("vit")
 SECONDS_BETWEEN_LOOKS = 1  # at the numbers, for the bar
 SECONDS_BETWEEN_LINES = 30  # where there is no bar
 
+# TensorBoard's page of chosen curves, the important ones first: {section: {title: ["Multiline", patterns of tags]}}
+LAYOUT = {
+    "1 the run at a glance": {"loss": ["Multiline", ["^loss/(train|val)$"]], "top-1": ["Multiline", ["^top1/(train|val)$"]],
+                              "learning rate": ["Multiline", ["^optimizer/learning_rate"]],
+                              "images per second": ["Multiline", ["^speed/images_per_second$"]]},
+    "2 classes and layers": {"validation accuracy of each class": ["Multiline", ["^classes/"]],
+                             "gradient norm of each layer": ["Multiline", ["^gradients/"]]},
+    "3 the machine": {"share of the device's rate, of time waiting for data":
+                      ["Multiline", ["^speed/MFU$", "^speed/data_wait_share$"]],
+                      "peak memory, GiB": ["Multiline", ["^speed/peak_memory_GiB$"]]}}
+
 
 def clock(seconds: float) -> str:
     """3:05 (minutes and seconds), 2:03:05 (with hours) or 1 day 2:03:05."""
@@ -97,6 +108,7 @@ class Tracker:
         self.metrics_file = open(folder / "metrics.jsonl" if writes else os.devnull, "a", buffering=1)  # noqa: SIM115
         self.timing_file = open(folder / "timing.jsonl" if writes else os.devnull, "a", buffering=1)  # noqa: SIM115
         self.board = TensorBoard(folder / "tensorboard", first_step + 1 if resuming else None, writes)
+        self.board.add("custom_scalars", LAYOUT)
         self.total_steps, self.steps_per_epoch, self.batch_size = total_steps, steps_per_epoch, batch_size
         self.first_step = first_step
         self.started = self.last_shown = time.monotonic()
