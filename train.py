@@ -181,7 +181,7 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     def evaluate_split(model: torch.nn.Module, images: Images, confusion: "Tensor | None" = None) -> dict[str, float]:
         with contextlib.closing(evaluation_batches(images, -(-batch_size // group.count), preprocessing, workers, device,
                                                    group.rank, group.count)) as held:
-            return evaluate(model, until_stopped(held, stop, group), precision, group.sum, confusion)
+            return evaluate(model, until_stopped(held, stop, group), precision, confusion, group.sum)
 
     # Model, optimizer, and where a run is resumed their state
     run.start_log(screen)
@@ -281,9 +281,9 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     log.info(f"model  {config.model.name}: {model.num_parameters():,} parameters, {2 * macs / 1e9:.3g} GFLOPs an image")
     for name, images in {"train": data.train, "val": data.val, "test": data.test}.items():
         log.info(f"{name:6} {images or 'nothing held out: the last weights are taken'}")
-    log.info(f"run    {total_steps:,} steps of {batch_size} images ({total_steps / steps_per_epoch:.3g} epochs), "
-             f"{precision.name} on {f'{group.count} processes, each ' if group.count > 1 else ''}"
-             f"{runtime.describe_device(device)}{', compiled' if forward is not shared else ''}; "
+    computed = (f"{precision.name} on {f'{group.count} processes, each ' if group.count > 1 else ''}"
+                f"{runtime.describe_device(device)}{', compiled' if forward is not shared else ''}")
+    log.info(f"run    {total_steps:,} steps of {batch_size} images ({total_steps / steps_per_epoch:.3g} epochs), {computed}; "
              f"{'averaged' if average else 'raw'} weights are evaluated and saved")
     log.info(f"folder {run.path}")
     if train_images.pixels is not None and image_size[0] >= 4 * train_images.pixels.shape[-1]:
@@ -344,9 +344,9 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     run.write_result(status="finished", reason="all steps done", **run.so_far(), test_top1=test["top1"],
                      test_loss=test["loss"], params=model.num_parameters(),
                      images_per_second=round(total_steps * batch_size / progress.seconds, 2))
-    write_card(run.path, plain, command, {"classes": len(data.classes), "train": data.train,
-                                          "validation": data.val or "nothing held out", "test": data.test}, macs,
-               f"{precision.name} on {runtime.describe_device(device)}{', compiled' if forward is not model else ''}")
+    if run.writes:
+        write_card(run.path, plain, command, {"classes": len(data.classes), "train": data.train,
+                                              "validation": data.val or "nothing held out", "test": data.test}, macs, computed)
     summarize(run, progress, test, str(data.val), str(data.test))
     spent, done = trainer.clock.spent, total_steps - trainer.clock.first_step
     width = config.model.hidden_size

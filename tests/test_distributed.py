@@ -114,7 +114,7 @@ def test_evaluation_counts_every_image_once_whatever_remains(n, count):
     for rank in range(count):
         batches = list(evaluation_batches(images, 5, preprocessing, 0, CPU, rank, count))
         lengths.append([len(labels) for _, labels in batches])
-        evaluate(model, batches, Precision("fp32", CPU), collect)
+        evaluate(model, batches, Precision("fp32", CPU), over_processes=collect)
     assert all(length == lengths[0] for length in lengths)  # or some would wait for the others for ever
     found = torch.stack(sums).sum(0).tolist()
     assert [found[0], found[1] / n, found[2] / n, found[3] / n] == pytest.approx(

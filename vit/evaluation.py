@@ -12,14 +12,12 @@ from vit.runtime import Precision
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision,
-             over_processes: Callable[[Tensor], Tensor] = lambda sums: sums,
-             confusion: Tensor | None = None) -> dict[str, float]:
+             confusion: Tensor | None = None, over_processes: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
     """{"n", "loss", "top1", "top5"} over (images, labels) batches; loss is plain cross-entropy, the others are fractions.
 
     The model is put into evaluation mode and left so. With fewer than five classes top5 is the top `classes`. Images labelled
-    -1 are not counted. over_processes: adds up a tensor over the processes that share the images.
-    confusion: int64 (classes, classes) on the device, to which every image of this process is added at its true class (row)
-    and the one it is taken for.
+    -1 are not counted. confusion: int64 (classes, classes) on the device, to which every image of this process is added at its
+    true class (row) and the one it is taken for. over_processes: adds up a tensor over the processes that share the images.
     """
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=precision.device)
