@@ -12,7 +12,8 @@ from vit.runtime import Precision
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision,
-             confusion: Tensor | None = None, over_processes: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
+             confusion: Tensor | None = None,
+             over_processes: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
     """{"n", "loss", "top1", "top5"} over (images, labels) batches; loss is plain cross-entropy, the others are fractions.
 
     The model is put into evaluation mode and left so. With fewer than five classes top5 is the top `classes`. Images labelled
