@@ -1,9 +1,14 @@
 """Evaluate a checkpoint: rebuild the model and the data set from it alone and write evaluation.json.
 
     python evaluate.py checkpoint=outputs/…/checkpoints/best.safetensors
+    python evaluate.py checkpoint=outputs/…/checkpoints/best.safetensors report=true    # and a page, report/index.html
 """
 
+import contextlib
+import errno
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -27,11 +32,13 @@ def main(composed: DictConfig) -> None:
 
 
 def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
-    """Write evaluation.json and return what to tell the user. `overrides` of data.* change where the data is read."""
+    """Write evaluation.json, and the report where it is wanted, and return what to tell the user.
+
+    `overrides` of data.* change where the data is read."""
     # Imported here so that --help and a mistaken command answer at once.
     import time
 
-    from vit import runtime
+    from vit import findings, runtime
     from vit.evaluation import interval
     from vit.restore import restore, restore_pretrained
     from vit.run_folder import write_json
@@ -41,29 +48,64 @@ def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
     device = runtime.choose_device(settings.runtime.device.name)
     if settings.checkpoint is not None:
         path = Path(settings.checkpoint)
-        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
         changes = {key: value for key, value in conf.explicit_changes(OmegaConf.structured(settings), overrides).items()
                    if key.startswith("data.")}
         restored = restore(path, changes, device)
     else:
-        path, folder = Path(str(settings.pretrained)), Path()
+        path, run = Path(str(settings.pretrained)), Path()
         restored = restore_pretrained(path, settings.data, settings.model, device)
-    images = restored.data.split(settings.split.name)
-    began = time.perf_counter()
-    metrics = restored.measure(restored.model, settings.split.name, runtime.loader_workers(settings.runtime.workers))
-    speed = metrics["n"] / (time.perf_counter() - began)
+    split, model = settings.split.name, restored.model
+    images, workers = restored.data.split(split), runtime.loader_workers(settings.runtime.workers)
+    findings.check_possible(restored, images, split, settings.knn, settings.corruptions)
+    folder = Path(settings.out) if settings.out else run
+    suffix = "" if split == "test" else f"_{split}"
+    result, page = folder / f"evaluation{suffix}.json", folder / f"report{suffix}"
+    wanted = page if settings.report else folder
+    with writing(wanted):  # tried before the work
+        wanted.mkdir(parents=True, exist_ok=True)
+        if not os.access(wanted, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with findings.recorded(model, logits=settings.report, features=settings.knn) as record:
+        began = time.perf_counter()
+        metrics = restored.measure(model, split, workers)
+        speed = metrics["n"] / (time.perf_counter() - began)
     low, high = interval(metrics["top1"], int(metrics["n"]))
-    folder = Path(settings.out) if settings.out else folder
-    result = folder / ("evaluation.json" if settings.split.name == "test" else f"evaluation_{settings.split.name}.json")
+    found = {"split": split, "data": str(images), "checkpoint": str(path), **metrics, "top1_interval_95": [low, high],
+             "images_per_second": round(speed, 2)}
+    told = [f"{images}: loss {metrics['loss']:.4f}, top-1 {metrics['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+            f"top-5 {metrics['top5']:.2%}, n {metrics['n']:,}, {speed:.0f} images/s ({restored.precision.name})"]
+    if settings.knn:
+        found |= findings.measure_neighbours(restored, record.features, images.labels, workers)
+        told.append(f"top-1 of the {findings.NEIGHBOURS} nearest neighbours {found['knn_top1']:.2%}, from {found['knn_bank']}")
+    if settings.corruptions:
+        found |= findings.measure_corruptions(restored, images, workers, print)
+        told.append(f"top-1 under corruptions, their mean {found['corruptions_top1']:.2%}")
+    held_out = None
+    if settings.report:
+        held_out = findings.measure_held_out(restored, split, record.logits, workers)
+        found |= findings.calibration(record.logits, images.labels, held_out, path)
+    with writing(folder):
+        write_json(result, found)
+        told.append(f"written to {result}")
+        if settings.report:
+            # Only in its own folder does metrics.jsonl tell of this checkpoint
+            known = run if settings.checkpoint is not None and path.parent.name == "checkpoints" else None
+            from vit.report import Measured, write_report
+
+            measured = Measured(path, known, restored, images, record.logits, held_out, found)
+            told.append(f"report: {write_report(page, measured)}")
+    return "\n".join(told)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns the disk's refusal into a ConfigError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(result, {"split": settings.split.name, "data": str(images), "checkpoint": str(path), **metrics,
-                            "top1_interval_95": [low, high], "images_per_second": round(speed, 2)})
+        yield
     except OSError as error:
         raise ConfigError(f"{folder}: can't write there ({error.strerror}); choose another folder with out=FOLDER") from None
-    return (f"{images}: loss {metrics['loss']:.4f}, top-1 {metrics['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
-            f"top-5 {metrics['top5']:.2%}, n {metrics['n']:,}, {speed:.0f} images/s ({restored.precision.name})\n"
-            f"written to {result}")
 
 
 if __name__ == "__main__":

@@ -212,6 +212,9 @@ class EvaluateConfig:
     pretrained: str | None = None
     split: Split = Split.test
     out: str | None = None
+    report: bool = False
+    knn: bool = False
+    corruptions: bool = False
     data: Any = None  # a checkpoint's own with what is given here changed; whole for pretrained weights
     model: Any = None  # for pretrained weights: the model they must fit; None: the one they tell
     runtime: EvaluateRuntimeConfig = field(default_factory=EvaluateRuntimeConfig)

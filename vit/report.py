@@ -1,0 +1,609 @@
+"""One page about a measured model: index.html, which needs no other file, and its pictures as PNGs beside it.
+
+Everything is drawn from what evaluate.py measured (Measured); the numbers come from vit.metrics and vit.findings. Figures with
+text are drawn twice, for light and for dark screens. The page holds its pictures as base64 and runs no script.
+
+Sources: position similarity and patch filters, Dosovitskiy et al. 2021 (arXiv:2010.11929), figure 7; reliability diagrams,
+Guo et al. 2017 (arXiv:1706.04599), figure 1.
+"""
+
+import base64
+import html
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from vit import config as conf
+from vit.attention import colour, image_panels, shown_layers, shown_pictures, trace_images
+from vit.corruptions import SEVERITIES, corrupt
+from vit.data import Images, evaluation_batches, spread_over_classes
+from vit.evaluation import interval
+from vit.explain import count_macs
+from vit.findings import BINS, NEIGHBOURS, HeldOut, small_pictures
+from vit.metrics import PerClass, confidences, confusion_matrix, most_confused, per_class, reliability
+from vit.model import VisionTransformer
+from vit.restore import Restored
+from vit.run_folder import write_text
+from vit.runtime import describe_device
+
+NUMBERED, NAMED = 20, 40  # classes at most with counts in the confusion matrix's cells; with names at its sides
+CLASSES_SHOWN = 30  # in the table of classes before it is folded away
+PAIRS, PICTURES, ATTENTIONS, FILTERS = 15, 12, 8, 28
+DOTS = 100  # per inch of a figure
+
+
+@dataclass(frozen=True)
+class Measured:
+    """run: the checkpoint's run folder, None where it lies in none. logits: float32 (n, C) on the CPU, in the order of images.
+    held_out: None where nothing was. found: what evaluation.json holds."""
+
+    path: Path
+    run: Path | None
+    restored: Restored
+    images: Images
+    logits: Tensor
+    held_out: HeldOut | None
+    found: dict[str, Any]
+
+
+def write_report(folder: Path, measured: Measured) -> Path:
+    """Write index.html and the PNGs into a folder that is there, and return the page's path. Raises OSError."""
+    parts = [headline(measured), *classes_part(folder, measured), *calibration_part(folder, measured),
+             *corruptions_part(folder, measured), *examples_part(folder, measured), *attention_part(folder, measured),
+             *weights_part(folder, measured.restored.model), *curves_part(folder, measured), *cost_part(measured),
+             *configuration_part(measured), NOTES]
+    title = f"{model_name(measured)} on {measured.images.title}"
+    page = folder / "index.html"
+    write_text(page, PAGE.replace("TITLE", escape(title)).replace("STYLE", STYLE).replace("BODY", "\n".join(parts)))
+    return page
+
+
+def model_name(measured: Measured) -> str:
+    return str(settings(measured).get("model.name", measured.path.stem))
+
+
+def settings(measured: Measured) -> dict[str, Any]:
+    """The configuration with dots in its keys, less what has no value: of foreign weights only the data is known."""
+    return {key: value for key, value in conf.flatten(conf.plain(measured.restored.config)).items() if value != "???"}
+
+
+# --- pieces of the page ----------------------------------------------------------------------------------------------
+
+
+class Html(str):
+    """Text that is HTML already; every other text is escaped where it enters the page."""
+
+
+def escape(text: object) -> Html:
+    return text if isinstance(text, Html) else Html(html.escape(str(text)))
+
+
+def heading(text: str) -> Html:
+    return Html(f"<h2>{escape(text)}</h2>")
+
+
+def paragraph(text: str) -> Html:
+    return Html(f"<p>{escape(text)}</p>")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Html:
+    """The first column is of words, the others of numbers unless they hold words."""
+    def cell(value: object) -> str:
+        numeric = isinstance(value, int | float) or str(value)[:1].isdigit()
+        return f"<td{' class=n' if numeric else ''}>{escape(f'{value:,}' if isinstance(value, int) else value)}</td>"
+
+    lines = [f"<tr>{''.join(cell(value) for value in row)}</tr>" for row in rows]
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    return Html(f"<div class=wide><table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>")
+
+
+def folded(title: str, body: str) -> Html:
+    return Html(f"<details><summary>{escape(title)}</summary>{body}</details>")
+
+
+def data_address(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def share(value: float) -> str:
+    return f"{value:.1%}".replace("%", " %")
+
+
+def with_interval(value: float, n: int) -> str:
+    low, high = interval(value, n)
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure on a light or a dark page; the page's own stand in STYLE."""
+
+    suffix: str
+    background: str
+    text: str
+    faint: str
+    first: str
+    second: str
+
+    def settings(self) -> dict[str, Any]:
+        """matplotlib's."""
+        return {"figure.facecolor": self.background, "axes.facecolor": self.background, "savefig.facecolor": self.background,
+                "text.color": self.text, "axes.labelcolor": self.text, "xtick.color": self.text, "ytick.color": self.text,
+                "axes.edgecolor": self.faint, "grid.color": self.faint, "legend.framealpha": 0, "font.size": 9,
+                "axes.prop_cycle": matplotlib.cycler(color=[self.first, self.second]), "axes.spines.top": False,
+                "axes.spines.right": False, "axes.titlesize": 10, "text.parse_math": False}
+
+
+LIGHT = Theme("", "#ffffff", "#24292f", "#d0d7de", "#0b62c4", "#c4500b")
+DARK = Theme("_dark", "#16191e", "#d5dae1", "#3b424c", "#6cb0ff", "#ffa15e")
+
+
+def figure(folder: Path, name: str, alt: str, draw: Callable[[Theme], Figure], wide: bool = False) -> Html:
+    """Save draw(theme) as NAME.png and NAME_dark.png; the page shows the one that suits the screen."""
+    addresses = []
+    for theme in (LIGHT, DARK):
+        path = folder / f"{name}{theme.suffix}.png"
+        with matplotlib.rc_context(theme.settings()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # names in scripts that the font lacks; the tables have them
+            draw(theme).savefig(path, dpi=DOTS)
+        addresses.append(data_address(path))
+    return Html(f"<div class='figure{' wide' if wide else ''}'><picture><source media='(prefers-color-scheme: dark)' "
+                f"srcset='{addresses[1]}'><img src='{addresses[0]}' alt='{escape(alt)}'></picture></div>")
+
+
+def picture(folder: Path, name: str, alt: str, pixels: Tensor, style: str = "") -> Html:
+    """Save (3 or 4, height, width) in 0..1 as NAME.png; the fourth channel is opacity."""
+    path = folder / f"{name}.png"
+    values = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(values).save(path, optimize=True)
+    return Html(f"<img class='{style}' src='{data_address(path)}' alt='{escape(alt)}'>")
+
+
+def mosaic(panels: Tensor, gap: int) -> Tensor:
+    """(rows, columns, 3, height, width) → (4, …), side by side, the page showing through the gaps."""
+    opaque = torch.cat([panels, torch.ones_like(panels[:, :, :1])], dim=2)
+    return make_grid(opaque.flatten(0, 1), nrow=panels.shape[1], padding=gap, pad_value=0.0)[:, gap:-gap, gap:-gap]
+
+
+def enlarge(pixels: Tensor, factor: int) -> Tensor:
+    return pixels.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+
+
+def gallery(items: Sequence[tuple[Html, str]], style: str = "gallery") -> Html:
+    shown = "".join(f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>" for image, text in items)
+    return Html(f"<div class={style}>{shown}</div>")
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def headline(measured: Measured) -> Html:
+    found, n = measured.found, len(measured.images)
+    tiles = [("top-1", share(found["top1"]), with_interval(found["top1"], n))]
+    if measured.logits.shape[1] > 5:
+        tiles.append(("top-5", share(found["top5"]), with_interval(found["top5"], n)))
+    tiles += [("macro F1", share(found["macro_f1"]), "mean over the classes"),
+              ("loss", f"{found['nll']:.3f}", "cross-entropy, nats"),
+              ("calibration error", share(found["ece"]), f"ECE, {BINS} bins")]
+    if found["temperature"] is not None:
+        tiles.append(("temperature", f"{found['temperature']:.2f}", f"with it ECE is {share(found['ece_at_temperature'])}"))
+    if "knn_top1" in found:
+        tiles.append((f"{NEIGHBOURS}-NN top-1", share(found["knn_top1"]), with_interval(found["knn_top1"], n)))
+    if "corruptions" in found:
+        tiles.append(("top-1, corrupted", share(found["corruptions_top1"]), f"mean of {len(SEVERITIES)} kinds, 5 severities"))
+    shown = "".join(f"<div><b>{escape(name)}</b><strong>{escape(value)}</strong><span>{escape(note)}</span></div>"
+                    for name, value, note in tiles)
+    return Html(f"<p>Measured on {escape(measured.images)} of {measured.logits.shape[1]:,} classes (split: "
+                f"{escape(found['split'])}); ranges are 95 % intervals.</p><div class=tiles>{shown}</div>"
+                f"<p class=note>{escape(measured.path)}, {datetime.now():%Y-%m-%d %H:%M}</p>")
+
+
+def classes_part(folder: Path, measured: Measured) -> list[Html]:
+    names, confusion = measured.restored.data.classes, confusion_of(measured)
+    each, count = per_class(confusion), len(names)
+    head = ["class", "F1", "", "precision", "recall", "recall, 95 %", "images"]
+    rows = class_rows(names, each)
+    parts = [heading("Classes")]
+    if count <= CLASSES_SHOWN:
+        parts.append(table(head, rows))
+    else:
+        worst = torch.where(each.support > 0, each.f1, 2.0).argsort(stable=True)[:10].tolist()
+        parts += [paragraph("The ten of the lowest F1:"), table(head, [rows[number] for number in worst]),
+                  folded(f"All {count:,} classes", table(head, rows))]
+    parts.append(heading("Confusion"))
+    told = "Rows: the true class, columns: the predicted one. Colour: share of the row"
+    told += "." if count <= NUMBERED else ", its root, so that rare confusions show."
+    told += "" if count <= NAMED else " Classes by their number, from 0, in the data set's order."
+    pairs = most_confused(confusion, PAIRS)
+    parts += [paragraph(told), figure(folder, "confusion", "confusion matrix",
+                                      lambda theme: draw_confusion(theme, confusion, names), wide=count > NUMBERED)]
+    if pairs and count > 2:
+        parts += [paragraph("The pairs confused most often:"),
+                  table(["is", "taken for", "images", "of the class"],
+                        [(named(names, true), named(names, taken), number, share(number / int(each.support[true])))
+                         for true, taken, number in pairs])]
+    return parts
+
+
+def named(names: Sequence[str], label: int) -> str:
+    """A class's name, and its number where the confusion matrix shows numbers."""
+    return names[label] if len(names) <= NAMED or names[label] == str(label) else f"{names[label]} (class {label})"
+
+
+def class_rows(names: Sequence[str], each: PerClass) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for label in range(len(names)):
+        f1, precision, recall, n = (float(values[label]) for values in (each.f1, each.precision, each.recall, each.support))
+        bar = Html(f"<i class=bar style='--f:{f1:.3f}'></i>")
+        numbers = [share(f1), bar, share(precision), share(recall), with_interval(recall, int(n)), int(n)]
+        rows.append([named(names, label), *(numbers if n else ["–", "", "–", "–", "–", 0])])
+    return rows
+
+
+def confusion_of(measured: Measured) -> Tensor:
+    return confusion_matrix(measured.logits.argmax(dim=1), measured.images.labels, measured.logits.shape[1])
+
+
+def draw_confusion(theme: Theme, confusion: Tensor, names: Sequence[str]) -> Figure:
+    """Every class has a whole number of pixels, so that at 1,000 classes too no cell is lost."""
+    count = len(names)
+    cell = 46 if count <= 10 else 34 if count <= NUMBERED else 18 if count <= NAMED else max(1, 700 // count)
+    side = cell * count
+    longest = max(len(short(name)) for name in names) if count <= NAMED else 4
+    left, below, rest = 34 + 7 * longest, 34 + 7 * longest, 14
+    across, down = side + left + rest, side + below + rest
+    drawn = Figure(figsize=(across / DOTS, down / DOTS))
+    axes = drawn.add_axes((left / across, below / down, side / across, side / down))
+    shares = (confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
+    scale = LinearSegmentedColormap.from_list("cells", [theme.background, theme.first])
+    axes.imshow(shares, cmap=scale, norm=PowerNorm(1.0 if count <= NUMBERED else 0.5, 0, 1), interpolation="none")
+    axes.spines[:].set_visible(True)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if count <= NAMED:
+        axes.set_xticks(range(count), [short(name) for name in names], rotation=90)
+        axes.set_yticks(range(count), [short(name) for name in names])
+    else:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(10, integer=True))
+    if count <= NUMBERED:
+        most = int(confusion.max())
+        size = min(9.0, 0.9 * cell / max(2, len(str(most))))
+        for row, column in confusion.nonzero().tolist():
+            on = theme.background if shares[row, column] > 0.5 else theme.text
+            axes.text(column, row, str(int(confusion[row, column])), ha="center", va="center", color=on, fontsize=size)
+    return drawn
+
+
+def short(name: str, length: int = 14) -> str:
+    return name if len(name) <= length else name[:length - 1] + "…"
+
+
+def calibration_part(folder: Path, measured: Measured) -> list[Html]:
+    found, held_out = measured.found, measured.held_out
+    rows: list[tuple[object, ...]] = [("as it is", "1", share(found["ece"]), f"{found['nll']:.4f}")]
+    if held_out is None:
+        told = "No temperature was fitted: nothing is held out of train (data.val_fraction=0) to fit it on."
+    else:
+        rows.append(("with temperature", f"{found['temperature']:.3f}", share(found["ece_at_temperature"]),
+                     f"{found['nll_at_temperature']:.4f}"))
+        told = (f"The logits are divided by the temperature of the least loss on {held_out.images}"
+                + (", the images measured here themselves: these figures flatter." if held_out.same else "."))
+    return [heading("Calibration"),
+            paragraph("Are 80 % of the predictions right that the model gives 80 %? Points below the line are overconfident; "
+                      "bars are 95 % intervals of the accuracy in each bin of confidence."),
+            figure(folder, "calibration", "reliability diagram", lambda theme: draw_calibration(theme, measured)),
+            table(["", "temperature", "ECE", "loss"], rows), paragraph(told)]
+
+
+def draw_calibration(theme: Theme, measured: Measured) -> Figure:
+    """The reliability diagram, and below it how many samples each bin holds."""
+    drawn = Figure(figsize=(5.6, 5.2), layout="constrained")
+    upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color=theme.faint, linewidth=1)
+    temperature = measured.found["temperature"]
+    for number, (value, label) in enumerate(((1.0, "as it is"), (temperature, "with temperature"))):
+        if value is None:
+            continue
+        bins = reliability(measured.logits, measured.images.labels, BINS, value)
+        there = bins.count > 0
+        confidence, accuracy, counts = (values[there].tolist() for values in (bins.confidence, bins.accuracy, bins.count))
+        ends = [interval(part, int(n)) for part, n in zip(accuracy, counts, strict=True)]
+        reach = [[max(0.0, part - low) for part, (low, _) in zip(accuracy, ends, strict=True)],
+                 [max(0.0, high - part) for part, (_, high) in zip(accuracy, ends, strict=True)]]
+        upper.errorbar(confidence, accuracy, reach, marker="o", markersize=4, linewidth=1.2, label=label, elinewidth=0.8)
+        width = 1 / BINS
+        lower.bar([(place + 0.28 + 0.44 * number) * width for place in range(BINS)], bins.count.tolist(), width * 0.42)
+    upper.set_ylabel("accuracy")
+    upper.set_ylim(0, 1.02)
+    lower.set_xlim(0, 1)
+    lower.set_ylabel("images")
+    lower.set_xlabel("confidence")
+    for axis in (upper.xaxis, upper.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    if temperature is not None:
+        upper.legend(loc="upper left")
+    return drawn
+
+
+def corruptions_part(folder: Path, measured: Measured) -> list[Html]:
+    if "corruptions" not in measured.found:
+        return []
+    found, clean = measured.found["corruptions"], measured.found["top1"]
+    rows = []
+    for kind, accuracies in found.items():
+        cells = [Html(f"<span class=heat style='--f:{top1:.3f}'>{share(top1)}</span>") for top1 in accuracies]
+        rows.append([kind, *cells, share(sum(accuracies) / 5)])
+    one = small_pictures(measured.restored, measured.images.subset(torch.tensor([0])), 0)
+    assert one.pixels is not None
+    strips = [torch.cat([one.pixels, *(corrupt(one.pixels, kind, severity) for severity in range(1, 6))])
+              for kind in SEVERITIES]
+    panels = torch.stack(strips).float().expand(-1, -1, 3, -1, -1) / 255
+    factor = max(1, 72 // max(panels.shape[-2:]))
+    return [heading("Corruptions"),
+            paragraph(f"Top-1 under changes of rising strength; without them {share(clean)}. Strengths are this project's own "
+                      f"(vit/corruptions.py), so compare models measured here, not published figures."),
+            table(["", *(f"severity {severity}" for severity in range(1, 6)), "mean"], rows),
+            folded("How these look", Html(f"<p class=note>From the top: {escape(', '.join(SEVERITIES))}; from the left: the "
+                                          f"picture as it is, severity 1 to 5.</p>")
+                   + picture(folder, "corruptions", "a picture under every corruption", mosaic(enlarge(panels, factor), 4)))]
+
+
+# --- pictures of single images ---------------------------------------------------------------------------------------
+
+
+def inputs_of(measured: Measured, indices: Tensor) -> Tensor:
+    """The model's inputs (B, C, *image_size) for some of the images."""
+    batches = evaluation_batches(measured.images.subset(indices), len(indices), measured.restored.model.preprocessing, 0,
+                                 measured.restored.precision.device)
+    return next(batches)[0]
+
+
+def examples_part(folder: Path, measured: Measured) -> list[Html]:
+    chance, predicted = confidences(measured.logits)
+    right = predicted == measured.images.labels
+    parts = []
+    for name, title, order, fits in (("mistake", "Most confident mistakes", -chance, ~right),
+                                     ("hit", "Least confident hits", chance, right)):
+        chosen = torch.where(fits, order, torch.inf).argsort(stable=True)[:min(PICTURES, int(fits.sum()))]
+        parts.append(heading(title))
+        if not len(chosen):
+            parts.append(paragraph("None."))
+            continue
+        names, labels = measured.restored.data.classes, measured.images.labels
+        pictures = shown_pictures(inputs_of(measured, chosen), measured.restored.model.preprocessing, side=160)
+        items = []
+        for number, (image, index) in enumerate(zip(pictures, chosen.tolist(), strict=True)):
+            true, taken = names[int(labels[index])], names[int(predicted[index])]
+            told = f"{taken} {share(float(chance[index]))}" + ("" if right[index] else f", is {true}")
+            items.append((picture(folder, f"{name}_{number + 1:02}", told, image, "pixels"), told))
+        parts.append(gallery(items))
+    return parts
+
+
+def attention_part(folder: Path, measured: Measured) -> list[Html]:
+    """Traced one by one: of a large model the maps of a single image can take half a gigabyte."""
+    model, names = measured.restored.model, measured.restored.data.classes
+    chosen = spread_over_classes(measured.images.labels, ATTENTIONS)
+    predicted, items = measured.logits.argmax(dim=1), []
+    for number, (index, image) in enumerate(zip(chosen.tolist(), inputs_of(measured, chosen), strict=True)):
+        shown = shown_pictures(image[None], model.preprocessing, side=128)
+        panels = image_panels(trace_images(model, image[None]), model, shown)
+        true, taken = names[int(measured.images.labels[index])], names[int(predicted[index])]
+        told = true if true == taken else f"{true}, taken for {taken}"
+        items.append((picture(folder, f"attention_{number + 1:02}", told, mosaic(panels, 4)), told))
+    layers = shown_layers(len(model.encoder.blocks))
+    who = "the class token looks" if model.global_pool == "cls" else "the patches look, in the mean (the model pools them)"
+    return [heading("Attention"),
+            paragraph(f"Where {who}: the picture, the mean over the heads in layers {', '.join(map(str, layers))} (from 0), "
+                      "and last the rollout through all layers. Each map from its lowest (dark) to its highest (bright)."),
+            gallery(items, "strips")]
+
+
+def weights_part(folder: Path, model: VisionTransformer) -> list[Html]:
+    """Figure 7 of the ViT paper, left and middle, where the model has what they show."""
+    patches, positions = model.embeddings.patch_embedding, model.embeddings.position_embedding
+    parts = [heading("Patch filters")]
+    if patches.stem is not None:
+        parts.append(paragraph("Not shown: this is a hybrid, whose patches are features of a ResNet, not pixels."))
+    else:
+        filters = filter_components(patches.projection.weight.detach().float().cpu(), FILTERS)
+        factor = max(1, 64 // max(filters.shape[-2:]))
+        columns = 7
+        blank = torch.ones(-len(filters) % columns, *filters.shape[1:]) / 2
+        panels = torch.cat([filters, blank]).unflatten(0, (-1, columns))
+        parts += [paragraph(f"The first {len(filters)} principal components of the patch embedding's filters, from the "
+                            "largest share of their variance; grey is 0."),
+                  picture(folder, "filters", "principal components of the patch filters", mosaic(enlarge(panels, factor), 4),
+                          "pixels")]
+    parts.append(heading("Position embeddings"))
+    if not isinstance(positions, nn.Parameter):
+        return [*parts, paragraph("Not shown: the positions of this model are not learned.")]
+    similarity = position_similarity(positions.detach().float().cpu()[0, int(model.embeddings.cls_position):],
+                                     patches.grid_size)
+    low = similarity.min()
+    panels = colour(((similarity - low) / (1 - low).clamp(min=1e-6))[:, :, None].clamp(0, 1))
+    factor = max(1, round(560 / (max(patches.grid_size) * max(patches.grid_size))))
+    return [*parts, paragraph("How alike each patch's position embedding is to all others (cosine): one map a patch, at the "
+                              f"patch's place, from {float(low):.2f} (dark) to 1 (bright)."),
+            picture(folder, "positions", "similarity of the position embeddings", mosaic(enlarge(panels, factor), 4), "pixels")]
+
+
+def filter_components(weight: Tensor, count: int) -> Tensor:
+    """(D, C, P, Q) filters → their first principal components, (count, 3, P, Q) in 0..1, each scaled to its own range around
+    0.5. A component's sign is arbitrary: its largest value is made positive."""
+    flat = weight.flatten(1)
+    components = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False).Vh[:count]
+    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+    return (0.5 + components / largest / 2).unflatten(1, weight.shape[1:]).expand(-1, 3, -1, -1)
+
+
+def position_similarity(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(R·S, D) → cosines (R, S, R, S): of the patch at the first two places with all others."""
+    unit = F.normalize(positions, dim=1)
+    return (unit @ unit.T).reshape(*grid, *grid)
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that can be read; a run that was killed may have left half of one."""
+    rows = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def read_result(run: Path | None) -> dict[str, Any]:
+    """result.json of the run, or nothing where it isn't there or isn't whole."""
+    try:
+        result = json.loads((run / "result.json").read_text()) if run is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}
+
+
+def curves_part(folder: Path, measured: Measured) -> list[Html]:
+    path = None if measured.run is None else measured.run / "metrics.jsonl"
+    rows = [] if path is None or not path.is_file() else read_rows(path)
+    if not rows:
+        return [heading("Learning curves"), paragraph("Not shown: there is no metrics.jsonl of a run beside this checkpoint.")]
+    best = read_result(measured.run).get("best_step")
+    return [heading("Learning curves"),
+            figure(folder, "curves", "learning curves", lambda theme: draw_curves(theme, rows, best)),
+            paragraph("On train: means over the steps between two points, of the augmented images, where augmentation and "
+                      "mixing are on. The dotted line is the step whose weights are the best checkpoint's.")]
+
+
+def draw_curves(theme: Theme, rows: Sequence[dict[str, Any]], best: int | None) -> Figure:
+    drawn = Figure(figsize=(9, 3.2), layout="constrained")
+    for axes, key in zip(drawn.subplots(1, 2), ("loss", "top1"), strict=True):
+        for split in ("train", "val"):
+            points = [(row["step"], row[key]) for row in rows if row.get("split") == split and row.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=split, linewidth=1.2, marker="o" if len(points) < 10 else "",
+                          markersize=3)
+        tests = [(row["step"], row[key]) for row in rows if row.get("split") == "test" and row.get(key) is not None]
+        if tests:
+            axes.plot(*zip(*tests, strict=True), "D", color=theme.text, markersize=5, label="test")
+        if isinstance(best, int):
+            axes.axvline(best, color=theme.text, linestyle=":", linewidth=0.8)
+        axes.set_title("loss" if key == "loss" else "top-1")
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.6, linewidth=0.6)
+        if key == "top1":
+            axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        axes.legend()
+    return drawn
+
+
+def cost_part(measured: Measured) -> list[Html]:
+    restored, result = measured.restored, read_result(measured.run)
+    where = f"{describe_device(restored.precision.device)}, {restored.precision.name}"
+    rows = [("parameters", f"{restored.model.num_parameters():,}"),
+            ("multiply-adds an image", f"{count_macs(restored.model) / 1e9:.3g} G"),
+            ("evaluation", f"{measured.found['images_per_second']:,.0f} images/s on {where}, reading included")]
+    if measured.path.is_file():
+        rows.append(("file", f"{measured.path.stat().st_size / 1e6:.1f} MB"))
+    if isinstance(seconds := result.get("seconds"), int | float):
+        rows.append(("training", f"{duration(seconds)}, {result.get('steps', 0):,} steps"))
+    if isinstance(speed := result.get("images_per_second"), int | float):
+        rows.append(("training speed", f"{speed:,.0f} images/s, on the machine of the run"))
+    return [heading("Cost"), table(["", ""], [(name, Html(f"<span>{escape(value)}</span>")) for name, value in rows])]
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def configuration_part(measured: Measured) -> list[Html]:
+    rows = [(key, Html(f"<span>{escape(value)}</span>")) for key, value in settings(measured).items() if value is not None]
+    return [heading("Configuration"), folded(f"{len(rows)} keys that have a value", table(["key", "value"], rows))]
+
+
+NOTES = Html("""<h2>Definitions</h2>
+<p class=note>Intervals of shares: Wilson 1927. Precision: of the images predicted as a class, the share that are; recall: of a
+class's images, the share predicted as it; F1: their harmonic mean. ECE and temperature: Guo et al. 2017, arXiv 1706.04599. Nearest
+neighbours: cosine votes of weight exp(similarity / 0.07), Wu et al. 2018, arXiv 1805.01978. Corruptions: after Hendrycks and
+Dietterich 2019, arXiv 1903.12261. Rollout: Abnar and Zuidema 2020, arXiv 2005.00928. Filters and positions: figure 7 of
+Dosovitskiy et al. 2021, arXiv 2010.11929.</p>""")
+
+STYLE = """
+:root { color-scheme: light dark; --back: #ffffff; --text: #24292f; --soft: #59636e; --line: #d0d7de; --tile: #f6f8fa;
+  --accent: #0b62c4; }
+@media (prefers-color-scheme: dark) { :root { --back: #16191e; --text: #d5dae1; --soft: #98a2ae; --line: #3b424c;
+  --tile: #1f242b; --accent: #6cb0ff; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--back); color: var(--text);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 1rem 0 .5rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
+p { margin: .5rem 0; max-width: 46rem; }
+.note, figcaption, .tiles span { color: var(--soft); font-size: .85rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .6rem; margin: 1rem 0; }
+.tiles div { background: var(--tile); border-radius: .5rem; padding: .6rem .8rem; }
+.tiles b, .tiles strong, .tiles span { display: block; }
+.tiles b { font-weight: 500; font-size: .9rem; }
+.tiles strong { font-size: 1.5rem; line-height: 1.3; }
+.wide { overflow-x: auto; }
+.figure.wide img { min-width: 36rem; }
+img { max-width: 100%; height: auto; }
+.pixels { image-rendering: pixelated; }
+table { border-collapse: collapse; margin: .6rem 0; font-size: .9rem; font-variant-numeric: tabular-nums;
+  overflow-wrap: normal; }
+th, td { padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
+td.n { text-align: right; }
+th { font-weight: 600; }
+td span { white-space: normal; overflow-wrap: anywhere; }
+.bar { display: block; width: 5rem; height: .6rem; background: linear-gradient(to right, var(--accent) calc(var(--f) * 100%),
+  var(--tile) 0); }
+.heat { display: block; padding: 0 .4rem; text-align: right;
+  background: color-mix(in srgb, var(--accent) calc(var(--f) * 55%), transparent); }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .8rem; }
+.strips { display: grid; gap: .8rem; }
+.gallery img { width: 100%; }
+figure { margin: 0; }
+figcaption { line-height: 1.3; }
+details { margin: .6rem 0; }
+summary { cursor: pointer; color: var(--accent); }
+"""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>TITLE</title>
+<style>STYLE</style>
+</head>
+<body>
+<h1>TITLE</h1>
+BODY
+</body>
+</html>
+"""
