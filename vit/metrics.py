@@ -53,13 +53,13 @@ def per_class(confusion: Tensor) -> PerClass:
 
 
 def most_confused(confusion: Tensor, count: int) -> list[tuple[int, int, int]]:
-    """The `count` largest counts off the diagonal as (true class, predicted class, count), none of them 0."""
+    """The `count` largest counts off the diagonal as (true class, predicted class, count), none of them 0; ties by class."""
     wrong = confusion.clone()
     wrong.fill_diagonal_(0)
-    found = wrong.flatten().topk(min(count, wrong.numel()))
+    found = wrong.flatten().sort(descending=True, stable=True)
     classes = len(confusion)
     return [(place // classes, place % classes, number)
-            for number, place in zip(found.values.tolist(), found.indices.tolist(), strict=True) if number]
+            for number, place in zip(found.values[:count].tolist(), found.indices[:count].tolist(), strict=True) if number]
 
 
 # --- calibration -----------------------------------------------------------------------------------------------------

@@ -101,13 +101,12 @@ def paragraph(text: str) -> Html:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Html:
-    """The first column is of words, the others of numbers unless they hold words."""
-    def cell(value: object) -> str:
-        numeric = isinstance(value, int | float) or str(value)[:1].isdigit()
-        return f"<td{' class=n' if numeric else ''}>{escape(f'{value:,}' if isinstance(value, int) else value)}</td>"
-
-    lines = [f"<tr>{''.join(cell(value) for value in row)}</tr>" for row in rows]
-    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    """Columns whose values start with a digit, but for the first, stand to the right."""
+    right = [number and any(str(row[number])[:1].isdigit() for row in rows) for number in range(len(head))]
+    style = [" class=n" if column else "" for column in right]
+    titles = "".join(f"<th{kind}>{escape(title)}</th>" for kind, title in zip(style, head, strict=True))
+    lines = ["<tr>" + "".join(f"<td{kind}>{escape(f'{value:,}' if isinstance(value, int) else value)}</td>"
+                              for kind, value in zip(style, row, strict=True)) + "</tr>" for row in rows]
     return Html(f"<div class=wide><table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>")
 
 
@@ -287,7 +286,7 @@ def draw_confusion(theme: Theme, confusion: Tensor, names: Sequence[str]) -> Fig
         most = int(confusion.max())
         size = min(9.0, 0.9 * cell / max(2, len(str(most))))
         for row, column in confusion.nonzero().tolist():
-            on = theme.background if shares[row, column] > 0.5 else theme.text
+            on = theme.background if shares[row, column] > 0.6 else theme.text
             axes.text(column, row, str(int(confusion[row, column])), ha="center", va="center", color=on, fontsize=size)
     return drawn
 
@@ -548,10 +547,10 @@ def configuration_part(measured: Measured) -> list[Html]:
 
 NOTES = Html("""<h2>Definitions</h2>
 <p class=note>Intervals of shares: Wilson 1927. Precision: of the images predicted as a class, the share that are; recall: of a
-class's images, the share predicted as it; F1: their harmonic mean. ECE and temperature: Guo et al. 2017, arXiv 1706.04599. Nearest
-neighbours: cosine votes of weight exp(similarity / 0.07), Wu et al. 2018, arXiv 1805.01978. Corruptions: after Hendrycks and
-Dietterich 2019, arXiv 1903.12261. Rollout: Abnar and Zuidema 2020, arXiv 2005.00928. Filters and positions: figure 7 of
-Dosovitskiy et al. 2021, arXiv 2010.11929.</p>""")
+class's images, the share predicted as it; F1: their harmonic mean. ECE and temperature: Guo et al. 2017, arXiv 1706.04599.
+Nearest neighbours: cosine votes of weight exp(similarity / 0.07), Wu et al. 2018, arXiv 1805.01978. Corruptions: after
+Hendrycks and Dietterich 2019, arXiv 1903.12261. Rollout: Abnar and Zuidema 2020, arXiv 2005.00928. Filters and positions:
+figure 7 of Dosovitskiy et al. 2021, arXiv 2010.11929.</p>""")
 
 STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --text: #24292f; --soft: #59636e; --line: #d0d7de; --tile: #f6f8fa;
@@ -565,7 +564,7 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 1rem 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
 p { margin: .5rem 0; max-width: 46rem; }
 .note, figcaption, .tiles span { color: var(--soft); font-size: .85rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .6rem; margin: 1rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.6rem, 1fr)); gap: .6rem; margin: 1rem 0; }
 .tiles div { background: var(--tile); border-radius: .5rem; padding: .6rem .8rem; }
 .tiles b, .tiles strong, .tiles span { display: block; }
 .tiles b { font-weight: 500; font-size: .9rem; }
@@ -577,8 +576,8 @@ img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; margin: .6rem 0; font-size: .9rem; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
 th, td { padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
-td.n { text-align: right; }
 th { font-weight: 600; }
+.n { text-align: right; }
 td span { white-space: normal; overflow-wrap: anywhere; }
 .bar { display: block; width: 5rem; height: .6rem; background: linear-gradient(to right, var(--accent) calc(var(--f) * 100%),
   var(--tile) 0); }
