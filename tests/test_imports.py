@@ -11,7 +11,10 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "vit").rglob("*.py"))
 # Modules that take plain values and know neither configuration nor data sets, so that each can be tested alone
 LOW = ["model", "augment", "policies", "initialization", "optim", "checkpoint", "tracking", "runtime", "randomness",
-       "transforms", "evaluation", "training", "data"]
+       "transforms", "evaluation", "training", "data", "metrics", "corruptions"]
+
+# What evaluate.py measures and draws beside accuracy; training knows nothing of it
+REPORT = ["metrics", "corruptions", "findings", "report"]
 
 
 def imported(path: Path) -> set[str]:
@@ -39,6 +42,12 @@ def test_the_loop_knows_no_data():
     assert not {"vit.data", "vit.transforms", "vit.augment"} & imported(ROOT / "vit" / "training.py")
 
 
+@pytest.mark.parametrize("path", [ROOT / "train.py", *(path for path in MODULES if path.stem not in REPORT)],
+                         ids=lambda path: path.stem)
+def test_training_knows_no_report(path):
+    assert not {f"vit.{name}" for name in REPORT} & imported(path)
+
+
 def test_help_and_configuration_need_no_torch():
     code = "import sys, train, evaluate; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -47,8 +56,10 @@ def test_help_and_configuration_need_no_torch():
 def test_files_stay_short_enough_to_read():
     lengths = {path.stem: len(path.read_text().splitlines()) for path in MODULES}
     assert lengths["model"] <= 400
-    # What training is made of. Foreign formats and commands (python -m vit.export) are a file each, read one at a time.
-    core = [path for path in MODULES if path.parent.name != "weights" and "__main__" not in path.read_text()]
+    # What training is made of. Foreign formats, commands (python -m vit.export) and what a report is made of are a file each,
+    # read one at a time.
+    core = [path for path in MODULES if path.parent.name != "weights" and "__main__" not in path.read_text()
+            and path.stem not in REPORT]
     assert sum(len(path.read_text().splitlines()) for path in core) <= 5000
     loop = next(node for node in ast.walk(ast.parse((ROOT / "vit" / "training.py").read_text()))
                 if isinstance(node, ast.FunctionDef) and node.name == "fit")

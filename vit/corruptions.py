@@ -59,11 +59,21 @@ def corrupt_block(pixels: Tensor, kind: str, amount: float, generator: torch.Gen
         mean = images.mean(dim=(-2, -1), keepdim=True)
         images = mean + amount * (images - mean)
     elif kind == "pixelate":
-        small = [max(1, round(side * amount)) for side in images.shape[-2:]]
-        images = F.interpolate(F.interpolate(images, small, mode="area"), images.shape[-2:], mode="nearest-exact")
+        height, width = (box_weights(side, max(1, round(side * amount))) for side in images.shape[-2:])
+        small = height @ images @ width.T
+        images = box_weights(small.shape[-2], images.shape[-2]) @ small @ box_weights(small.shape[-1], images.shape[-1]).T
     else:
         images = blur(images, kernels(kind, amount * scale, len(images), generator))
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def box_weights(before: int, after: int) -> Tensor:
+    """(after, before): each of `after` pixels is the mean of what it covers of `before` pixels, also of parts of them.
+    Smaller and larger again by whole pixels would shift what they show, and a stronger one look milder."""
+    edges = torch.arange(after + 1.0)[:, None] * before / after
+    covered = (torch.arange(before + 1.0) - edges).clamp(min=0)  # of the way right of each edge
+    overlap = (covered[:-1, 1:] - covered[:-1, :-1]) - (covered[1:, 1:] - covered[1:, :-1])
+    return overlap / overlap.sum(dim=1, keepdim=True)
 
 
 def kernels(kind: str, length: float, count: int, generator: torch.Generator) -> Tensor:

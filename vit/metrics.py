@@ -6,6 +6,7 @@ Sources: calibration, Guo et al. 2017, "On Calibration of Modern Neural Networks
 Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv:1805.01978), section 3.4.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -105,17 +106,18 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T whose softmax(logits / T) has the least negative log-likelihood (Guo et al., section 4.2).
 
     The likelihood is convex in β = 1/T, so Newton's steps find its one minimum; each is kept inside the interval the minimum
-    is known to lie in. Where there is none (all predictions right, or worse than guessing) the end of 0.01..100.
+    is known to lie in. Where there is none (all predictions right, or worse than guessing) a finite one within 0.01..100, at
+    which the likelihood hardly changes any more.
     """
     low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     beta = 1.0
-    for _ in range(100):
+    for _ in range(60):
         slope, curvature = likelihood_slope(logits, labels, beta)
         low, high = (low, beta) if slope > 0 else (beta, high)
-        newton = beta - slope / curvature if curvature > 0 else low
+        newton = beta - slope / curvature if curvature > 0 else math.nan
         # Where Newton's step leaves the interval the geometric middle is taken: T spans four decades
-        following = newton if low < newton < high else (low * high) ** 0.5
-        if abs(following - beta) < 1e-10 * beta:
+        following = newton if low <= newton <= high else (low * high) ** 0.5
+        if slope == 0 or abs(following - beta) < 1e-10 * beta:
             break
         beta = following
     return 1 / beta

@@ -123,6 +123,7 @@ def share(value: float) -> str:
 
 
 def with_interval(value: float, n: int) -> str:
+    """The 95 % interval of a share of n, at least one."""
     low, high = interval(value, n)
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
@@ -251,8 +252,9 @@ def class_rows(names: Sequence[str], each: PerClass) -> list[list[object]]:
     for label in range(len(names)):
         f1, precision, recall, n = (float(values[label]) for values in (each.f1, each.precision, each.recall, each.support))
         bar = Html(f"<i class=bar style='--f:{f1:.3f}'></i>")
-        numbers = [share(f1), bar, share(precision), share(recall), with_interval(recall, int(n)), int(n)]
-        rows.append([named(names, label), *(numbers if n else ["–", "", "–", "–", "–", 0])])
+        numbers = (["–", "", "–", "–", "–", 0] if not n else
+                   [share(f1), bar, share(precision), share(recall), with_interval(recall, int(n)), int(n)])
+        rows.append([named(names, label), *numbers])
     return rows
 
 
@@ -515,7 +517,8 @@ def draw_curves(theme: Theme, rows: Sequence[dict[str, Any]], best: int | None) 
         axes.grid(alpha=0.6, linewidth=0.6)
         if key == "top1":
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     return drawn
 
 
