@@ -40,7 +40,8 @@ from vit.restore import Restored
 from vit.run_folder import write_text
 from vit.runtime import describe_device
 
-NUMBERED, NAMED = 20, 40  # classes at most with counts in the confusion matrix's cells; with names at its sides
+# Classes at most with counts in the confusion matrix's cells; with names at its sides; with a row of their own
+NUMBERED, NAMED, CELLS = 20, 40, 250
 CLASSES_SHOWN = 30  # in the table of classes before it is folded away
 PAIRS, PICTURES, ATTENTIONS, FILTERS = 15, 12, 8, 28
 DOTS = 100  # per inch of a figure
@@ -119,13 +120,13 @@ def data_address(path: Path) -> str:
 
 
 def share(value: float) -> str:
-    return f"{value:.1%}".replace("%", " %")
+    return f"{100 * value:.1f}\u00a0%"  # a space that keeps the sign on its number's line
 
 
 def with_interval(value: float, n: int) -> str:
     """The 95 % interval of a share of n, at least one."""
     low, high = interval(value, n)
-    return f"{100 * low:.1f} to {100 * high:.1f} %"
+    return f"{100 * low:.1f} to {100 * high:.1f}\u00a0%"
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
@@ -231,6 +232,7 @@ def classes_part(folder: Path, measured: Measured) -> list[Html]:
     told = "Rows: the true class, columns: the predicted one. Colour: share of the row"
     told += "." if count <= NUMBERED else ", its root, so that rare confusions show."
     told += "" if count <= NAMED else " Classes by their number, from 0, in the data set's order."
+    told += "" if count <= CELLS else f" A cell holds {-(-count // CELLS)} neighbouring classes each way."
     pairs = most_confused(confusion, PAIRS)
     parts += [paragraph(told), figure(folder, "confusion", "confusion matrix",
                                       lambda theme: draw_confusion(theme, confusion, names), wide=count > NUMBERED)]
@@ -263,18 +265,22 @@ def confusion_of(measured: Measured) -> Tensor:
 
 
 def draw_confusion(theme: Theme, confusion: Tensor, names: Sequence[str]) -> Figure:
-    """Every class has a whole number of pixels, so that at 1,000 classes too no cell is lost."""
-    count = len(names)
-    cell = 46 if count <= 10 else 34 if count <= NUMBERED else 18 if count <= NAMED else max(1, 700 // count)
+    """Cells have a whole number of pixels, so that none is lost; of more than CELLS classes neighbours share one."""
+    together = -(-len(names) // CELLS)
+    count = -(-len(names) // together)
+    missing = count * together - len(names)
+    grouped = F.pad(confusion, (0, missing, 0, missing)).reshape(count, together, count, together).sum(dim=(1, 3))
+    cell = 46 if count <= 10 else 34 if count <= NUMBERED else 18 if count <= NAMED else max(1, 750 // count)
     side = cell * count
     longest = max(len(short(name)) for name in names) if count <= NAMED else 4
     left, below, rest = 34 + 7 * longest, 34 + 7 * longest, 14
     across, down = side + left + rest, side + below + rest
     drawn = Figure(figsize=(across / DOTS, down / DOTS))
     axes = drawn.add_axes((left / across, below / down, side / across, side / down))
-    shares = (confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
+    shares = (grouped / grouped.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
     scale = LinearSegmentedColormap.from_list("cells", [theme.background, theme.first])
-    axes.imshow(shares, cmap=scale, norm=PowerNorm(1.0 if count <= NUMBERED else 0.5, 0, 1), interpolation="none")
+    axes.imshow(shares, cmap=scale, norm=PowerNorm(1.0 if count <= NUMBERED else 0.5, 0, 1), interpolation="none",
+                extent=None if together == 1 else (-0.5, count * together - 0.5, count * together - 0.5, -0.5))
     axes.spines[:].set_visible(True)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
