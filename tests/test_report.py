@@ -23,7 +23,7 @@ from vit.data import ImageData, Images
 from vit.errors import CheckpointError, ConfigError
 from vit.findings import HeldOut, calibration, check_possible, measure_neighbours, recorded, small_pictures
 from vit.model import VisionTransformer
-from vit.report import Measured, filter_components, position_similarity, read_rows, write_report
+from vit.report import LIGHT, Measured, draw_confusion, filter_components, position_similarity, read_rows, write_report
 from vit.restore import Restored
 from vit.runtime import Precision
 from vit.transforms import Preprocessing
@@ -187,6 +187,16 @@ def test_a_thousand_classes_take_seconds(tmp_path):
     assert "class &amp; &lt;999&gt;" in text
     assert "<999>" not in text
     assert len(text) < 8e6
+
+
+@pytest.mark.parametrize(("classes", "cells"), [(3, 3), (250, 250), (601, 201)])
+def test_no_sample_is_lost_where_classes_share_a_cell(classes, cells):
+    confusion = torch.eye(classes, dtype=torch.long) * 3
+    confusion[-1, 0] = 1
+    drawn = draw_confusion(LIGHT, confusion, [str(label) for label in range(classes)]).axes[0].images[0].get_array()
+    assert drawn.shape == (cells, cells)
+    assert drawn[-1, 0] == pytest.approx(0.25)
+    assert drawn.sum() == pytest.approx(cells)
 
 
 @pytest.mark.parametrize(("changes", "said"), [

@@ -20,6 +20,7 @@ from typing import Any
 import matplotlib
 import torch
 import torch.nn.functional as F
+from cycler import cycler
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -143,12 +144,12 @@ class Theme:
     first: str
     second: str
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[Any, Any]:
         """matplotlib's."""
         return {"figure.facecolor": self.background, "axes.facecolor": self.background, "savefig.facecolor": self.background,
                 "text.color": self.text, "axes.labelcolor": self.text, "xtick.color": self.text, "ytick.color": self.text,
                 "axes.edgecolor": self.faint, "grid.color": self.faint, "legend.framealpha": 0, "font.size": 9,
-                "axes.prop_cycle": matplotlib.cycler(color=[self.first, self.second]), "axes.spines.top": False,
+                "axes.prop_cycle": cycler(color=[self.first, self.second]), "axes.spines.top": False,
                 "axes.spines.right": False, "axes.titlesize": 10, "text.parse_math": False}
 
 
