@@ -17,7 +17,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from evaluate import measure
 from vit import metrics
-from vit.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainingConfig
+from vit.checkpoint import read_checkpoint
+from vit.config import Config, DataConfig, EvaluateConfig, ModelConfig, Split, TrainingConfig
 from vit.corruptions import SEVERITIES, corrupt
 from vit.data import ImageData, Images
 from vit.errors import CheckpointError, ConfigError
@@ -297,6 +298,16 @@ def test_a_real_run(digits_run, tmp_path):
     names = {path.name for path in (tmp_path / "out" / "report").iterdir()}
     assert {"confusion.png", "confusion_dark.png", "calibration.png", "curves.png", "filters.png", "positions.png"} <= names
     assert f"report: {Path('out') / 'report' / 'index.html'}" in done.stdout
+
+
+def test_weights_without_a_run_and_the_validation_split(digits_run, tmp_path):
+    path = digits_run[0] / "checkpoints" / "best.safetensors"
+    data = read_checkpoint(path)[1]["config"]["data"] | {"limit": 20}
+    told = measure(EvaluateConfig(pretrained=str(path), data=data, split=Split.val, report=True, out=str(tmp_path)), [])
+    assert "report_val" in told
+    text = (tmp_path / "report_val" / "index.html").read_text()
+    for part in ("came without one", "no metrics.jsonl", "these figures flatter"):
+        assert part in text
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(digits_run, tmp_path):

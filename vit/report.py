@@ -79,8 +79,8 @@ def model_name(measured: Measured) -> str:
 
 
 def settings(measured: Measured) -> dict[str, Any]:
-    """The configuration with dots in its keys, less what has no value: of foreign weights only the data is known."""
-    return {key: value for key, value in conf.flatten(conf.plain(measured.restored.config)).items() if value != "???"}
+    """The configuration the run was trained with, dots in its keys; nothing of foreign weights."""
+    return conf.flatten(measured.restored.header.get("config") or {})
 
 
 # --- pieces of the page ----------------------------------------------------------------------------------------------
@@ -552,7 +552,9 @@ def duration(seconds: float) -> str:
 
 def configuration_part(measured: Measured) -> list[Html]:
     rows = [(key, Html(f"<span>{escape(value)}</span>")) for key, value in settings(measured).items() if value is not None]
-    return [heading("Configuration"), folded(f"{len(rows)} keys that have a value", table(["key", "value"], rows))]
+    if not rows:
+        return [heading("Configuration"), paragraph("Not known: these weights came without one.")]
+    return [heading("Configuration"), folded(f"{len(rows)} keys of the run that have a value", table(["key", "value"], rows))]
 
 
 NOTES = Html("""<h2>Definitions</h2>
