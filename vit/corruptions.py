@@ -105,4 +105,3 @@ def jpeg(picture: Tensor, quality: int) -> Tensor:
     file = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).squeeze(-1).numpy()).save(file, "JPEG", quality=quality)
     return torch.from_numpy(np.array(Image.open(file))).reshape(*picture.shape[1:], -1).permute(2, 0, 1)
-
