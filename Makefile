@@ -31,7 +31,7 @@ lint: $(VENV)/.installed-dev  ## ruff and pyright
 	$(RUN) -m pyright
 
 bench: $(VENV)/.installed-dev  ## steps of training and inference against four other projects, in turn; ten minutes
-	$(RUN) benchmarks/speed.py --out benchmarks/results/speed.md
+	$(RUN) benchmarks/speed.py --out outputs/speed.md
 
 check-recipes: $(VENV)/.installed  ## retrain digits and ten minutes of CIFAR-10; fails below stated accuracies
 	$(RUN) benchmarks/check_recipes.py

@@ -271,6 +271,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     log.info(f"run    {total_steps:,} steps of {batch_size} images ({total_steps / steps_per_epoch:.3g} epochs), {computed}; "
              f"{'averaged' if average else 'raw'} weights are evaluated and saved")
     log.info(f"folder {run.path}")
+    if forward is not shared:
+        log.info("the first step compiles the model, which takes a minute or so")
     if train_images.pixels is not None and image_size[0] >= 4 * train_images.pixels.shape[-1]:
         log.info(f"note   images of {train_images.pixels.shape[-1]} px are enlarged to {image_size[0]}; from scratch a "
                  f"model of their own size learns faster and costs less: {cheaper_command(macs, config)}")

@@ -4,9 +4,10 @@ What happens to a sample is a function of (seed, epoch, its index) alone (vit/ra
 (seed, step). The random numbers are drawn on the CPU, where the indices are known, so that a GPU is never waited for.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from scipy.special import betaincinv
@@ -21,13 +22,13 @@ def crop_and_flip(pixels: Tensor, offsets: Tensor, flipped: Tensor, pad: int) ->
 
     pixels (B, C, height, width) of any type; offsets (B, 2) rows and columns from 0 to 2 pad; flipped (B,) bool.
     """
-    B, _, height, width = pixels.shape
+    B, C, height, width = pixels.shape
     padded = torch.nn.functional.pad(pixels, (pad, pad, pad, pad))
     rows = offsets[:, :1] + torch.arange(height)  # (B, height)
     columns = torch.arange(width).expand(B, width)
     columns = offsets[:, 1:] + torch.where(flipped[:, None], columns.flip(1), columns)  # (B, width)
-    rows, columns, batch = (index.to(pixels.device, non_blocking=True) for index in (rows, columns, torch.arange(B)))
-    return padded[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    places = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).flatten(1).to(pixels.device, non_blocking=True)
+    return padded.flatten(2).gather(2, places[:, None].expand(-1, C, -1)).unflatten(2, (height, width))
 
 
 def resized_crop_boxes(numbers: Tensor, height: int, width: int, scale: Sequence[float]) -> Tensor:
@@ -81,6 +82,22 @@ def apply_policy(pixels: Tensor, numbers: Tensor, policy: Policy) -> Tensor:
 
     Images that share a change go through torchvision's kernel together.
     """
+    with one_thread() if pixels.device.type == "cpu" else contextlib.nullcontext():
+        return change_groups(pixels, numbers, policy)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For many small kernels in a row, whose work sharing two threads takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def change_groups(pixels: Tensor, numbers: Tensor, policy: Policy) -> Tensor:
     height, width = pixels.shape[-2:]
     drawn = [policy.draw(own, height, width) for own in numbers.tolist()]
     pixels = pixels.clone()

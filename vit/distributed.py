@@ -5,6 +5,7 @@ function here does nothing, so that training is written once.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -40,6 +41,7 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes tell their errors themselves
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=f"vit-{os.getpid()}", max_restarts=0,

@@ -72,6 +72,7 @@ def index_split(root: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
                 return index["places"], index["labels"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         pass  # not there yet, or of other shards
+    print(f"{root}: looking up the pictures in {len(shards)} {split} shards", flush=True)
     found = [index_shard(path) for path in shards]
     places = np.array([place for part, _ in found for place in part])
     labels = np.array([label for _, part in found for label in part], dtype=np.int64)
