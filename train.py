@@ -37,7 +37,7 @@ def main(composed: DictConfig) -> float | None:
     """One run; under -m one job of the sweep. Returns the validation top-1, for sweepers to maximise."""
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
-        return sweep.run_job(Path(job.runtime.output_dir), list(job.overrides.task))
+        return sweep.run_job(Path(job.runtime.output_dir), list(job.overrides.task), composed.jobs_at_once)
     folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
     processes = wanted_processes(composed, folder, overrides)
     if processes is not None and processes > 1 and not distributed.started_by_torchrun():
@@ -298,6 +298,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
     attention_every, product_rate = config.train.attention_every, group.count * runtime.product_rate(precision)
 
     def step_share(images_per_second: float) -> float:
+        nonlocal product_rate
+        product_rate = max(product_rate, 6 * macs * images_per_second)  # it was measured too low where the machine was busy
         return 6 * macs * images_per_second / product_rate
 
     trainer = Trainer(

@@ -2,12 +2,14 @@
 
 import json
 import math
+import threading
+import time
 
 import pytest
 from PIL import Image
 
 from vit.errors import ConfigError
-from vit.sweep import collect, draw, over_seeds, run_job, table
+from vit.sweep import collect, draw, over_seeds, place, run_job, table, train_job
 
 
 def write_job(folder, overrides, exit_code=0, **result):
@@ -44,7 +46,7 @@ def test_the_picture_shows_what_has_a_result(tmp_path):
 
 def test_a_job_that_is_finished_is_left_and_another_ones_folder_refused(tmp_path, monkeypatch):
     begun = []
-    monkeypatch.setattr("vit.sweep.train_job", lambda folder, overrides: begun.append(folder.name))
+    monkeypatch.setattr("vit.sweep.train_job", lambda folder, overrides, gpu=None: begun.append(folder.name))
     write_job(tmp_path / "0", ["seed=1"], status="finished", val_top1=0.5, test_top1=0.5)
     write_job(tmp_path / "1", ["seed=2"], exit_code=-9, status="failed", val_top1=None)
     assert run_job(tmp_path / "0", ["seed=1"]) == 0.5
@@ -75,3 +77,42 @@ def test_without_validation_the_mean_is_that_of_test_alone(tmp_path):
     assert group["val_top1"] is None
     assert group["test_top1"] == pytest.approx((0.65, 0.0707), abs=1e-4)
     assert "|           | 65.00 ± 7.07 % | (none)" in table(collect(tmp_path))
+
+
+def test_so_many_jobs_work_at_once_each_in_a_place_of_its_own(tmp_path):
+    working, most, taken = set(), [], []
+
+    def work():
+        with place(tmp_path, 2) as number:
+            assert number not in working
+            working.add(number)
+            most.append(len(working))
+            taken.append(number)
+            time.sleep(0.2)
+            working.remove(number)
+
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(taken), max(most), set(taken)) == (5, 2, {0, 1})
+
+
+def test_a_job_sees_the_gpu_of_its_place(tmp_path, monkeypatch):
+    seen = []
+
+    class Child:
+        def __init__(self, command, env, **rest):
+            seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr("vit.sweep.subprocess.Popen", Child)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    train_job(tmp_path, ["seed=1"], 1)
+    train_job(tmp_path, ["seed=1"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    train_job(tmp_path, ["seed=1"], 1)
+    assert seen == ["1", None, "6"]

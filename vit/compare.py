@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METRICS = ("status", "val_top1", "test_top1", "test_loss", "best_step", "steps", "params", "seconds", "images_per_second")
-IGNORED = ("resume", "resume_changed", "explain")
+IGNORED = ("resume", "resume_changed", "explain", "jobs_at_once")
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, Any, Any]]:

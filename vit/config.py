@@ -194,6 +194,7 @@ class Config:
     pretrained_positions: PositionResize = PositionResize.bicubic
     resume: str | None = None
     resume_changed: ResumeChanged = ResumeChanged.refuse
+    jobs_at_once: int | None = None  # of a sweep, on this machine, where the launcher starts them all
 
 
 @dataclass
@@ -244,6 +245,7 @@ def is_duration(value: Any) -> bool:
 
 CHECKS: dict[str, Check] = {
     "seed": NOT_NEGATIVE,
+    "jobs_at_once": POSITIVE,
     **{f"model.{name}": POSITIVE for name in ("hidden_size", "num_layers", "num_heads")},
     "model.mlp_ratio": POSITIVE,
     "model.intermediate_size": POSITIVE,
@@ -481,7 +483,7 @@ def notable(flat: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 # What a resumed run may change without asking: it can't change the result, or (the second) only its last bits.
 FREE_TO_CHANGE = ("runtime.workers", "runtime.device", "train.save_every", "train.log_every", "train.attention_every",
-                  "data.root", "pretrained", "pretrained_positions", "resume", "resume_changed")
+                  "data.root", "pretrained", "pretrained_positions", "resume", "resume_changed", "jobs_at_once")
 BITS_MAY_DIFFER = ("runtime.threads", "runtime.compile", "runtime.deterministic", "runtime.activation_checkpointing",
                    "runtime.processes", "runtime.sharding")
 

@@ -1,14 +1,19 @@
 """Sweeps: every job of `train.py -m` is a process and a folder of its own, and all of them end in one ranked table."""
 
+import contextlib
 import csv
 import ctypes
+import fcntl
 import json
 import math
+import os
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +31,29 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def run_job(folder: Path, overrides: list[str]) -> float:
+@contextlib.contextmanager
+def place(sweep_folder: Path, count: int) -> Iterator[int]:
+    """One of so many places at work in a sweep, by number; waits until one is free. They are locks of the kernel's, which end
+    with their process, so that launchers which start all jobs at once (submitit_local) need not count."""
+    with contextlib.ExitStack() as stack:
+        locks = [stack.enter_context(open(sweep_folder / f".place-{number}", "w")) for number in range(count)]
+        while True:
+            for number, lock in enumerate(locks):
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    yield number
+                    return
+            time.sleep(0.5)
+
+
+def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None) -> float:
     """Train one job in a child process; its validation top-1, or NaN where it gave none, whatever became of it.
 
     A process of its own can crash, leave or run out of memory without taking the other jobs with it, and gives all its
     memory back. A signal is passed on to the child, which saves and ends; then Stopped is raised and no further job begins.
     Where the folder holds the same job from an earlier start of the sweep: it is left if it is finished, gone on with if it
     has a checkpoint, and else begun anew. Raises ConfigError where the folder holds another job.
+    jobs_at_once: of this sweep on this machine, each with the GPU of its place.
     """
     folder.mkdir(parents=True, exist_ok=True)
     earlier = read_json(folder / "job.json").get("overrides")
@@ -43,17 +64,26 @@ def run_job(folder: Path, overrides: list[str]) -> float:
     if earlier is None or result.get("status") != "finished":
         wait_until_free(folder, SECONDS_TO_LET_GO)
         (folder / "result.json").unlink(missing_ok=True)  # of a start that failed; how this one ends is to be told
-        train_job(folder, overrides)
+        if jobs_at_once is None:
+            train_job(folder, overrides)
+        else:
+            with place(folder.parent, jobs_at_once) as number:
+                train_job(folder, overrides, number)
         result = read_json(folder / "result.json")
     top1 = result.get("val_top1")
     return math.nan if top1 is None else top1
 
 
-def train_job(folder: Path, overrides: list[str]) -> None:
+def train_job(folder: Path, overrides: list[str], gpu: int | None = None) -> None:
+    """gpu: which of those that this process may use; None: all of them."""
     write_json(folder / "job.json", {"overrides": overrides, "status": "running"})
     received: list[int] = []
     resume = [] if any(override.startswith("resume=") for override in overrides) else ["resume=auto"]
-    child = subprocess.Popen([sys.executable, str(TRAIN), *overrides, *resume, f"hydra.run.dir={folder}"],
+    environment = dict(os.environ)
+    if gpu is not None:
+        usable = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = usable[gpu % len(usable)] if usable != [""] else str(gpu)
+    child = subprocess.Popen([sys.executable, str(TRAIN), *overrides, *resume, f"hydra.run.dir={folder}"], env=environment,
                              start_new_session=True, preexec_fn=end_with_parent)
 
     def pass_on(number: int, frame: Any) -> None:
