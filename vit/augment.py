@@ -108,9 +108,9 @@ def change_groups(pixels: Tensor, numbers: Tensor, policy: Policy) -> Tensor:
                 members.setdefault(changes[turn], []).append(image)
         for change, images in members.items():
             chosen = torch.tensor(images).to(pixels.device, non_blocking=True)
-            changed = apply(pixels[chosen], change, policy)
+            changed = apply(pixels.index_select(0, chosen), change, policy)
             assert isinstance(changed, Tensor)
-            pixels[chosen] = changed
+            pixels.index_copy_(0, chosen, changed)
     return pixels
 
 
