@@ -165,19 +165,19 @@ def watch_each_other(group: Group) -> None:
     """Start a thread in which every process says that it lives, and ends the run when another falls silent: one that is
     stopped or whose machine is gone would otherwise be waited for until the collectives' timeout. A process that compiles or
     saves goes on saying so, since this is a thread of its own."""
-    import torch.distributed as dist
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     host = os.environ["MASTER_ADDR"]
-    server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if group.rank == 0 else None
+    server = TCPStore(host, 0, is_master=True, wait_for_workers=False) if group.rank == 0 else None
     port = group.from_first(server.port if server else None)
     # The server's own process connects as a client too, so that a thread and its shutdown share nothing
-    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SECONDS_OF_SILENCE))
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SECONDS_OF_SILENCE))
     store.set(f"name {group.rank}", f"{socket.gethostname()} {os.getpid()}")
     group.any(True)
     names = {other: store.get(f"name {other}").decode() for other in range(group.count) if other != group.rank}
 
     def watch() -> None:
-        seen = dict.fromkeys(names, (b"", time.monotonic()))
+        seen: dict[int, tuple[bytes, float]] = {other: (b"", time.monotonic()) for other in names}
         beat = 0
         while not group.parted.wait(SECONDS_BETWEEN_BEATS):
             beat += 1

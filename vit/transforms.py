@@ -80,13 +80,14 @@ def decode_jpeg(image: Image.Image, num_channels: int, shrink: int = 1) -> Tenso
 
     shrink: 1, 2, 4 or 8; each side is divided by it, rounded up, which saves most of the work of decoding.
     """
-    if image.format != "JPEG" or image.mode not in ("RGB", "L") or orientation(image) != 1 or image.fp is None:
+    file = getattr(image, "fp", None)
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or orientation(image) != 1 or file is None:
         return None
-    image.fp.seek(0)
-    smaller = {"min_height": -(-image.height // shrink), "min_width": -(-image.width // shrink), "min_factor": shrink}
+    file.seek(0)
+    height, width = ((-(-side // shrink) if shrink > 1 else 0) for side in (image.height, image.width))
     try:
-        pixels = simplejpeg.decode_jpeg(image.fp.read(), "RGB" if num_channels == 3 else "GRAY", fastdct=True,
-                                        fastupsample=True, **smaller if shrink > 1 else {})
+        pixels = simplejpeg.decode_jpeg(file.read(), "RGB" if num_channels == 3 else "GRAY", fastdct=True, fastupsample=True,
+                                        min_height=height, min_width=width, min_factor=shrink)
     except ValueError:  # Pillow will tell what is wrong with it, or read it all the same
         return None
     return torch.from_numpy(pixels).permute(2, 0, 1)
