@@ -55,7 +55,8 @@ def test_curves_stand_in_tensorboard(digits_run):
     assert {"loss/train", "loss/val", "top1/val", "top5/val", "optimizer/learning_rate", "optimizer/gradient_norm",
             "speed/images_per_second", "speed/MFU", "speed/data_wait_share", "speed/peak_memory_GiB",
             "result/val_top1"} <= set(tags["scalars"])
-    assert set(tags["images"]) == {"pictures/training images", "pictures/attention on validation images"}
+    assert set(tags["images"]) == {"pictures/training images", "pictures/attention on validation images",
+                                   "pictures/confusion of the classes", "pictures/predictions on validation images"}
     assert {"configuration/text_summary", "pictures/labels of the training images/text_summary"} <= set(tags["tensors"])
     values = {row["step"]: row["loss"] for row in rows(folder / "metrics.jsonl") if row["split"] == "val"}
     assert {event.step: pytest.approx(event.value) for event in events.Scalars("loss/val")} == values
