@@ -20,8 +20,8 @@ demo: $(VENV)/.installed  ## look into a model in the browser: attention, heads;
 	@$(RUN) -m webbrowser "file://$(CURDIR)/$(DEMO)/explorer.html" >/dev/null 2>&1 || true
 	@echo "the page: $(CURDIR)/$(DEMO)/explorer.html"
 
-test: $(VENV)/.installed-dev  ## the tests, a few minutes on two cores, no network
-	$(RUN) -m pytest
+test: $(VENV)/.installed-dev  ## the tests, ten minutes on two cores, no network
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 test-faults: $(VENV)/.installed-dev  ## kills, damaged and hostile files, mistakes by the hundred; one to two hours
 	$(RUN) tests/fault_suite.py

@@ -1,6 +1,7 @@
 """What the tests share: running the command line as a user does, and small pictures on disk."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -41,6 +42,16 @@ def make_pictures(root: Path, splits: dict[str, int], classes: tuple[str, ...] =
                 pixels[..., label % 3] += 120
                 Image.fromarray(pixels).save(folder / f"{number}.jpg")
     return root
+
+
+@pytest.fixture(autouse=True)
+def clean_log():
+    """A run within a test's own process leaves its handlers at the log; the next test must not write to them."""
+    yield
+    log = logging.getLogger("vit")
+    for handler in log.handlers:
+        handler.close()
+    log.handlers, log.propagate, log.disabled = [], True, False
 
 
 @pytest.fixture(scope="session")
