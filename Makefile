@@ -21,7 +21,7 @@ demo: $(VENV)/.installed  ## look into a model in the browser: attention, heads;
 	@echo "the page: $(CURDIR)/$(DEMO)/explorer.html"
 
 test: $(VENV)/.installed-dev  ## the tests, ten minutes on two cores, no network
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(VENV)/.installed-dev  ## kills, damaged and hostile files, mistakes by the hundred; one to two hours
 	$(RUN) tests/fault_suite.py
