@@ -4,11 +4,9 @@
     python evaluate.py checkpoint=outputs/…/checkpoints/best.safetensors report=true    # and a page, report/index.html
 """
 
-import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from vit import config as conf
 from vit.config import EvaluateConfig
-from vit.errors import ConfigError
+from vit.errors import ConfigError, writing
+
+ELSEWHERE = "choose another folder with out=FOLDER"
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
@@ -62,7 +62,7 @@ def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
     suffix = "" if split == "test" else f"_{split}"
     result, page = folder / f"evaluation{suffix}.json", folder / f"report{suffix}"
     wanted = page if settings.report else folder
-    with writing(wanted):  # tried before the work
+    with writing(wanted, ELSEWHERE):  # tried before the work
         wanted.mkdir(parents=True, exist_ok=True)
         if not os.access(wanted, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -86,7 +86,7 @@ def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
     if settings.report:
         held_out = findings.measure_held_out(restored, split, record.logits, workers)
         found |= findings.calibration(record.logits, images.labels, held_out, path)
-    with writing(folder):
+    with writing(folder, ELSEWHERE):
         write_json(result, found)
         told.append(f"written to {result}")
         if settings.report:
@@ -97,15 +97,6 @@ def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
             measured = Measured(path, known, restored, images, record.logits, held_out, found)
             told.append(f"report: {write_report(page, measured)}")
     return "\n".join(told)
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turns the disk's refusal into a ConfigError."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{folder}: can't write there ({error.strerror}); choose another folder with out=FOLDER") from None
 
 
 if __name__ == "__main__":

@@ -191,8 +191,8 @@ def train(config: Config, run: RunFolder, stop: StopRequest, warnings: list[str]
         freeze_all_but_head(model)
     average = WeightAverage(model, config.train.ema_decay) if config.train.ema_decay else None
     macs = count_macs(model)
-    for spread in (model, average.model if average else None) if sharded else ():
-        if spread is not None:
+    if sharded:
+        for spread in filter(None, (model, average and average.model)):
             group.shard(spread, device.type, torch.bfloat16 if precision.name == "bf16" else None)
     state = TrainingState(model, average, build_optimizer(model, **plain["optimizer"]), Progress())
     if resuming:

@@ -10,7 +10,6 @@ Sources: rollout, Abnar & Zuidema 2020 (arXiv:2005.00928), section 3; on picture
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from vit.errors import ConfigError, DataError, run
+from vit.errors import ConfigError, DataError, run, writing
 from vit.model import Trace, VisionTransformer
 from vit.pruning import attentions, original_heads
-from vit.transforms import EXTENSIONS, Preprocessing
+from vit.transforms import EXTENSIONS, Preprocessing, pictures_below
 
 LAYERS_SHOWN = 4  # in the grids that have a row for every image
 IMAGES_A_GRID = 8
@@ -155,8 +154,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(Path(parent, file) for parent, _, files in os.walk(path) for file in files
-                            if file.lower().endswith(EXTENSIONS) and not file.startswith("."))
+            inside = sorted(map(Path, pictures_below(path)))
             if not inside:
                 raise DataError(f"{path}: no pictures in this folder (looked for {', '.join(EXTENSIONS)})")
             found += inside
@@ -212,13 +210,10 @@ def main(given: Sequence[str] | None = None) -> None:
         print(f"the first {options.limit} of {len(paths)} pictures; more with --limit")
         paths = paths[:options.limit]
     model = load(options.checkpoint)
-    try:
+    with writing(f"--out {options.out}", "choose another folder"):
         options.out.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(paths), IMAGES_A_GRID):
             draw(model, paths[start:start + IMAGES_A_GRID], start, options.out)
-    except OSError as error:
-        why = error.strerror or error
-        raise ConfigError(f"--out {options.out}: can't write there ({why}); choose another folder") from None
 
 
 def draw(model: VisionTransformer, paths: Sequence[Path], start: int, folder: Path) -> None:

@@ -168,17 +168,9 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> N
     model.load_state_dict({name: placed(tensor, targets[name]) for name, tensor in tensors.items()})
 
 
-def load(path: Path | str) -> VisionTransformer:
-    """The model of a best checkpoint, in evaluation mode on the CPU, with two attributes more:
-
-    classes         the class names in the order of the logits
-    preprocessing   a vit.transforms.Preprocessing: preprocessing(picture or path) → (C, height, width), ready for the model
-
-    Raises CheckpointError where the file is missing, damaged or not a best checkpoint.
-    """
-    tensors, header = read_checkpoint(path)
-    if require(header, path, "kind")["kind"] != "best":
-        raise CheckpointError(f"{path}: holds the whole state of a run, to resume from; use {BEST} beside it")
+def assemble(path: Path | str, tensors: dict[str, Tensor], header: dict[str, Any]) -> VisionTransformer:
+    """The model that a header describes with these weights, as load() gives it. Raises CheckpointError, naming the path, where
+    the header describes none, or the weights are of another."""
     require(header, path, "config", "classes", "preprocessing")
     try:
         model = build_model(header["config"]["model"], len(header["classes"]))
@@ -188,3 +180,22 @@ def load(path: Path | str) -> VisionTransformer:
     load_weights(model, tensors, str(path))
     model.classes, model.preprocessing = header["classes"], preprocessing
     return model.eval()
+
+
+def load_with_header(path: Path | str) -> tuple[VisionTransformer, dict[str, Any]]:
+    """load() and the file's header, which is read but once."""
+    tensors, header = read_checkpoint(path)
+    if require(header, path, "kind")["kind"] != "best":
+        raise CheckpointError(f"{path}: holds the whole state of a run, to resume from; use {BEST} beside it")
+    return assemble(path, tensors, header), header
+
+
+def load(path: Path | str) -> VisionTransformer:
+    """The model of a best checkpoint, in evaluation mode on the CPU, with two attributes more:
+
+    classes         the class names in the order of the logits
+    preprocessing   a vit.transforms.Preprocessing: preprocessing(picture or path) → (C, height, width), ready for the model
+
+    Raises CheckpointError where the file is missing, damaged or not a best checkpoint.
+    """
+    return load_with_header(path)[0]

@@ -53,15 +53,14 @@ def right_ones(folder: Path, split: str, workers: int | None) -> "tuple[Tensor, 
     device = runtime.choose_device("auto")
     restored = restore(folder / "checkpoints" / BEST, {}, device)
     images = restored.data.split(split)
-    right, labels = [], []
+    right = []
     with torch.inference_mode():
         for inputs, targets in evaluation_batches(images, restored.config.train.batch_size, restored.model.preprocessing,
                                                   runtime.loader_workers(workers), device):
             with restored.precision.autocast():
                 logits = restored.model(inputs)
             right.append((logits.argmax(dim=1) == targets).cpu())
-            labels.append(targets.cpu())
-    return torch.cat(right), torch.cat(labels), str(images)
+    return torch.cat(right), images.labels, str(images)
 
 
 def compare(folders: Sequence[Path], split: str, workers: int | None) -> str:

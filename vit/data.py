@@ -27,7 +27,7 @@ from vit.augment import BatchAugmentation, Mixing, erase
 from vit.errors import DataError
 from vit.randomness import permutation, random_bits, random_seed
 from vit.shards import CLASSES, SPLITS, index_split
-from vit.transforms import EXTENSIONS, Preprocessing, TrainingTransform, open_image, to_pixels
+from vit.transforms import EXTENSIONS, Preprocessing, TrainingTransform, open_image, pictures_below, to_pixels
 
 log = logging.getLogger("vit")
 
@@ -244,8 +244,7 @@ def list_pictures(folder: Path, title: str) -> tuple[list[str], Images]:
     paths: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(os.path.join(parent, file) for parent, _, files in os.walk(folder / name) for file in files
-                       if file.lower().endswith(EXTENSIONS) and not file.startswith("."))
+        found = sorted(pictures_below(folder / name))
         if not found:
             raise DataError(f"{(folder / name).absolute()}: no pictures in this class folder "
                             f"(looked for {', '.join(EXTENSIONS)}); add some or remove the folder")

@@ -41,9 +41,10 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from vit.runtime import usable_cores
+
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes tell their errors themselves
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=f"vit-{os.getpid()}", max_restarts=0,
                           rdzv_backend="c10d", rdzv_endpoint="localhost:0", monitor_interval=0.1,
                           signals_to_handle="SIGTERM,SIGINT,SIGUSR1", shutdown_timeout=600)

@@ -1,8 +1,9 @@
 """How a command ends when it doesn't end well. Each class carries its exit code; a bug has none of these and shows its
 traceback (exit 1)."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class UserError(ValueError):
@@ -34,6 +35,18 @@ class Stopped(Exception):
     """A signal asked for the end; the state is saved and the run can be resumed."""
 
     exit_code = 75
+
+
+@contextlib.contextmanager
+def writing(place: object, otherwise: str = "choose another place") -> Iterator[None]:
+    """Inside: what the disk refuses becomes a ConfigError that names the place and says what to do otherwise. A closed pipe is
+    no refusal."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{place}: can't write there ({error.strerror or error}); {otherwise}") from None
 
 
 def run(name: str, command: Callable[[], None]) -> int:

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.errors import CheckpointError, ConfigError, run
-from vit.prune import writing
+from vit.errors import CheckpointError, ConfigError, run, writing
 
 if TYPE_CHECKING:
     import torch
@@ -60,22 +59,11 @@ def load_snapshot(path: Path) -> Snapshot:
     """The model of a best checkpoint, or of a run's whole state (last, previous) with the weights it evaluates: the averaged
     ones, where there are any. On the CPU, in evaluation mode. Raises CheckpointError as vit.checkpoint.load does."""
     from vit import checkpoint
-    from vit.transforms import Preprocessing
 
     tensors, header = checkpoint.read_checkpoint(path)
-    step = (header.get("progress") or {}).get("step")
-    if checkpoint.require(header, path, "kind")["kind"] != "last":
-        return Snapshot(path, checkpoint.load(path), step)
-    checkpoint.require(header, path, "config", "classes", "preprocessing")
-    try:
-        model = checkpoint.build_model(header["config"]["model"], len(header["classes"]))
-        preprocessing = Preprocessing.from_plain(header["preprocessing"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its header describes no model of this version ({error})") from None
-    weights = checkpoint.select(tensors, "average/") or checkpoint.select(tensors, "model/")
-    checkpoint.load_weights(model, weights, str(path))
-    model.classes, model.preprocessing = header["classes"], preprocessing
-    return Snapshot(path, model.eval(), step)
+    if checkpoint.require(header, path, "kind")["kind"] == "last":
+        tensors = checkpoint.select(tensors, "average/") or checkpoint.select(tensors, "model/")
+    return Snapshot(path, checkpoint.assemble(path, tensors, header), (header.get("progress") or {}).get("step"))
 
 
 def load_snapshots(paths: Sequence[Path]) -> list[Snapshot]:
@@ -309,7 +297,7 @@ def explore(options: argparse.Namespace) -> None:
     wanted = options.limit if options.limit is None or not paths else min(options.limit, len(paths))
     count = choose_count(wanted, an_image, len(snapshots))
     temporary = options.out.with_name(f".{options.out.name}.writing")
-    with writing(options.out):  # before the work, so that a place that can't be written to is told at once
+    with writing(f"--out {options.out}"):  # before the work, so that a place that can't be written to is told at once
         options.out.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
     try:
@@ -320,7 +308,7 @@ def explore(options: argparse.Namespace) -> None:
         else:
             examples = examples_of_data(options.checkpoint, options.data_root, count)
         html = page(snapshots, examples, layers, device).encode()
-        with writing(options.out):
+        with writing(f"--out {options.out}"):
             temporary.write_bytes(html)
             os.replace(temporary, options.out)
     finally:

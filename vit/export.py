@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from vit import weights as formats
-from vit.errors import ConfigError, run
+from vit.errors import ConfigError, run, writing
 from vit.weights import Weights, huggingface, npz, own, timm, torchvision
 from vit.weights.common import two
 
@@ -82,13 +82,12 @@ def export(source: Path | str, kind: str, out: Path | str) -> list[str]:
         raise ConfigError(f"--out {out}: is there already; remove it or choose another")
     folder = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        notes = FORMATS[kind](weights, folder / out.name)
-        for item in sorted(folder.iterdir(), key=lambda item: item.name == out.name):  # a large ONNX file's data goes first
-            os.replace(item, out.parent / item.name)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: can't write there ({error.strerror or error}); choose another") from None
+        with writing(f"--out {out}", "choose another"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+            notes = FORMATS[kind](weights, folder / out.name)
+            for item in sorted(folder.iterdir(), key=lambda item: item.name == out.name):  # an ONNX file's data goes first
+                os.replace(item, out.parent / item.name)
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

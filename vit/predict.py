@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from vit.errors import ConfigError, DataError, run
+from vit.errors import ConfigError, DataError, run, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,9 +86,9 @@ def predict(options: argparse.Namespace) -> None:
     if out is not None and (out.is_dir() or out.suffix.lower() in (".safetensors", *EXTENSIONS)):
         raise ConfigError(f"--out {out}: give the name of a text file; this is a folder, a checkpoint or a picture")
     device = runtime.choose_device(options.device)
-    model = checkpoint.load(options.checkpoint).to(device)
-    header = checkpoint.require(checkpoint.read_checkpoint(options.checkpoint)[1], options.checkpoint, "precision")
-    precision = runtime.Precision(header["precision"], device)
+    model, header = checkpoint.load_with_header(options.checkpoint)
+    model = model.to(device)
+    precision = runtime.Precision(checkpoint.require(header, options.checkpoint, "precision")["precision"], device)
     if options.attention is not None:
         with writing(f"--attention {options.attention}"):
             options.attention.mkdir(parents=True, exist_ok=True)
@@ -167,13 +167,13 @@ def below(name: str) -> Iterator[str | DataError]:
 
 
 def in_folder(folder: str) -> Iterator[str | DataError]:
-    from vit.transforms import EXTENSIONS
+    from vit.transforms import EXTENSIONS, is_picture
 
     found, closed = False, []
     for parent, folders, files in os.walk(folder, onerror=closed.append):
         folders.sort()
         for file in sorted(files):
-            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
+            if is_picture(file):
                 found = True
                 yield os.path.join(parent, file)
     yield from (DataError(f"{error.filename}: can't look into this folder ({error.strerror})") for error in closed)
@@ -313,16 +313,6 @@ def columns(text: str) -> int:
     """How wide a terminal shows it."""
     return sum(0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
                for letter in text)
-
-
-@contextlib.contextmanager
-def writing(place: str) -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"{place}: can't write there ({error.strerror or error}); choose another place") from None
 
 
 @contextlib.contextmanager

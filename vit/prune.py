@@ -7,13 +7,12 @@ file written is a checkpoint like the one read: it can be evaluated, fine-tuned 
 """
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit.errors import ConfigError, run
+from vit.errors import ConfigError, run, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +67,7 @@ def prune(options: argparse.Namespace) -> None:
     model, data, precision, workers = restored.model, restored.data, restored.precision, runtime.loader_workers(None)
     split = options.split or ("test" if data.val is None else "val")
     images = data.split(split)
-    with writing(options.out):  # before the work, so that a place that can't be written to is told at once
+    with writing(f"--out {options.out}"):  # before the work, so that a place that can't be written to is told at once
         options.out.parent.mkdir(parents=True, exist_ok=True)
 
     scored = data.train.subset(spread_over_classes(data.train.labels, SCORING_IMAGES))
@@ -103,17 +102,9 @@ def prune(options: argparse.Namespace) -> None:
                                                      "pruned_heads": removed_heads(pruned)}}
     note = {"from": str(options.checkpoint), "measured_on": str(images), "top1_before": accuracy["before"]["top1"],
             "top1_after": accuracy["after"]["top1"]}
-    with writing(options.out):
+    with writing(f"--out {options.out}"):
         checkpoint.write_checkpoint(options.out, pruned.state_dict(), {**restored.header, "config": config, "pruning": note})
     print(f"written to {options.out}")
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"--out {path}: can't write there ({error.strerror or error}); choose another place") from None
 
 
 def table(scores: "Tensor", removed: dict[int, list[int]]) -> str:

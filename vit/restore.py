@@ -39,8 +39,7 @@ def restore(path: Path, changes: dict[str, Any], device: torch.device) -> Restor
 
     Raises CheckpointError, ConfigError or DataError where the file, a change or the data set is not what it should be.
     """
-    header = checkpoint.read_checkpoint(path)[1]
-    model = checkpoint.load(path)
+    model, header = checkpoint.load_with_header(path)
     config = conf.from_plain(conf.changed(header["config"], changes), str(path))
     plain = conf.plain(config)
     data = load_data(**conf.data_arguments(plain["data"], plain["model"]), image_size=model.preprocessing.image_size,

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vit.errors import ConfigError, DataError, run
-from vit.shrink import in_processes, shrunk
-from vit.transforms import EXTENSIONS
+from vit.errors import ConfigError, DataError, run, writing
+from vit.shrink import in_processes, shrunk, tell_left_out
+from vit.transforms import EXTENSIONS, pictures_below
 
 CLASSES = "classes.txt"  # names, one a line, in the order of the labels
 SPLITS = ("train", "val", "test")
@@ -90,9 +90,8 @@ def index_split(root: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
 
 def pictures_of(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     """(picture, label) of folder/<class>/…, in an order that mixes the classes and is the same each time."""
-    found = [(Path(parent, name), label) for label, title in enumerate(classes)
-             for parent, _, names in os.walk(folder / title, followlinks=True) for name in names
-             if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+    found = [(Path(path), label) for label, title in enumerate(classes)
+             for path in pictures_below(folder / title, follow_links=True)]
     found.sort(key=lambda pair: str(pair[0]))
     random.Random(0).shuffle(found)
     return found
@@ -156,7 +155,7 @@ def main(given: Sequence[str] | None = None) -> None:
     if any(options.out.glob("*.tar")):
         raise ConfigError(f"{options.out}: holds shards already; choose a new folder")
     left_out: list[str] = []
-    try:
+    with writing(options.out, "choose another folder"):
         options.out.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             if (options.folder / split).is_dir():
@@ -165,11 +164,8 @@ def main(given: Sequence[str] | None = None) -> None:
                 print(f"{split}: {count:,} pictures")
                 left_out += unreadable
         (options.out / CLASSES).write_text("".join(f"{name}\n" for name in classes))
-    except OSError as error:
-        raise ConfigError(f"{options.out}: can't write there ({error.strerror or error}); choose another folder") from None
     print(f"train with data=shards data.root={options.out}")
-    if left_out:
-        raise DataError("\n".join([*left_out, f"{len(left_out)} pictures were left out"]))
+    tell_left_out(left_out)
 
 
 if __name__ == "__main__":

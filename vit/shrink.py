@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
-from vit.errors import ConfigError, DataError, run
-from vit.transforms import EXTENSIONS, open_image, opened
+from vit.errors import DataError, run, writing
+from vit.transforms import EXTENSIONS, open_image, opened, pictures_below
 
 
 def shrunk(source: Path, short_side: int | None, quality: int) -> tuple[str, bytes]:
@@ -74,14 +74,19 @@ def shrink_folder(source: Path, target: Path, *, short_side: int, quality: int, 
     """
     if target.absolute().is_relative_to(source.absolute()):
         raise DataError(f"{target}: lies in {source}; choose a folder beside it")
-    found = sorted(Path(parent, name).relative_to(source) for parent, _, names in os.walk(source, followlinks=True)
-                   for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
+    found = sorted(Path(path).relative_to(source) for path in pictures_below(source, follow_links=True))
     if not found:
         raise DataError(f"{source}: no pictures below it (looked for {', '.join(EXTENSIONS)})")
     pairs = [(source / path, target / path) for path in found]
     shrink = functools.partial(shrink_pair, short_side=short_side, quality=quality)
     unreadable = [line for line in in_processes(shrink, pairs, workers) if line is not None]
     return len(found) - len(unreadable), sorted(unreadable)
+
+
+def tell_left_out(lines: list[str]) -> None:
+    """At the end of a command that wrote all others: raise DataError where pictures could not be read, a line for each."""
+    if lines:
+        raise DataError("\n".join([*lines, f"{len(lines)} pictures were left out"]))
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -96,14 +101,11 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     if options.short_side < 1 or options.workers < 1:
         parser.error("--short-side and --workers must be positive")
-    try:
+    with writing(options.out, "choose another folder"):
         count, unreadable = shrink_folder(options.folder, options.out, short_side=options.short_side, quality=options.quality,
                                           workers=options.workers)
-    except OSError as error:
-        raise ConfigError(f"{options.out}: can't write there ({error.strerror or error}); choose another folder") from None
     print(f"{count:,} pictures in {options.out}; train with data.root={options.out}")
-    if unreadable:
-        raise DataError("\n".join([*unreadable, f"{len(unreadable)} pictures were left out"]))
+    tell_left_out(unreadable)
 
 
 if __name__ == "__main__":

@@ -64,11 +64,8 @@ def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None)
     if earlier is None or result.get("status") != "finished":
         wait_until_free(folder, SECONDS_TO_LET_GO)
         (folder / "result.json").unlink(missing_ok=True)  # of a start that failed; how this one ends is to be told
-        if jobs_at_once is None:
-            train_job(folder, overrides)
-        else:
-            with place(folder.parent, jobs_at_once) as number:
-                train_job(folder, overrides, number)
+        with contextlib.nullcontext() if jobs_at_once is None else place(folder.parent, jobs_at_once) as number:
+            train_job(folder, overrides, number)
         result = read_json(folder / "result.json")
     top1 = result.get("val_top1")
     return math.nan if top1 is None else top1

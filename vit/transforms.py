@@ -3,6 +3,7 @@ and the preprocessing that travels with a checkpoint."""
 
 import contextlib
 import io
+import os
 import re
 import struct
 import zlib
@@ -30,6 +31,17 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, struct.error,
               zlib.error)
 PIL_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is taken for a picture: by its extension, and not hidden."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def pictures_below(folder: str | Path, follow_links: bool = False) -> Iterator[str]:
+    """The paths of the pictures in a folder at any depth, in no order; follow_links: also into linked folders."""
+    for parent, _, names in os.walk(folder, followlinks=follow_links):
+        yield from (os.path.join(parent, name) for name in names if is_picture(name))
 
 
 def open_member(place: str) -> io.BytesIO:
