@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: rebuild the model and the data set from it alone and write evaluation.json.
 
-    python evaluate.py checkpoint=outputs/…/checkpoints/best.safetensors
-    python evaluate.py checkpoint=outputs/…/checkpoints/best.safetensors report=true    # and a page, report/index.html
+python evaluate.py checkpoint=outputs/…/checkpoints/best.safetensors
+python evaluate.py checkpoint=outputs/…/checkpoints/best.safetensors report=true    # and a page, report/index.html
 """
 
 import errno
@@ -14,8 +14,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vit import config as conf
-from vit.config import EvaluateConfig
+from vit.config.command_line import command_line, ending
+from vit.config.config import CHECKS, EvaluateConfig, register
+from vit.config.ranges import check_values
+from vit.config.resume import explicit_changes
 from vit.errors import ConfigError, writing
 
 ELSEWHERE = "choose another folder with out=FOLDER"
@@ -23,11 +25,13 @@ ELSEWHERE = "choose another folder with out=FOLDER"
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 def main(composed: DictConfig) -> None:
-    with conf.ending():
+    with ending():
         settings = cast(EvaluateConfig, OmegaConf.to_object(composed))
-        conf.check_values(settings, {key: conf.CHECKS[key] for key in ("runtime.workers", "runtime.threads")})
+        check_values(settings, {key: CHECKS[key] for key in ("runtime.workers", "runtime.threads")})
         if (settings.checkpoint is None) == (settings.pretrained is None):
-            raise ConfigError("give checkpoint=outputs/…/checkpoints/best.safetensors, or pretrained=FILE with data=NAME")
+            raise ConfigError(
+                "give checkpoint=outputs/…/checkpoints/best.safetensors, or pretrained=FILE with data=NAME"
+            )
         print(measure(settings, list(HydraConfig.get().overrides.task)))
 
 
@@ -38,26 +42,43 @@ def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
     # Imported here so that --help and a mistaken command answer at once.
     import time
 
-    from vit import findings, runtime
-    from vit.evaluation import interval
-    from vit.restore import restore, restore_pretrained
-    from vit.run_folder import write_json
+    from vit.evaluation.accuracy import interval
+    from vit.evaluation.measurements import (
+        NEIGHBOURS,
+        calibration,
+        check_possible,
+        measure_corruptions,
+        measure_held_out,
+        measure_neighbours,
+        recorded,
+    )
+    from vit.evaluation.restore import restore, restore_pretrained
+    from vit.files import write_json
+    from vit.runtime.device import (
+        choose_device,
+        loader_workers,
+        use_deterministic_kernels,
+        use_threads,
+    )
 
-    runtime.use_threads(settings.runtime.threads)
-    runtime.use_deterministic_kernels(settings.runtime.deterministic)
-    device = runtime.choose_device(settings.runtime.device.name)
+    use_threads(settings.runtime.threads)
+    use_deterministic_kernels(settings.runtime.deterministic)
+    device = choose_device(settings.runtime.device.name)
     if settings.checkpoint is not None:
         path = Path(settings.checkpoint)
         run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        changes = {key: value for key, value in conf.explicit_changes(OmegaConf.structured(settings), overrides).items()
-                   if key.startswith("data.")}
+        changes = {
+            key: value
+            for key, value in explicit_changes(OmegaConf.structured(settings), overrides).items()
+            if key.startswith("data.")
+        }
         restored = restore(path, changes, device)
     else:
         path, run = Path(str(settings.pretrained)), Path()
         restored = restore_pretrained(path, settings.data, settings.model, device)
     split, model = settings.split.name, restored.model
-    images, workers = restored.data.split(split), runtime.loader_workers(settings.runtime.workers)
-    findings.check_possible(restored, images, split, settings.knn, settings.corruptions)
+    images, workers = restored.data.split(split), loader_workers(settings.runtime.workers)
+    check_possible(restored, images, split, settings.knn, settings.corruptions)
     folder = Path(settings.out) if settings.out else run
     suffix = "" if split == "test" else f"_{split}"
     result, page = folder / f"evaluation{suffix}.json", folder / f"report{suffix}"
@@ -67,32 +88,47 @@ def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
         if not os.access(wanted, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    with findings.recorded(model, logits=settings.report, features=settings.knn) as record:
+    with recorded(model, logits=settings.report, features=settings.knn) as record:
         began = time.perf_counter()
         metrics = restored.measure(model, split, workers)
         speed = metrics["n"] / (time.perf_counter() - began)
     low, high = interval(metrics["top1"], int(metrics["n"]))
-    found = {"split": split, "data": str(images), "checkpoint": str(path), **metrics, "top1_interval_95": [low, high],
-             "images_per_second": round(speed, 2)}
-    told = [f"{images}: loss {metrics['loss']:.4f}, top-1 {metrics['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
-            f"top-5 {metrics['top5']:.2%}, n {metrics['n']:,}, {speed:.0f} images/s ({restored.precision.name})"]
+    found = {
+        "split": split,
+        "data": str(images),
+        "checkpoint": str(path),
+        **metrics,
+        "top1_interval_95": [low, high],
+        "images_per_second": round(speed, 2),
+    }
+    told = [
+        f"{images}: loss {metrics['loss']:.4f}, top-1 {metrics['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+        f"top-5 {metrics['top5']:.2%}, n {metrics['n']:,}, {speed:.0f} images/s ({restored.precision.name})"
+    ]
     if settings.knn:
-        found |= findings.measure_neighbours(restored, record.features, images.labels, workers)
-        told.append(f"top-1 of the {findings.NEIGHBOURS} nearest neighbours {found['knn_top1']:.2%}, from {found['knn_bank']}")
+        found |= measure_neighbours(restored, record.features, images.labels, workers)
+        told.append(
+            f"top-1 of the {NEIGHBOURS} nearest neighbours {found['knn_top1']:.2%}, from {found['knn_bank']}"
+        )
     if settings.corruptions:
-        found |= findings.measure_corruptions(restored, images, workers, print)
+        found |= measure_corruptions(restored, images, workers, print)
         told.append(f"top-1 under corruptions, their mean {found['corruptions_top1']:.2%}")
     held_out = None
     if settings.report:
-        held_out = findings.measure_held_out(restored, split, record.logits, workers)
-        found |= findings.calibration(record.logits, images.labels, held_out, path)
+        held_out = measure_held_out(restored, split, record.logits, workers)
+        found |= calibration(record.logits, images.labels, held_out, path)
     with writing(folder, ELSEWHERE):
         write_json(result, found)
         told.append(f"written to {result}")
         if settings.report:
             # Only in its own folder does metrics.jsonl tell of this checkpoint
-            known = run if settings.checkpoint is not None and path.parent.name == "checkpoints" else None
-            from vit.report import Measured, write_report
+            known = (
+                run
+                if settings.checkpoint is not None and path.parent.name == "checkpoints"
+                else None
+            )
+            from vit.evaluation.measurements import Measured
+            from vit.report.page import write_report
 
             measured = Measured(path, known, restored, images, record.logits, held_out, found)
             told.append(f"report: {write_report(page, measured)}")
@@ -100,5 +136,5 @@ def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    conf.register()
-    sys.exit(conf.command_line(main, EvaluateConfig))
+    register()
+    sys.exit(command_line(main, EvaluateConfig))

@@ -16,22 +16,39 @@ ROOT = Path(__file__).parent.parent
 # (name, overrides, key of result.json, least allowed)
 CHECKS = [
     ("digits", ["experiment=digits"], "test_top1", 0.94),
-    ("cifar10_fast, cut", ["experiment=cifar10_fast", "train.epochs=2", "data.val_fraction=0.1"], "val_top1", 0.66),
+    (
+        "cifar10_fast, cut",
+        ["experiment=cifar10_fast", "train.epochs=2", "data.val_fraction=0.1"],
+        "val_top1",
+        0.66,
+    ),
 ]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "check_recipes" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "outputs" / "check_recipes" / time.strftime("%Y-%m-%d_%H-%M-%S"),
+    )
     out = parser.parse_args().out.resolve()
     fallen, lines = 0, []
     for number, (name, overrides, key, least) in enumerate(CHECKS):
         folder = out / str(number)
-        code = subprocess.run([sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}"], cwd=ROOT).returncode
+        code = subprocess.run(
+            [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}"], cwd=ROOT
+        ).returncode
         value = json.loads((folder / "result.json").read_text())[key] if code == 0 else None
         good = value is not None and value >= least
         fallen += not good
-        told = f"exit code {code}" if value is None else f"{key} {value:.2%}, at least {least:.2%} asked for"
+        told = (
+            f"exit code {code}"
+            if value is None
+            else f"{key} {value:.2%}, at least {least:.2%} asked for"
+        )
         lines.append(f"{'ok    ' if good else 'FALLEN'}  {name}: {told}")
     print("\n" + "\n".join(lines))
     return 1 if fallen else 0

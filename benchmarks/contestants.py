@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.model import VisionTransformer
-from vit.optim import build_optimizer
-from vit.runtime import Precision
+from vit.model.vision_transformer import VisionTransformer
+from vit.runtime.precision import Precision
+from vit.training.optimizers import build_optimizer
 
 SIZES = {  # image, patch, width, layers, heads: names as in conf/model
     "vit_nano4": (16, 4, 128, 2, 4),
@@ -25,21 +25,43 @@ CLASSES = 1000
 
 
 def ours(image: int, patch: int, width: int, layers: int, heads: int) -> nn.Module:
-    return VisionTransformer(image_size=image, patch_size=patch, hidden_size=width, num_layers=layers, num_heads=heads,
-                             num_classes=CLASSES)
+    return VisionTransformer(
+        image_size=image,
+        patch_size=patch,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        num_classes=CLASSES,
+    )
 
 
 def timm(image: int, patch: int, width: int, layers: int, heads: int) -> nn.Module:
     from timm.models import VisionTransformer as Timm
 
-    return Timm(img_size=image, patch_size=patch, embed_dim=width, depth=layers, num_heads=heads, num_classes=CLASSES)
+    return Timm(
+        img_size=image,
+        patch_size=patch,
+        embed_dim=width,
+        depth=layers,
+        num_heads=heads,
+        num_classes=CLASSES,
+    )
 
 
 def huggingface(image: int, patch: int, width: int, layers: int, heads: int) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    return ViTForImageClassification(ViTConfig(image_size=image, patch_size=patch, hidden_size=width, num_hidden_layers=layers,
-                                               num_attention_heads=heads, intermediate_size=4 * width, num_labels=CLASSES))
+    return ViTForImageClassification(
+        ViTConfig(
+            image_size=image,
+            patch_size=patch,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            num_labels=CLASSES,
+        )
+    )
 
 
 def torchvision(image: int, patch: int, width: int, layers: int, heads: int) -> nn.Module:
@@ -51,8 +73,16 @@ def torchvision(image: int, patch: int, width: int, layers: int, heads: int) -> 
 def vit_pytorch(image: int, patch: int, width: int, layers: int, heads: int) -> nn.Module:
     from vit_pytorch import ViT
 
-    return ViT(image_size=image, patch_size=patch, num_classes=CLASSES, dim=width, depth=layers, heads=heads,
-               mlp_dim=4 * width, dim_head=width // heads)
+    return ViT(
+        image_size=image,
+        patch_size=patch,
+        num_classes=CLASSES,
+        dim=width,
+        depth=layers,
+        heads=heads,
+        mlp_dim=4 * width,
+        dim_head=width // heads,
+    )
 
 
 OTHERS = {build.__name__: build for build in (timm, huggingface, torchvision, vit_pytorch)}
@@ -70,7 +100,9 @@ class Contestant:
         return {"ours": ours, **OTHERS}[self.name](*SIZES[size]).to(device)
 
 
-def make_step(contestant: Contestant, size: str, batch: int, precision: Precision, training: bool) -> Callable[[], float]:
+def make_step(
+    contestant: Contestant, size: str, batch: int, precision: Precision, training: bool
+) -> Callable[[], float]:
     """A function that makes one step on images of noise and returns its seconds. Training: forward, backward, AdamW, as
     build_optimizer makes it for ours and as torch does by default for the others, as their own examples have it."""
     device = precision.device
@@ -81,8 +113,11 @@ def make_step(contestant: Contestant, size: str, batch: int, precision: Precisio
     forward = torch.compile(model) if contestant.compiled else model
     optimizer = None
     if training:
-        optimizer = (build_optimizer(model, name="adamw", lr=1e-4, weight_decay=0.05) if contestant.name == "ours"
-                     else torch.optim.AdamW(model.parameters(), lr=1e-4))
+        optimizer = (
+            build_optimizer(model, name="adamw", lr=1e-4, weight_decay=0.05)
+            if contestant.name == "ours"
+            else torch.optim.AdamW(model.parameters(), lr=1e-4)
+        )
 
     def logits() -> Tensor:
         with precision.autocast():
@@ -110,7 +145,9 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def take_turns(steps: Mapping[Contestant, Callable[[], float]], rounds: int) -> dict[Contestant, list[float]]:
+def take_turns(
+    steps: Mapping[Contestant, Callable[[], float]], rounds: int
+) -> dict[Contestant, list[float]]:
     """Seconds of each contestant's step in each round, all of them one after another in every round, so that a machine that
     slows down slows them all."""
     times: dict[Contestant, list[float]] = {contestant: [] for contestant in steps}

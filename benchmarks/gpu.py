@@ -23,24 +23,49 @@ from torch.nn.functional import scaled_dot_product_attention
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.contestants import OTHERS, SIZES, Contestant, finish, make_step, ours, ratio, take_turns
-from vit.augment import BatchAugmentation
-from vit.explain import count_macs
-from vit.policies import build_policies
-from vit.runtime import Precision, choose_device, choose_precision, describe_device, peak_memory, product_rate
+from benchmarks.contestants import (
+    OTHERS,
+    SIZES,
+    Contestant,
+    finish,
+    make_step,
+    ours,
+    ratio,
+    take_turns,
+)
+from vit.augment.batch import BatchAugmentation
+from vit.augment.policies import build_policies
+from vit.model.cost import count_macs
+from vit.runtime.device import choose_device, describe_device, peak_memory, product_rate
+from vit.runtime.precision import Precision, choose_precision
 
 BATCHES = {"vit_s16": 512, "vit_b16": 256, "vit_l16": 128, "vit_nano4": 8}
 # FLOP/s of dense products in bf16 (V100: fp16)
-DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "V100": 125e12}
+DATASHEET = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+    "V100": 125e12,
+}
 STEPS = 5  # of a contestant in each round
-BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
-            "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
-def attention_kernels(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> list[str]:
+def attention_kernels(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]
+) -> list[str]:
     """Seconds of forward and backward of each kernel at (B, H, N, K)."""
     lines = [f"| attention {shape} | forward and backward, ms |", "|---|---|"]
-    query, key, value = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    query, key, value = (
+        torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3)
+    )
     for name, backend in BACKENDS.items():
         try:
             with sdpa_kernel(backend):
@@ -57,8 +82,14 @@ def attention_kernels(device: torch.device, dtype: torch.dtype, shape: tuple[int
     return lines
 
 
-def training(size: str, contestants: list[Contestant], precision: Precision, ceiling: float, rounds: int,
-             deadline: float) -> list[str]:
+def training(
+    size: str,
+    contestants: list[Contestant],
+    precision: Precision,
+    ceiling: float,
+    rounds: int,
+    deadline: float,
+) -> list[str]:
     """The table's lines of one size; contestants whose turn to be built comes after the deadline are left out and named."""
     device, batch = precision.device, BATCHES[size]
     steps, first, memory, left_out = {}, {}, {}, []
@@ -85,15 +116,23 @@ def training(size: str, contestants: list[Contestant], precision: Precision, cei
         steps[contestant] = several
     times = take_turns(steps, rounds)
     flops = 6 * count_macs(ours(*SIZES[size]))  # pyright: ignore[reportArgumentType]
-    sheet = next((rate for name, rate in DATASHEET.items() if name in describe_device(device)), None)
-    mine = next(contestant for contestant in [Contestant("ours", True), Contestant("ours", False)] if contestant in times)
+    sheet = next(
+        (rate for name, rate in DATASHEET.items() if name in describe_device(device)), None
+    )
+    mine = next(
+        contestant
+        for contestant in [Contestant("ours", True), Contestant("ours", False)]
+        if contestant in times
+    )
     lines = []
     for contestant, taken in times.items():
         rate = batch / statistics.median(taken)
         of_sheet = "" if sheet is None else f"{rate * flops / sheet:.0%}"
-        lines.append(f"| {size}, {batch} | {contestant} | {rate:.0f} | {ratio(taken, times[mine]):.2f} | "
-                     f"{rate * flops / ceiling:.0%} | {of_sheet} | {memory[contestant] / 2**30:.1f} | "
-                     f"{first[contestant]:.0f} |")
+        lines.append(
+            f"| {size}, {batch} | {contestant} | {rate:.0f} | {ratio(taken, times[mine]):.2f} | "
+            f"{rate * flops / ceiling:.0%} | {of_sheet} | {memory[contestant] / 2**30:.1f} | "
+            f"{first[contestant]:.0f} |"
+        )
     return lines + [f"| {size}, {batch} | {line} | | | | | | |" for line in left_out]
 
 
@@ -103,7 +142,9 @@ def small_images(device: torch.device) -> list[str]:
     pixels = torch.randint(0, 256, (8192, 3, 32, 32), dtype=torch.uint8, device=device)
     epochs, indices = torch.zeros(len(pixels), dtype=torch.int64), torch.arange(len(pixels))
     for title, policy in (("crop, flip", "none"), ("crop, flip, RandAugment", "randaugment")):
-        augmentation = BatchAugmentation(0, (32, 32), 0.125, None, 0.5, build_policies(policy, None, None, 0.0))
+        augmentation = BatchAugmentation(
+            0, (32, 32), 0.125, None, 0.5, build_policies(policy, None, None, 0.0)
+        )
         times = []
         for _ in range(5):
             finish(device)
@@ -116,23 +157,41 @@ def small_images(device: torch.device) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", action="append", choices=BATCHES, help="default S, B and L at 224 px")
-    parser.add_argument("--against", action="append", choices=OTHERS, help="default timm, huggingface, torchvision")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--size", action="append", choices=BATCHES, help="default S, B and L at 224 px"
+    )
+    parser.add_argument(
+        "--against", action="append", choices=OTHERS, help="default timm, huggingface, torchvision"
+    )
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--minutes", type=float, default=8.0, help="no contestant is built after as many")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="no contestant is built after as many"
+    )
     parser.add_argument("--miniature", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--out", type=Path, help="write the table here too, as Markdown")
     arguments = parser.parse_args()
     device = choose_device("auto")
     if device.type != "cuda" and not arguments.miniature:
         sys.exit("no GPU here; --miniature tries the script without one")
-    precision = choose_precision("auto", device, 1024) if device.type == "cuda" else Precision("fp32", device)
-    sizes = arguments.size or (["vit_nano4"] if arguments.miniature else ["vit_s16", "vit_b16", "vit_l16"])
+    precision = (
+        choose_precision("auto", device, 1024)
+        if device.type == "cuda"
+        else Precision("fp32", device)
+    )
+    sizes = arguments.size or (
+        ["vit_nano4"] if arguments.miniature else ["vit_s16", "vit_b16", "vit_l16"]
+    )
     against = arguments.against or ["timm", "huggingface", "torchvision"]
-    contestants = [Contestant("ours", True), Contestant("timm", True), Contestant("ours", False),
-                   *(Contestant(name, False) for name in against),
-                   *(Contestant(name, True) for name in against if name != "timm")]
+    contestants = [
+        Contestant("ours", True),
+        Contestant("timm", True),
+        Contestant("ours", False),
+        *(Contestant(name, False) for name in against),
+        *(Contestant(name, True) for name in against if name != "timm"),
+    ]
     began, lines = time.monotonic(), []
 
     def tell(*more: str) -> None:
@@ -142,14 +201,25 @@ def main() -> None:
             arguments.out.write_text("\n".join(lines) + "\n")
 
     ceiling = product_rate(precision)
-    tell(f"{describe_device(device)}, torch {torch.__version__}, {date.today()}, {precision.name}, "
-         f"{arguments.rounds} rounds of {STEPS} steps",
-         f"large matrix products: {ceiling / 1e12:.4g} TFLOP/s", "")
+    tell(
+        f"{describe_device(device)}, torch {torch.__version__}, {date.today()}, {precision.name}, "
+        f"{arguments.rounds} rounds of {STEPS} steps",
+        f"large matrix products: {ceiling / 1e12:.4g} TFLOP/s",
+        "",
+    )
     shape = (2, 2, 17, 16) if arguments.miniature else (128, 12, 197, 64)
-    tell(*attention_kernels(device, torch.float32 if precision.name == "fp32" else torch.bfloat16, shape), "")
+    tell(
+        *attention_kernels(
+            device, torch.float32 if precision.name == "fp32" else torch.bfloat16, shape
+        ),
+        "",
+    )
     tell(*small_images(device), "")
-    tell("| model, batch | project | images/s | ours is faster by | of the ceiling | of the datasheet | peak GiB "
-         "| first step, s |", "|---|---|---|---|---|---|---|---|")
+    tell(
+        "| model, batch | project | images/s | ours is faster by | of the ceiling | of the datasheet | peak GiB "
+        "| first step, s |",
+        "|---|---|---|---|---|---|---|---|",
+    )
     for number, size in enumerate(sizes, start=1):
         deadline = began + 60 * arguments.minutes * number / len(sizes)
         tell(*training(size, contestants, precision, ceiling, arguments.rounds, deadline))

@@ -23,11 +23,17 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from vit.augment import BatchAugmentation, Mixing
-from vit.data import Augmentation, Images, SampleOrder, list_pictures, training_batches
-from vit.policies import build_policies
+from vit.augment.batch import BatchAugmentation
+from vit.augment.image import TrainingTransform
+from vit.augment.mixing import Mixing
+from vit.augment.policies import build_policies
+from vit.data.datasets import list_pictures
+from vit.data.image_files import EXTENSIONS
+from vit.data.preprocessing import Preprocessing
+from vit.data.sample_order import SampleOrder
+from vit.data.splits import Images
 from vit.shrink import shrink_folder
-from vit.transforms import EXTENSIONS, Preprocessing, TrainingTransform
+from vit.training.batches import Augmentation, training_batches
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,11 +70,16 @@ def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int)
     return f"{mine:,.0f} | {others:,.0f} | {statistics.median(a / b for a, b in pairs):.1f}"
 
 
-def plain_augmentation(preprocessing: Preprocessing, crop_scale: list[float] | None, pad: float, policy: str) -> Augmentation:
+def plain_augmentation(
+    preprocessing: Preprocessing, crop_scale: list[float] | None, pad: float, policy: str
+) -> Augmentation:
     policies = build_policies(policy, None, None, 0.0)
-    return Augmentation(TrainingTransform(preprocessing, crop_scale, 0.5, policies),
-                        BatchAugmentation(0, preprocessing.image_size, pad, crop_scale, 0.5, policies), 0.0,
-                        Mixing(0, 10, 0.0, 0.0, 1.0))
+    return Augmentation(
+        TrainingTransform(preprocessing, crop_scale, 0.5, policies),
+        BatchAugmentation(0, preprocessing.image_size, pad, crop_scale, 0.5, policies),
+        0.0,
+        Mixing(0, 10, 0.0, 0.0, 1.0),
+    )
 
 
 def small_images(rounds: int) -> None:
@@ -76,14 +87,29 @@ def small_images(rounds: int) -> None:
     images = Images("noise", torch.zeros(len(pixels), dtype=torch.int64), pixels)
     preprocessing = Preprocessing((32, 32), 3, MEAN, STD, None, "bilinear")
     order, steps = SampleOrder(len(pixels), 500, 0), len(pixels) // 500
-    for title, policy, more in (("crop, flip", "none", []), ("crop, flip, RandAugment", "randaugment", [v2.RandAugment(2, 9)])):
+    for title, policy, more in (
+        ("crop, flip", "none", []),
+        ("crop, flip, RandAugment", "randaugment", [v2.RandAugment(2, 9)]),
+    ):
         augmentation = plain_augmentation(preprocessing, None, 0.125, policy)
-        transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), *more, v2.ToImage(),
-                                v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+        transform = v2.Compose(
+            [
+                v2.RandomCrop(32, padding=4),
+                v2.RandomHorizontalFlip(),
+                *more,
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(MEAN, STD),
+            ]
+        )
         loader = DataLoader(Small(pixels, transform), 500, shuffle=True, num_workers=2)
-        found = compare(lambda augmentation=augmentation: consume(training_batches(images, order, 0, steps, preprocessing,
-                                                                                   augmentation, 0, CPU)),
-                        lambda loader=loader: consume(loader), rounds)
+        found = compare(
+            lambda augmentation=augmentation: consume(
+                training_batches(images, order, 0, steps, preprocessing, augmentation, 0, CPU)
+            ),
+            lambda loader=loader: consume(loader),
+            rounds,
+        )
         print(f"| 32 px in memory: {title} | 2 cores | {found} |", flush=True)
 
 
@@ -103,16 +129,35 @@ def jpegs(root: Path, rounds: int, title: str, workers: int, shrunk: Path | None
     _, images = list_pictures((shrunk or root) / "train", "pictures")
     augmentation = plain_augmentation(preprocessing, [0.08, 1.0], 0.0, "none")
     order, steps = SampleOrder(len(images), 32, 0), len(images) // 32
-    transform = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.ToImage(),
-                            v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
-    loader = DataLoader(ImageFolder(str(root / "train"), transform), 32, shuffle=True, num_workers=workers)
-    found = compare(lambda: consume(training_batches(images, order, 0, steps, preprocessing, augmentation, workers, CPU)),
-                    lambda: consume(loader), rounds)
-    print(f"| {title} | {'one core' if workers == 0 else f'{workers} workers'} | {found} |", flush=True)
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(224),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
+    loader = DataLoader(
+        ImageFolder(str(root / "train"), transform), 32, shuffle=True, num_workers=workers
+    )
+    found = compare(
+        lambda: consume(
+            training_batches(images, order, 0, steps, preprocessing, augmentation, workers, CPU)
+        ),
+        lambda: consume(loader),
+        rounds,
+    )
+    print(
+        f"| {title} | {'one core' if workers == 0 else f'{workers} workers'} | {found} |",
+        flush=True,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jpegs", type=Path, help="a folder of JPEGs of their original sizes")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -127,7 +172,13 @@ def main() -> None:
         for workers in (0, 1, min(2, os.cpu_count() or 1)):
             jpegs(root, arguments.rounds, "JPEGs as they are, 224 px", workers)
         shrink_folder(root, Path(folder) / "shrunk", short_side=256, quality=90, workers=2)
-        jpegs(root, arguments.rounds, "the same, ours made smaller by vit.shrink", 0, Path(folder) / "shrunk")
+        jpegs(
+            root,
+            arguments.rounds,
+            "the same, ours made smaller by vit.shrink",
+            0,
+            Path(folder) / "shrunk",
+        )
 
 
 if __name__ == "__main__":

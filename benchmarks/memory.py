@@ -1,6 +1,6 @@
 """Peak memory of training on a CPU, a process each: two steps of every project.
 
-    python benchmarks/memory.py
+python benchmarks/memory.py
 """
 
 import argparse
@@ -20,17 +20,23 @@ def one(name: str, size: str, batch: int) -> float:
     import torch
 
     from benchmarks.contestants import Contestant, make_step
-    from vit.runtime import Precision
+    from vit.runtime.precision import Precision
 
-    step = make_step(Contestant(name, False), size, batch, Precision("bf16", torch.device("cpu")), True)
+    step = make_step(
+        Contestant(name, False), size, batch, Precision("bf16", torch.device("cpu")), True
+    )
     step()
     step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--one", nargs=3, metavar=("PROJECT", "SIZE", "BATCH"), help="measure one here")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--one", nargs=3, metavar=("PROJECT", "SIZE", "BATCH"), help="measure one here"
+    )
     arguments = parser.parse_args()
     if arguments.one:
         name, size, batch = arguments.one
@@ -39,9 +45,16 @@ def main() -> None:
     print(f"{date.today()}, bf16\n\n| training | project | peak GiB |\n|---|---|---|")
     for size, batch in CASES:
         for name in ("ours", "timm", "huggingface", "torchvision", "vit_pytorch"):
-            done = subprocess.run([sys.executable, "-W", "ignore", __file__, "--one", name, size, str(batch)],
-                                  capture_output=True, text=True, check=True)
-            print(f"| {size}, batch {batch} | {name} | {float(done.stdout.split()[-1]):.2f} |", flush=True)
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", __file__, "--one", name, size, str(batch)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            print(
+                f"| {size}, batch {batch} | {name} | {float(done.stdout.split()[-1]):.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -13,13 +13,28 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 # Seconds, not minutes
-TINY = ["experiment=digits", "augment=none", "model.num_layers=2", "model.hidden_size=64", "train.batch_size=128"]
+TINY = [
+    "experiment=digits",
+    "augment=none",
+    "model.num_layers=2",
+    "model.hidden_size=64",
+    "train.batch_size=128",
+]
 
 
-def run(script: str, *arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 240):
+def run(
+    script: str, *arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 240
+):
     """The finished process of `python script arguments…` in the folder cwd."""
-    return subprocess.run([sys.executable, str(ROOT / script), *arguments], cwd=cwd, capture_output=True, text=True,
-                          timeout=timeout, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def train(cwd: Path, *arguments: str, **options):
@@ -30,7 +45,9 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def make_pictures(root: Path, splits: dict[str, int], classes: tuple[str, ...] = ("cat", "dog"), size=(40, 30)) -> Path:
+def make_pictures(
+    root: Path, splits: dict[str, int], classes: tuple[str, ...] = ("cat", "dog"), size=(40, 30)
+) -> Path:
     """Coloured noise as JPEGs, root/<split>/<class>/<number>.jpg; the class sets the hue, so that it can be learnt."""
     generator = np.random.default_rng(0)
     for split, count in splits.items():

@@ -1,6 +1,6 @@
 """Fifty steps of a small model in float64, to be run by torchrun with any number of processes; rank 0 writes the losses.
 
-    torchrun --nproc-per-node=2 tests/distributed_steps.py adamw losses.json MICRO_BATCH
+torchrun --nproc-per-node=2 tests/distributed_steps.py adamw losses.json MICRO_BATCH
 """
 
 import json
@@ -12,13 +12,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from vit import distributed
-from vit.interrupts import StopRequest
-from vit.model import VisionTransformer
-from vit.optim import build_optimizer
-from vit.runtime import Precision
-from vit.tracking import Tracker
-from vit.training import Progress, Trainer, TrainingState, build_loss
+from vit.model.vision_transformer import VisionTransformer
+from vit.runs.metrics_log import Tracker
+from vit.runtime.precision import Precision
+from vit.runtime.processes import join
+from vit.runtime.signals import StopRequest
+from vit.training.loop import Trainer
+from vit.training.losses import build_loss
+from vit.training.optimizers import build_optimizer
+from vit.training.state import Progress, TrainingState
 
 STEPS, BATCH = 50, 14  # seven pairs: no number of processes above one splits them evenly
 
@@ -27,36 +29,79 @@ def batches(part: slice):
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
         labels = torch.randint(0, 3, (BATCH,), generator=generator)
-        images = torch.randn(BATCH, 3, 8, 8, generator=generator, dtype=torch.float64) + labels[:, None, None, None]
+        images = (
+            torch.randn(BATCH, 3, 8, 8, generator=generator, dtype=torch.float64)
+            + labels[:, None, None, None]
+        )
         yield images[part], labels[part]
 
 
 def main(optimizer: str, out: str, micro_batch: str) -> None:
-    group = distributed.join("cpu")
+    group = join("cpu")
     torch.manual_seed(0)
-    model = VisionTransformer(image_size=8, patch_size=4, hidden_size=16, num_layers=2, num_heads=2, num_classes=3,
-                              drop_path=0.3).double()
-    built = build_optimizer(model, name=optimizer, lr=1e-3 if optimizer == "adamw" else 0.05, weight_decay=0.05,
-                            momentum=None if optimizer == "adamw" else 0.9, nesterov=None if optimizer == "adamw" else True)
+    model = VisionTransformer(
+        image_size=8,
+        patch_size=4,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_classes=3,
+        drop_path=0.3,
+    ).double()
+    built = build_optimizer(
+        model,
+        name=optimizer,
+        lr=1e-3 if optimizer == "adamw" else 0.05,
+        weight_decay=0.05,
+        momentum=None if optimizer == "adamw" else 0.9,
+        nesterov=None if optimizer == "adamw" else True,
+    )
     shared = group.wrap(model, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         tracker = Tracker(Path(folder), 0, STEPS, 10.0, BATCH)
         trainer = Trainer(
-            state=TrainingState(model, None, built, Progress()), forward=shared, shared=shared, total_steps=STEPS,
+            state=TrainingState(model, None, built, Progress()),
+            forward=shared,
+            shared=shared,
+            total_steps=STEPS,
             batch_size=BATCH,
-            precision=Precision("fp32", torch.device("cpu")), batches=batches(group.part(BATCH)), schedule=lambda step: 1.0,
-            group=group, micro_batch_size=int(micro_batch), loss=build_loss("cross_entropy", 0.1), clip_norm=1.0,
+            precision=Precision("fp32", torch.device("cpu")),
+            batches=batches(group.part(BATCH)),
+            schedule=lambda step: 1.0,
+            group=group,
+            micro_batch_size=int(micro_batch),
+            loss=build_loss("cross_entropy", 0.1),
+            clip_norm=1.0,
             drop_path_schedule="linear",
-            seed=0, tracker=tracker, stop=StopRequest(), evaluate=None, evaluation_due=lambda step: False,
-            save_best=lambda: None, save_last=lambda: None, forecast=lambda seconds: None,
-            draw_attention=lambda model, step: None, drawing_due=lambda step: False, log_every=1, save_every=None,
-            step_share=lambda rate: 0.0)
+            seed=0,
+            tracker=tracker,
+            stop=StopRequest(),
+            evaluate=None,
+            evaluation_due=lambda step: False,
+            save_best=lambda: None,
+            save_last=lambda: None,
+            forecast=lambda seconds: None,
+            draw_attention=lambda model, step: None,
+            drawing_due=lambda step: False,
+            log_every=1,
+            save_every=None,
+            step_share=lambda rate: 0.0,
+        )
         trainer.fit()
         tracker.close()
-        rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()
+        ]
     if group.rank == 0:
-        Path(out).write_text(json.dumps({"loss": [row["loss"] for row in rows], "top1": [row["top1"] for row in rows],
-                                         "norm": [row["grad_norm"] for row in rows]}))
+        Path(out).write_text(
+            json.dumps(
+                {
+                    "loss": [row["loss"] for row in rows],
+                    "top1": [row["top1"] for row in rows],
+                    "norm": [row["grad_norm"] for row in rows],
+                }
+            )
+        )
     group.leave()
 
 

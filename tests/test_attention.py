@@ -6,13 +6,33 @@ import torch
 from conftest import make_pictures
 from PIL import Image
 
-from vit import attention, checkpoint
+from vit.attention import main
+from vit.checkpoints.file import write_checkpoint
+from vit.checkpoints.model import build_model
+from vit.data.image_files import find_pictures
+from vit.data.preprocessing import Preprocessing
 from vit.errors import DataError, run
-from vit.model import VisionTransformer
-from vit.transforms import Preprocessing
+from vit.figures.attention import (
+    COLOURS,
+    attention_figure,
+    colour,
+    head_panels,
+    overlay,
+    shown_layers,
+    shown_pictures,
+)
+from vit.model.attention_maps import head_maps, mean_maps, rollout, trace_images
+from vit.model.vision_transformer import VisionTransformer
 
-SMALL = {"image_size": (16, 24), "patch_size": 8, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "init": "trunc_normal",
-         "init_range": 0.3}
+SMALL = {
+    "image_size": (16, 24),
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_layers": 3,
+    "num_heads": 4,
+    "init": "trunc_normal",
+    "init_range": 0.3,
+}
 PREPROCESSING = Preprocessing((16, 24), 3, (0.5,), (0.5,), None, "bilinear")
 
 
@@ -25,21 +45,25 @@ def test_rollout_of_matrices_made_by_hand():
     # Two heads with the mean [[0, 1], [1, 0]]: half stays, half is swapped
     swap = torch.tensor([[[[0.0, 1], [1, 0]], [[0.0, 1], [1, 0]]]])
     split = torch.tensor([[[[1.0, 0], [1, 0]], [[0.0, 1], [1, 0]]]])  # mean [[.5, .5], [1, 0]]
-    torch.testing.assert_close(attention.rollout([swap]), torch.tensor([[[0.5, 0.5], [0.5, 0.5]]]))
-    torch.testing.assert_close(attention.rollout([split]), torch.tensor([[[0.75, 0.25], [0.5, 0.5]]]))
+    torch.testing.assert_close(rollout([swap]), torch.tensor([[[0.5, 0.5], [0.5, 0.5]]]))
+    torch.testing.assert_close(rollout([split]), torch.tensor([[[0.75, 0.25], [0.5, 0.5]]]))
     # The later layer on the left: [[.75, .25], [.5, .5]] · [[1, 0], [.5, .5]]
     first = torch.tensor([[[[1.0, 0], [1, 0]]]])
-    torch.testing.assert_close(attention.rollout([first, split]), torch.tensor([[[0.875, 0.125], [0.75, 0.25]]]))
-    torch.testing.assert_close(attention.rollout([split, first]), torch.tensor([[[0.75, 0.25], [0.625, 0.375]]]))
+    torch.testing.assert_close(
+        rollout([first, split]), torch.tensor([[[0.875, 0.125], [0.75, 0.25]]])
+    )
+    torch.testing.assert_close(
+        rollout([split, first]), torch.tensor([[[0.75, 0.25], [0.625, 0.375]]])
+    )
     # Rows that don't sum to one are brought to it
-    torch.testing.assert_close(attention.rollout([3 * split]), torch.tensor([[[0.625, 0.375], [0.75, 0.25]]]))
+    torch.testing.assert_close(rollout([3 * split]), torch.tensor([[[0.625, 0.375], [0.75, 0.25]]]))
 
 
 def test_rollout_of_no_attention_is_the_identity():
     identity = torch.eye(5).expand(2, 3, 5, 5)
-    torch.testing.assert_close(attention.rollout([identity] * 4), torch.eye(5).expand(2, 5, 5))
+    torch.testing.assert_close(rollout([identity] * 4), torch.eye(5).expand(2, 5, 5))
     uniform = torch.full((1, 2, 4, 4), 0.25)
-    rolled = attention.rollout([uniform] * 3)[0]
+    rolled = rollout([uniform] * 3)[0]
     torch.testing.assert_close(rolled, torch.eye(4) / 8 + torch.full((4, 4), 7 / 32))
 
 
@@ -47,11 +71,11 @@ def test_rollout_of_no_attention_is_the_identity():
 def test_maps_are_the_class_tokens_rows(changes, prefix):
     model = build(**changes)
     trace = model.trace(torch.randn(2, 3, 16, 24))
-    maps = attention.head_maps(trace, model)
+    maps = head_maps(trace, model)
     assert [layer.shape for layer in maps] == [(2, 4, 2, 3)] * 3
     row = trace.attentions[1][1, 2, 0, prefix:]
     torch.testing.assert_close(maps[1][1, 2].flatten(), row)
-    torch.testing.assert_close(attention.mean_maps(trace, model)[:, 1], maps[1].mean(dim=1))
+    torch.testing.assert_close(mean_maps(trace, model)[:, 1], maps[1].mean(dim=1))
 
 
 @pytest.mark.parametrize("cls_token", [True, False])
@@ -60,12 +84,12 @@ def test_with_mean_pooling_maps_are_the_mean_over_the_patches(cls_token):
     trace = model.trace(torch.randn(2, 3, 16, 24))
     start = int(cls_token)
     expected = trace.attentions[2][0, 3, start:, start:].mean(dim=0)
-    torch.testing.assert_close(attention.head_maps(trace, model)[2][0, 3].flatten(), expected)
+    torch.testing.assert_close(head_maps(trace, model)[2][0, 3].flatten(), expected)
 
 
 def test_overlay_is_brightest_where_the_map_is_highest():
     maps = torch.tensor([[[0.1, 0.1, 0.1], [0.1, 0.1, 0.6]]])
-    shown = attention.overlay(torch.full((1, 3, 16, 24), 0.5), maps)[0]
+    shown = overlay(torch.full((1, 3, 16, 24), 0.5), maps)[0]
     assert shown.shape == (3, 16, 24)
     assert 0 <= shown.min() <= shown.max() <= 1
     brightness = shown.mean(dim=0)
@@ -73,19 +97,19 @@ def test_overlay_is_brightest_where_the_map_is_highest():
     assert row >= 8
     assert column >= 16
     assert brightness[:8, :8].max() < 0.4
-    assert attention.overlay(torch.zeros(1, 3, 8, 8), torch.full((1, 2, 2), 0.3)).isfinite().all()
-    ends = attention.colour(torch.tensor([[[0.0, 1.0]]]))
-    torch.testing.assert_close(ends[:, 0].T, attention.COLOURS[[0, -1]])
+    assert overlay(torch.zeros(1, 3, 8, 8), torch.full((1, 2, 2), 0.3)).isfinite().all()
+    ends = colour(torch.tensor([[[0.0, 1.0]]]))
+    torch.testing.assert_close(ends[:, 0].T, COLOURS[[0, -1]])
 
 
 def test_removed_heads_stay_blank():
     model = build(pruned_heads={1: [0, 2]})
-    trace = attention.trace_images(model, torch.randn(2, 3, 16, 24))
-    panels = attention.head_panels(trace, model, torch.zeros(3, 16, 24), 1)
+    trace = trace_images(model, torch.randn(2, 3, 16, 24))
+    panels = head_panels(trace, model, torch.zeros(3, 16, 24), 1)
     assert panels.shape == (3, 4, 3, 16, 24)
     blank = (panels == 1).flatten(2).all(dim=2)
     assert blank.nonzero().tolist() == [[1, 0], [1, 2]]
-    picture = attention.overlay(torch.zeros(3, 16, 24), attention.head_maps(trace, model)[1][1, 1])
+    picture = overlay(torch.zeros(3, 16, 24), head_maps(trace, model)[1][1, 1])
     torch.testing.assert_close(panels[1, 3], picture)  # the second of those left is head 3
 
 
@@ -93,48 +117,63 @@ def test_the_figure_for_tensorboard_leaves_the_model_and_the_generator_alone():
     model = build(dropout=0.5).train()
     images = torch.randn(3, 3, 16, 24)
     state = torch.get_rng_state()
-    figure = attention.attention_figure(model, PREPROCESSING, images)
+    figure = attention_figure(model, PREPROCESSING, images)
     assert torch.equal(state, torch.get_rng_state())
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     # 3 rows of 80 × 120 px, columns picture, layers 0 to 2, rollout, and gaps of 4
     assert figure.shape == (3, 3 * 84 + 4, 5 * 124 + 4)
     assert 0 <= figure.min() <= figure.max() <= 1
-    shown = PREPROCESSING.to_picture(images)[1].repeat_interleave(5, dim=1).repeat_interleave(5, dim=2)
+    shown = (
+        PREPROCESSING.to_picture(images)[1].repeat_interleave(5, dim=1).repeat_interleave(5, dim=2)
+    )
     torch.testing.assert_close(figure[:, 88:168, 4:124], shown)
 
 
 def test_large_images_are_shown_smaller_and_layers_chosen_evenly():
     grey = Preprocessing((192, 384), 1, (0.5,), (0.5,), None, "bilinear")
-    pictures = attention.shown_pictures(torch.zeros(1, 1, 192, 384), grey, side=96)
+    pictures = shown_pictures(torch.zeros(1, 1, 192, 384), grey, side=96)
     assert pictures.shape == (1, 3, 48, 96)
-    assert attention.shown_layers(12) == [0, 4, 7, 11]
-    assert attention.shown_layers(2) == [0, 1]
-    assert attention.shown_layers(1) == [0]
+    assert shown_layers(12) == [0, 4, 7, 11]
+    assert shown_layers(2) == [0, 1]
+    assert shown_layers(1) == [0]
 
 
 @pytest.fixture
 def best(tmp_path):
     path = tmp_path / "best.safetensors"
     config = {"model": {**SMALL, "name": "small", "pruned_heads": {"2": [1]}}}
-    model = checkpoint.build_model(config["model"], 2)
-    checkpoint.write_checkpoint(path, model.state_dict(), {"kind": "best", "config": config, "classes": ["cat", "$5 dog $"],
-                                                           "preprocessing": PREPROCESSING.plain()})
+    model = build_model(config["model"], 2)
+    write_checkpoint(
+        path,
+        model.state_dict(),
+        {
+            "kind": "best",
+            "config": config,
+            "classes": ["cat", "$5 dog $"],
+            "preprocessing": PREPROCESSING.to_dict(),
+        },
+    )
     return path
 
 
 def draw(*arguments) -> int:
-    return run("vit.attention", lambda: attention.main([str(argument) for argument in arguments]))
+    return run("vit.attention", lambda: main([str(argument) for argument in arguments]))
 
 
 def test_the_command_draws_grids(best, tmp_path, capsys):
     pictures = make_pictures(tmp_path / "pictures", {"train": 5})
     (pictures / "notes.txt").write_text("no picture")
     Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(tmp_path / "a$b$.png")
-    assert draw(best, tmp_path / "a$b$.png", pictures, "--limit", 9, "--out", tmp_path / "maps") == 0
+    assert (
+        draw(best, tmp_path / "a$b$.png", pictures, "--limit", 9, "--out", tmp_path / "maps") == 0
+    )
     assert "the first 9 of 11 pictures" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {
-        "attention_1-8.png", "attention_9-9.png", *(f"heads_{number}.png" for number in range(1, 10))}
+        "attention_1-8.png",
+        "attention_9-9.png",
+        *(f"heads_{number}.png" for number in range(1, 10)),
+    }
     with Image.open(tmp_path / "maps" / "attention_1-8.png") as grid:
         assert grid.width > 5 * 192
         assert grid.height > 8 * 128
@@ -147,21 +186,29 @@ def test_the_command_draws_grids(best, tmp_path, capsys):
 
 def test_pictures_are_found_at_any_depth(tmp_path):
     pictures = make_pictures(tmp_path / "pictures", {"b": 1, "a": 2}, ("cat",))
-    found = attention.find_pictures([pictures, pictures / "b" / "cat" / "0.jpg"])
-    assert [str(path.relative_to(pictures)) for path in found] == ["a/cat/0.jpg", "a/cat/1.jpg", "b/cat/0.jpg", "b/cat/0.jpg"]
+    found = find_pictures([pictures, pictures / "b" / "cat" / "0.jpg"])
+    assert [str(path.relative_to(pictures)) for path in found] == [
+        "a/cat/0.jpg",
+        "a/cat/1.jpg",
+        "b/cat/0.jpg",
+        "b/cat/0.jpg",
+    ]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no pictures in this folder"):
-        attention.find_pictures([pictures, tmp_path / "empty"])
+        find_pictures([pictures, tmp_path / "empty"])
 
 
-@pytest.mark.parametrize(("name", "told"), [
-    ("empty", "empty: no pictures in this folder (looked for .jpg"),
-    ("*.jpg", "*.jpg: no such file or folder"),
-    ("text.jpg", "text.jpg: not a readable picture"),
-    ("good.png --limit 0", "--limit must be a positive number, got 0"),
-    ("good.png --out taken", "taken: can't write there"),
-    ("good.png --out /proc/nowhere", "--out /proc/nowhere: can't write there"),
-])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("empty", "empty: no pictures in this folder (looked for .jpg"),
+        ("*.jpg", "*.jpg: no such file or folder"),
+        ("text.jpg", "text.jpg: not a readable picture"),
+        ("good.png --limit 0", "--limit must be a positive number, got 0"),
+        ("good.png --out taken", "taken: can't write there"),
+        ("good.png --out /proc/nowhere", "--out /proc/nowhere: can't write there"),
+    ],
+)
 def test_a_mistake_is_one_line(best, tmp_path, capsys, monkeypatch, name, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -176,5 +223,8 @@ def test_a_mistake_is_one_line(best, tmp_path, capsys, monkeypatch, name, told):
 
 def test_a_missing_checkpoint(tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
-    assert draw(tmp_path / "nowhere.safetensors", tmp_path / "good.png", "--out", tmp_path / "maps") == 2
+    assert (
+        draw(tmp_path / "nowhere.safetensors", tmp_path / "good.png", "--out", tmp_path / "maps")
+        == 2
+    )
     assert "no such checkpoint file" in capsys.readouterr().err

@@ -2,24 +2,31 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from vit.augment import (
-    BatchAugmentation,
-    Mixing,
-    apply_policy,
-    crop_and_flip,
-    erase,
-    erasing_boxes,
-    resize_boxes,
-    resized_crop_boxes,
-)
-from vit.policies import apply, build_policies
+from vit.augment.batch import BatchAugmentation, apply_policy, crop_and_flip, resize_boxes
+from vit.augment.boxes import erasing_boxes, resized_crop_boxes
+from vit.augment.erasing import erase
+from vit.augment.mixing import Mixing
+from vit.augment.operations import apply
+from vit.augment.policies import build_policies
 from vit.randomness import random_uniform
 
-POLICIES = ("randaugment", "randaugment_big_vision", "randaugment_timm", "autoaugment", "three_augment")
+POLICIES = (
+    "randaugment",
+    "randaugment_big_vision",
+    "randaugment_timm",
+    "autoaugment",
+    "three_augment",
+)
 
 
 def pictures(count=6, channels=3, side=32):
-    return torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0,
+        256,
+        (count, channels, side, side),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(1),
+    )
 
 
 def test_crop_and_flip_is_what_a_loop_would_cut():
@@ -29,25 +36,32 @@ def test_crop_and_flip_is_what_a_loop_would_cut():
     out = crop_and_flip(images, offsets, flipped, pad=4)
     padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
     for i, (top, left) in enumerate(offsets.tolist()):
-        expected = padded[i, :, top:top + 32, left:left + 32]
+        expected = padded[i, :, top : top + 32, left : left + 32]
         assert torch.equal(out[i], expected.flip(-1) if flipped[i] else expected)
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_each_image_gets_its_own_changes_in_turn(name):
     (policy,) = build_policies(name, None, None, 0.0)
-    images, numbers = pictures(12), random_uniform(0, "test", torch.arange(12)[:, None], torch.arange(policy.numbers))
+    images, numbers = (
+        pictures(12),
+        random_uniform(0, "test", torch.arange(12)[:, None], torch.arange(policy.numbers)),
+    )
     together = apply_policy(images, numbers, policy)
     for image, own, out in zip(images, numbers.tolist(), together, strict=True):
         alone = image[None]
         for change in policy.draw(own, 32, 32):
             alone = apply(alone, change, policy)
-        assert (out.int() - alone[0].int()).abs().max() <= 1  # sums over a batch may round another way
+        assert (
+            out.int() - alone[0].int()
+        ).abs().max() <= 1  # sums over a batch may round another way
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_sample_is_changed_alike_in_any_batch(channels):
-    augmentation = BatchAugmentation(3, (32, 32), 0.125, None, 0.5, build_policies("randaugment", 2, 9, 0.3))
+    augmentation = BatchAugmentation(
+        3, (32, 32), 0.125, None, 0.5, build_policies("randaugment", 2, 9, 0.3)
+    )
     images, epochs, indices = pictures(16, channels), torch.arange(16) // 8, torch.arange(100, 116)
     together = augmentation(images, epochs, indices)
     assert together.shape == images.shape
@@ -62,22 +76,37 @@ def test_all_offsets_and_both_sides_are_drawn():
     augmentation = BatchAugmentation(0, (8, 8), 0.125, None, flip=0.5)
     image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     image[0, 0, 3, 2] = 255
-    out = augmentation(image.expand(2000, -1, -1, -1), torch.zeros(2000, dtype=torch.int64), torch.arange(2000))
+    out = augmentation(
+        image.expand(2000, -1, -1, -1), torch.zeros(2000, dtype=torch.int64), torch.arange(2000)
+    )
     places = out.flatten(1).float().argmax(1)
-    counts = {(place // 8, place % 8): int((places == place).sum()) for place in places.unique().tolist()}
+    counts = {
+        (place // 8, place % 8): int((places == place).sum()) for place in places.unique().tolist()
+    }
     assert set(counts) == {(row, column) for row in (2, 3, 4) for column in (1, 2, 3, 4, 5, 6)}
     assert all(70 < count < 160 for count in counts.values())
 
 
 def test_no_augmentation_changes_nothing():
     images = pictures()
-    out = BatchAugmentation(0, (32, 32), 0.0, None, 0.0)(images, torch.zeros(6, dtype=torch.int64), torch.arange(6))
+    out = BatchAugmentation(0, (32, 32), 0.0, None, 0.0)(
+        images, torch.zeros(6, dtype=torch.int64), torch.arange(6)
+    )
     assert torch.equal(out, images)
 
 
 def test_boxes_are_resized_as_torchvision_does():
     images = pictures()
-    boxes = torch.tensor([[0.0, 0, 32, 32], [3, 5, 20, 17], [31, 31, 1, 1], [10, 0, 22, 9], [0, 4, 13, 28], [8, 8, 16, 16]])
+    boxes = torch.tensor(
+        [
+            [0.0, 0, 32, 32],
+            [3, 5, 20, 17],
+            [31, 31, 1, 1],
+            [10, 0, 22, 9],
+            [0, 4, 13, 28],
+            [8, 8, 16, 16],
+        ]
+    )
     flipped = torch.tensor([False, True, False, True, False, True])
     out = resize_boxes(images, boxes, flipped, (48, 64))
     for image, box, flip, ours in zip(images, boxes.int().tolist(), flipped, out, strict=True):
@@ -99,7 +128,9 @@ def test_boxes_have_the_areas_and_ratios_asked_for():
     assert 0.42 < area.mean() < 0.53
     assert 0.7 < (width / height).min() < 0.8
     assert 1.25 < (width / height).max() < 1.4
-    assert torch.equal(resized_crop_boxes(numbers, 1, 30, [1.0, 1.0])[0], torch.tensor([0.0, 0, 1, 30]))
+    assert torch.equal(
+        resized_crop_boxes(numbers, 1, 30, [1.0, 1.0])[0], torch.tensor([0.0, 0, 1, 30])
+    )
 
 
 def test_resized_crops_reach_the_models_size():
@@ -122,9 +153,15 @@ def test_cutmix_gives_labels_the_share_of_the_pixels(count):
         mixed, targets = Mixing(0, count, 0.0, 1.0, 1.0)(images, labels, step)
         torch.testing.assert_close(targets.sum(1), torch.ones(count))
         torch.testing.assert_close(targets[labels, labels], shares_of(images, mixed))
-        partner = [min(number ^ 1, count - 1) if (number ^ 1) < count else number for number in range(count)]
-        assert all(value in (number + 1, partner[number] + 1)
-                   for number, image in enumerate(mixed) for value in image.unique().tolist())
+        partner = [
+            min(number ^ 1, count - 1) if (number ^ 1) < count else number
+            for number in range(count)
+        ]
+        assert all(
+            value in (number + 1, partner[number] + 1)
+            for number, image in enumerate(mixed)
+            for value in image.unique().tolist()
+        )
 
 
 def test_mixup_blends_images_as_their_labels():
@@ -134,7 +171,9 @@ def test_mixup_blends_images_as_their_labels():
         own, other = labels[number], labels[number ^ 1]
         if own != other:
             share = targets[number, own]
-            torch.testing.assert_close(mixed[number], share * images[number] + (1 - share) * images[number ^ 1])
+            torch.testing.assert_close(
+                mixed[number], share * images[number] + (1 - share) * images[number ^ 1]
+            )
             assert targets[number, other] == pytest.approx(float(1 - share), abs=1e-6)
         else:
             assert targets[number, own] == pytest.approx(1.0)
@@ -166,7 +205,11 @@ def test_mixing_depends_on_the_step_and_the_place_alone():
 
 
 def test_erasing_fills_a_box_with_noise():
-    images, epochs, indices = torch.zeros(2000, 3, 32, 32), torch.zeros(2000, dtype=torch.int64), torch.arange(2000)
+    images, epochs, indices = (
+        torch.zeros(2000, 3, 32, 32),
+        torch.zeros(2000, dtype=torch.int64),
+        torch.arange(2000),
+    )
     out = erase(images, epochs, indices, seed=0, probability=0.25)
     erased = (out != 0).any(1)
     touched = erased.flatten(1).any(1)
@@ -181,4 +224,11 @@ def test_erasing_fills_a_box_with_noise():
     assert noise.mean() == pytest.approx(0, abs=0.02)
     assert noise.std() == pytest.approx(1, abs=0.02)
     assert torch.equal(erase(images[:7], epochs[:7], indices[:7], 0, 0.25), out[:7])
-    assert erasing_boxes(random_uniform(0, "x", torch.arange(50)[:, None], torch.arange(22)), 1, 1)[:, 2:].abs().sum() == 0
+    assert (
+        erasing_boxes(random_uniform(0, "x", torch.arange(50)[:, None], torch.arange(22)), 1, 1)[
+            :, 2:
+        ]
+        .abs()
+        .sum()
+        == 0
+    )

@@ -11,26 +11,31 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from vit.augment import BatchAugmentation, Mixing, erase
-from vit.data import (
-    Augmentation,
-    Images,
-    SampleOrder,
-    evaluation_batches,
-    hold_out,
-    is_imagenet,
-    load_data,
-    readable_names,
-    spread_over_classes,
-    training_batches,
-)
+from vit.augment.batch import BatchAugmentation
+from vit.augment.erasing import erase
+from vit.augment.image import TrainingTransform
+from vit.augment.mixing import Mixing
+from vit.augment.policies import build_policies
+from vit.data.datasets import is_imagenet, load_data, readable_names
+from vit.data.loader import evaluation_batches
+from vit.data.preprocessing import Preprocessing
+from vit.data.sample_order import SampleOrder
+from vit.data.splits import Images, hold_out, spread_over_classes
 from vit.errors import DataError
-from vit.policies import build_policies
-from vit.transforms import Preprocessing, TrainingTransform
+from vit.training.batches import Augmentation, training_batches
 
 CPU = torch.device("cpu")
-SETTINGS = {"root": None, "val_fraction": 0.1, "test_fraction": None, "limit": None, "image_size": (16, 16), "num_channels": 3,
-            "num_classes": None, "num_images": None, "device": CPU}
+SETTINGS = {
+    "root": None,
+    "val_fraction": 0.1,
+    "test_fraction": None,
+    "limit": None,
+    "image_size": (16, 16),
+    "num_channels": 3,
+    "num_classes": None,
+    "num_images": None,
+    "device": CPU,
+}
 
 
 def load(name, **changes):
@@ -43,8 +48,14 @@ def test_digits_are_scikit_learns_and_split_by_class():
     images, labels = load_digits(return_X_y=True)
     pixels = torch.cat([part.pixels for part in (data.train, data.val, data.test)]).reshape(-1, 64)
     found = torch.cat([part.labels for part in (data.train, data.val, data.test)])
-    ours = {(tuple((row / 255 * 16).round().int().tolist()), int(label)) for row, label in zip(pixels, found, strict=True)}
-    assert ours == {(tuple(row.astype(int).tolist()), int(label)) for row, label in zip(images, labels, strict=True)}
+    ours = {
+        (tuple((row / 255 * 16).round().int().tolist()), int(label))
+        for row, label in zip(pixels, found, strict=True)
+    }
+    assert ours == {
+        (tuple(row.astype(int).tolist()), int(label))
+        for row, label in zip(images, labels, strict=True)
+    }
     for part in (data.val, data.test):
         counts = torch.bincount(part.labels)
         assert counts.max() - counts.min() <= 2
@@ -52,10 +63,14 @@ def test_digits_are_scikit_learns_and_split_by_class():
 
 def test_hold_out_takes_its_share_of_every_class_and_no_image_twice():
     labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 2 + [3])
-    everything = Images("all", labels, pixels=torch.arange(153, dtype=torch.uint8).reshape(-1, 1, 1, 1))
+    everything = Images(
+        "all", labels, pixels=torch.arange(153, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    )
     rest, held = hold_out(everything, 0.1, "held")
     assert torch.bincount(held.labels, minlength=4).tolist() == [10, 5, 1, 0]
-    assert torch.cat([rest.pixels, held.pixels]).flatten().sort().values.tolist() == list(range(153))
+    assert torch.cat([rest.pixels, held.pixels]).flatten().sort().values.tolist() == list(
+        range(153)
+    )
     again = hold_out(everything, 0.1, "held")[1]
     assert torch.equal(held.pixels, again.pixels)
     more = hold_out(everything, 0.2, "held")[1]
@@ -80,7 +95,9 @@ def write_cifar(root, monkeypatch, per_batch=20):
     for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
         data = generator.integers(0, 256, (per_batch, 3072), dtype=np.uint8)
         with open(folder / name, "wb") as file:
-            pickle.dump({"data": data, "labels": [(i + number) % 10 for i in range(per_batch)]}, file)
+            pickle.dump(
+                {"data": data, "labels": [(i + number) % 10 for i in range(per_batch)]}, file
+            )
     with open(folder / "batches.meta", "wb") as file:
         pickle.dump({"label_names": [f"class {i}" for i in range(10)]}, file)
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
@@ -112,10 +129,16 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch, name):
 
 
 def test_folder_with_all_splits_and_folder_with_train_alone(tmp_path):
-    whole = load("folder", root=str(make_pictures(tmp_path / "whole", {"train": 6, "val": 3, "test": 2})), test_fraction=0.1)
+    whole = load(
+        "folder",
+        root=str(make_pictures(tmp_path / "whole", {"train": 6, "val": 3, "test": 2})),
+        test_fraction=0.1,
+    )
     assert [len(whole.train), len(whole.val), len(whole.test)] == [12, 6, 4]
     assert whole.classes == ["cat", "dog"]
-    alone = load("folder", root=str(make_pictures(tmp_path / "alone", {"train": 10})), test_fraction=0.2)
+    alone = load(
+        "folder", root=str(make_pictures(tmp_path / "alone", {"train": 10})), test_fraction=0.2
+    )
     assert [len(alone.train), len(alone.val), len(alone.test)] == [14, 2, 4]
     assert torch.bincount(alone.test.labels).tolist() == [2, 2]
     paths = [set(part.paths.tolist()) for part in (alone.train, alone.val, alone.test)]
@@ -123,7 +146,10 @@ def test_folder_with_all_splits_and_folder_with_train_alone(tmp_path):
 
 
 def test_imagenet_layout_uses_val_as_test_and_says_so(tmp_path):
-    data = load("imagenet", root=str(make_pictures(tmp_path, {"train": 10, "val": 3}, ("n01440764", "n01443537"))))
+    data = load(
+        "imagenet",
+        root=str(make_pictures(tmp_path, {"train": 10, "val": 3}, ("n01440764", "n01443537"))),
+    )
     assert [len(data.train), len(data.val), len(data.test)] == [18, 2, 6]
     assert "used as test" in data.test.title
     assert data.classes == ["n01440764", "n01443537"]
@@ -151,12 +177,24 @@ def test_imagenets_thousand_folders_get_readable_names():
     assert not is_imagenet([*wnids[:-1], "n99999999"])
 
 
-@pytest.mark.parametrize(("spoil", "told"), [
-    (lambda root: (root / "train").rename(root / "training"), "no folder .*train; put pictures"),
-    (lambda root: [file.unlink() for file in (root / "train" / "dog").iterdir()], "train/dog: no pictures"),
-    (lambda root: (root / "val" / "dog").rename(root / "val" / "wolf"), "val: its classes .* lacks dog and has besides wolf"),
-    (lambda root: (root / "train" / "dog").rename(root / "dog"), "found 1 class folders"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            lambda root: (root / "train").rename(root / "training"),
+            "no folder .*train; put pictures",
+        ),
+        (
+            lambda root: [file.unlink() for file in (root / "train" / "dog").iterdir()],
+            "train/dog: no pictures",
+        ),
+        (
+            lambda root: (root / "val" / "dog").rename(root / "val" / "wolf"),
+            "val: its classes .* lacks dog and has besides wolf",
+        ),
+        (lambda root: (root / "train" / "dog").rename(root / "dog"), "found 1 class folders"),
+    ],
+)
 def test_folders_that_are_wrong_are_refused(tmp_path, spoil, told):
     root = make_pictures(tmp_path, {"train": 3, "val": 2})
     spoil(root)
@@ -167,11 +205,16 @@ def test_folders_that_are_wrong_are_refused(tmp_path, spoil, told):
 def test_every_epoch_sees_every_sample_once_whatever_the_batch():
     for batch_size in (7, 10, 32, 100):
         order = SampleOrder(100, batch_size, seed=1)
-        epochs, indices = (torch.cat(parts)
-                           for parts in zip(*(order.batch(step) for step in range(300 // batch_size)), strict=True))
+        epochs, indices = (
+            torch.cat(parts)
+            for parts in zip(*(order.batch(step) for step in range(300 // batch_size)), strict=True)
+        )
         first = indices[epochs == 0]
         assert torch.equal(first.sort().values, torch.arange(100))
-        assert torch.equal(indices, torch.cat([SampleOrder(100, 1, 1).epoch_order(e) for e in range(3)])[:len(indices)])
+        assert torch.equal(
+            indices,
+            torch.cat([SampleOrder(100, 1, 1).epoch_order(e) for e in range(3)])[: len(indices)],
+        )
         assert not torch.equal(first, indices[epochs == 1][:100])
     late = SampleOrder(100, 7, seed=1)
     assert torch.equal(late.batch(40)[1], indices_at(40, 7))
@@ -182,17 +225,21 @@ def test_repeated_samples_come_in_a_row_but_apart_in_the_batch():
     order = SampleOrder(100, 32, seed=1, repeats=3)
     batches = [order.batch(step) for step in range(30)]
     passes, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    assert len(set(zip(passes.tolist(), indices.tolist(), strict=True))) == 960  # no picture of the run comes twice
+    assert (
+        len(set(zip(passes.tolist(), indices.tolist(), strict=True))) == 960
+    )  # no picture of the run comes twice
     for step, (_, drawn) in enumerate(batches):
         assert len(drawn.unique()) <= 32 / 3 + 2
-        assert all(a != b for a, b in zip(drawn[::2].tolist(), drawn[1::2].tolist(), strict=True)), step
+        assert all(
+            a != b for a, b in zip(drawn[::2].tolist(), drawn[1::2].tolist(), strict=True)
+        ), step
     plain = torch.cat([SampleOrder(100, 1, 1).epoch_order(e) for e in range(4)])
     assert set(indices[:96].tolist()) == set(plain[:32].tolist())
 
 
 def indices_at(step, batch_size):
     stream = torch.cat([SampleOrder(100, 1, 1).epoch_order(e) for e in range(4)])
-    return stream[step * batch_size:(step + 1) * batch_size]
+    return stream[step * batch_size : (step + 1) * batch_size]
 
 
 NO_BATCH_CHANGE = BatchAugmentation(5, (24, 24), 0.0, None, 0.0)
@@ -200,17 +247,31 @@ NO_BATCH_CHANGE = BatchAugmentation(5, (24, 24), 0.0, None, 0.0)
 
 def folder_batches(data, workers, first=0, last=4):
     preprocessing = Preprocessing((24, 24), 3, (0.5,), (0.25,), 0.875, "bilinear")
-    transform = TrainingTransform(preprocessing, [0.2, 1.0], 0.5, build_policies("randaugment", 2, 9, 0.3))
+    transform = TrainingTransform(
+        preprocessing, [0.2, 1.0], 0.5, build_policies("randaugment", 2, 9, 0.3)
+    )
     augmentation = Augmentation(transform, NO_BATCH_CHANGE, 0.5, Mixing(5, 2, 0.8, 1.0, 0.9))
-    return list(training_batches(data.train, SampleOrder(len(data.train), 8, 5), first, last, preprocessing, augmentation,
-                                 workers, CPU))
+    return list(
+        training_batches(
+            data.train,
+            SampleOrder(len(data.train), 8, 5),
+            first,
+            last,
+            preprocessing,
+            augmentation,
+            workers,
+            CPU,
+        )
+    )
 
 
 def test_any_number_of_workers_gives_the_same_batches(tmp_path):
     data = load("folder", root=str(make_pictures(tmp_path, {"train": 12})), test_fraction=0.1)
     expected = folder_batches(data, 0)
     for workers in (1, 2):
-        for (images, labels), (other_images, other_labels) in zip(folder_batches(data, workers), expected, strict=True):
+        for (images, labels), (other_images, other_labels) in zip(
+            folder_batches(data, workers), expected, strict=True
+        ):
             assert torch.equal(images, other_images)
             assert torch.equal(labels, other_labels)
     resumed = folder_batches(data, 1, first=2)
@@ -230,13 +291,26 @@ def test_an_unreadable_picture_is_named(tmp_path, workers):
 def test_an_unreadable_picture_can_be_replaced_by_another(tmp_path, workers):
     data = load("folder", root=str(make_pictures(tmp_path, {"train": 12})), test_fraction=0.1)
     preprocessing = Preprocessing((24, 24), 3, (0.5,), (0.25,), 0.875, "bilinear")
-    augmentation = Augmentation(TrainingTransform(preprocessing, None, 0.0), NO_BATCH_CHANGE, 0.0,
-                                Mixing(0, 2, 0.0, 0.0, 1.0), skip=True)
+    augmentation = Augmentation(
+        TrainingTransform(preprocessing, None, 0.0),
+        NO_BATCH_CHANGE,
+        0.0,
+        Mixing(0, 2, 0.0, 0.0, 1.0),
+        skip=True,
+    )
     paths = [os.fsdecode(path) for path in data.train.paths]
 
     def epoch():
-        batches = training_batches(data.train, SampleOrder(len(data.train), len(data.train), 5), 0, 1, preprocessing,
-                                   augmentation, workers, CPU)
+        batches = training_batches(
+            data.train,
+            SampleOrder(len(data.train), len(data.train), 5),
+            0,
+            1,
+            preprocessing,
+            augmentation,
+            workers,
+            CPU,
+        )
         return next(batches), SampleOrder(len(data.train), len(data.train), 5).batch(0)[1].tolist()
 
     (whole, _), order = epoch()
@@ -246,7 +320,9 @@ def test_an_unreadable_picture_can_be_replaced_by_another(tmp_path, workers):
     substitute = (bad + 1) % len(data.train)
     assert torch.equal(images[3], whole[order.index(substitute)])
     assert labels[3] == data.train.labels[substitute]
-    assert all(torch.equal(images[place], whole[place]) for place in range(len(order)) if place != 3)
+    assert all(
+        torch.equal(images[place], whole[place]) for place in range(len(order)) if place != 3
+    )
     Path(paths[order[7]]).write_bytes(b"")
     with pytest.raises(DataError, match=r"2 of \d+ pictures can't be read, more than 1%"):
         epoch()
@@ -265,7 +341,9 @@ def test_the_fingerprint_tells_data_sets_apart_but_not_where_they_lie(tmp_path):
 
 
 def test_evaluation_sees_every_picture_once_in_order(tmp_path):
-    data = load("folder", root=str(make_pictures(tmp_path, {"train": 5, "test": 5})), test_fraction=0.1)
+    data = load(
+        "folder", root=str(make_pictures(tmp_path, {"train": 5, "test": 5})), test_fraction=0.1
+    )
     preprocessing = Preprocessing((24, 24), 3, (0.5,), (0.25,), 0.875, "bilinear")
     batches = list(evaluation_batches(data.test, 4, preprocessing, 1, CPU))
     assert [len(labels) for _, labels in batches] == [4, 4, 2]
@@ -279,7 +357,12 @@ def test_small_images_are_batched_on_the_device_and_resized():
     data = load("digits", test_fraction=0.2)
     preprocessing = Preprocessing((16, 16), 1, (0.3,), (0.4,), None, "bilinear")
     order = SampleOrder(len(data.train), 32, 0)
-    plain = Augmentation(TrainingTransform(preprocessing, None, 0.0), NO_BATCH_CHANGE, 0.0, Mixing(0, 10, 0.0, 0.0, 1.0))
+    plain = Augmentation(
+        TrainingTransform(preprocessing, None, 0.0),
+        NO_BATCH_CHANGE,
+        0.0,
+        Mixing(0, 10, 0.0, 0.0, 1.0),
+    )
     images, labels = next(training_batches(data.train, order, 3, 4, preprocessing, plain, 0, CPU))
     indices = order.batch(3)[1]
     assert torch.equal(labels, data.train.labels[indices])
@@ -297,11 +380,24 @@ def test_synthetic_noise_is_made_to_measure():
 def test_small_images_are_erased_and_mixed_after_normalising():
     data = load("digits", test_fraction=0.2)
     preprocessing = Preprocessing((8, 8), 1, (0.3,), (0.4,), None, "bilinear")
-    order, transform = SampleOrder(len(data.train), 32, 0), TrainingTransform(preprocessing, None, 0.0)
+    order, transform = (
+        SampleOrder(len(data.train), 32, 0),
+        TrainingTransform(preprocessing, None, 0.0),
+    )
     plain = BatchAugmentation(0, (8, 8), 0.0, None, 0.0)
     mixing = Mixing(0, 10, 0.0, 1.0, 1.0)
-    mixed, targets = next(training_batches(data.train, order, 3, 4, preprocessing, Augmentation(transform, plain, 0.7, mixing),
-                                           0, CPU))
+    mixed, targets = next(
+        training_batches(
+            data.train,
+            order,
+            3,
+            4,
+            preprocessing,
+            Augmentation(transform, plain, 0.7, mixing),
+            0,
+            CPU,
+        )
+    )
     epochs, indices = order.batch(3)
     images = erase(preprocessing.to_input(data.train.pixels[indices]), epochs, indices, 0, 0.7)
     expected, shares = mixing(images, data.train.labels[indices], 3)

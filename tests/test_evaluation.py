@@ -3,20 +3,28 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 
-from vit.evaluation import evaluate, interval
-from vit.runtime import Precision, choose_precision, compile_model, worth_compiling
+from vit.evaluation.accuracy import evaluate, interval
+from vit.runtime.compiling import compile_model, worth_compiling
+from vit.runtime.precision import Precision, choose_precision
 
 FP32 = Precision("fp32", torch.device("cpu"))
 
 
 def test_metrics_are_scikit_learns_whatever_the_batches():
-    logits, labels = torch.randn(1003, 10, generator=torch.Generator().manual_seed(0)) * 2, torch.arange(1003) % 10
+    logits, labels = (
+        torch.randn(1003, 10, generator=torch.Generator().manual_seed(0)) * 2,
+        torch.arange(1003) % 10,
+    )
     for size in (1003, 100, 7):
-        metrics = evaluate(nn.Identity(), zip(logits.split(size), labels.split(size), strict=True), FP32)
+        metrics = evaluate(
+            nn.Identity(), zip(logits.split(size), labels.split(size), strict=True), FP32
+        )
         assert metrics["n"] == 1003
         assert metrics["top1"] == accuracy_score(labels, logits.argmax(1))
         assert metrics["top5"] == top_k_accuracy_score(labels, logits, k=5)
-        assert metrics["loss"] == pytest.approx(log_loss(labels, logits.softmax(1).double().numpy()), rel=1e-5)
+        assert metrics["loss"] == pytest.approx(
+            log_loss(labels, logits.softmax(1).double().numpy()), rel=1e-5
+        )
 
 
 def test_fewer_than_five_classes():
@@ -38,9 +46,13 @@ def test_wilsons_interval():
 
 def test_precision_auto_on_the_cpu(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr("vit.runtime.cpu_multiplies_bf16", lambda: True)
-    assert [choose_precision("auto", cpu, width).name for width in (128, 192, 768)] == ["fp32", "bf16", "bf16"]
-    monkeypatch.setattr("vit.runtime.cpu_multiplies_bf16", lambda: False)
+    monkeypatch.setattr("vit.runtime.precision.cpu_multiplies_bf16", lambda: True)
+    assert [choose_precision("auto", cpu, width).name for width in (128, 192, 768)] == [
+        "fp32",
+        "bf16",
+        "bf16",
+    ]
+    monkeypatch.setattr("vit.runtime.precision.cpu_multiplies_bf16", lambda: False)
     assert choose_precision("auto", cpu, 768).name == "fp32"
     assert choose_precision("fp16", cpu, 768).name == "fp16"
     with choose_precision("bf16", cpu, 8).autocast():

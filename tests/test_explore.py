@@ -14,40 +14,74 @@ import torch
 from conftest import make_pictures
 from PIL import Image
 
-from vit import checkpoint, explore
-from vit.attention import pooled_row, rollout
+from vit.checkpoints.file import write_checkpoint
+from vit.checkpoints.model import build_model
+from vit.data.preprocessing import Preprocessing
 from vit.errors import ConfigError, run
-from vit.model import VisionTransformer
-from vit.transforms import Preprocessing
+from vit.explore import (
+    choose_count,
+    examples_of_files,
+    load_snapshots,
+    main,
+    page,
+    page_bytes,
+    quantise,
+)
+from vit.model.attention_maps import pooled_row, rollout
+from vit.model.vision_transformer import VisionTransformer
 
-SMALL = {"image_size": (16, 24), "patch_size": 8, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "init": "trunc_normal",
-         "init_range": 0.3}
+SMALL = {
+    "image_size": (16, 24),
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_layers": 3,
+    "num_heads": 4,
+    "init": "trunc_normal",
+    "init_range": 0.3,
+}
 CLASSES = ["cat", "</script><b>$& dog {blobs}", "bird"]
-MODELS = [{}, {"num_registers": 2, "pruned_heads": {"1": [0, 2]}},
-          {"global_pool": "mean", "cls_token": False, "position": "rope2d"},
-          {"global_pool": "mean", "num_registers": 1, "num_channels": 1}]
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+MODELS = [
+    {},
+    {"num_registers": 2, "pruned_heads": {"1": [0, 2]}},
+    {"global_pool": "mean", "cls_token": False, "position": "rope2d"},
+    {"global_pool": "mean", "num_registers": 1, "num_channels": 1},
+]
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
 
 
-def write(path: Path, seed: int = 0, kind: str = "best", step: int | None = 100, **changes) -> VisionTransformer:
+def write(
+    path: Path, seed: int = 0, kind: str = "best", step: int | None = 100, **changes
+) -> VisionTransformer:
     """A checkpoint with random weights at path, and its model."""
     torch.manual_seed(seed)
     config = {**SMALL, **changes}
-    model = checkpoint.build_model(config, len(CLASSES)).eval()
+    model = build_model(config, len(CLASSES)).eval()
     tensors = model.state_dict()
     if kind == "last":
-        tensors = {**{f"average/{name}": tensor for name, tensor in tensors.items()},
-                   **{f"model/{name}": torch.zeros_like(tensor) for name, tensor in tensors.items()}}
+        tensors = {
+            **{f"average/{name}": tensor for name, tensor in tensors.items()},
+            **{f"model/{name}": torch.zeros_like(tensor) for name, tensor in tensors.items()},
+        }
     channels = config.get("num_channels", 3)
     preprocessing = Preprocessing((16, 24), channels, (0.5,), (0.25,), None, "bilinear")
-    header = {"kind": kind, "config": {"model": config}, "classes": CLASSES, "preprocessing": preprocessing.plain()}
-    checkpoint.write_checkpoint(path, tensors, header if step is None else {**header, "progress": {"step": step}})
+    header = {
+        "kind": kind,
+        "config": {"model": config},
+        "classes": CLASSES,
+        "preprocessing": preprocessing.to_dict(),
+    }
+    write_checkpoint(
+        path, tensors, header if step is None else {**header, "progress": {"step": step}}
+    )
     model.preprocessing = preprocessing
     return model
 
 
 def command(*arguments) -> int:
-    return run("vit.explore", lambda: explore.main([str(argument) for argument in arguments]))
+    return run("vit.explore", lambda: main([str(argument) for argument in arguments]))
 
 
 def stored(page: str, name: str, dtype: str) -> np.ndarray:
@@ -56,11 +90,16 @@ def stored(page: str, name: str, dtype: str) -> np.ndarray:
 
 
 def described(page: str) -> dict:
-    return json.loads(re.search('<script type="application/json" id="about">(.*?)</script>', page)[1])
+    return json.loads(
+        re.search('<script type="application/json" id="about">(.*?)</script>', page)[1]
+    )
 
 
 def shares(page: str, name: str, tokens: int) -> torch.Tensor:
-    squares = torch.from_numpy(stored(page, name, "uint8").astype(np.float32)).reshape(-1, tokens, tokens) ** 2
+    squares = (
+        torch.from_numpy(stored(page, name, "uint8").astype(np.float32)).reshape(-1, tokens, tokens)
+        ** 2
+    )
     return squares / squares.sum(dim=-1, keepdim=True)
 
 
@@ -78,42 +117,69 @@ def pictures(tmp_path) -> Path:
 def test_quantised_rows_are_near_and_sum_to_one():
     torch.manual_seed(0)
     rows = torch.cat([(torch.randn(50, 197) * spread).softmax(dim=1) for spread in (0, 1, 4, 12)])
-    squares = explore.quantise(rows).double() ** 2
+    squares = quantise(rows).double() ** 2
     found = squares / squares.sum(dim=1, keepdim=True)
     bound = (rows * rows.amax(dim=1, keepdim=True)).sqrt() / 255
     assert ((found - rows).abs() <= 1.5 * bound + 0.01 * rows + 1e-5).all()
     # What one token leaves for the others is still told apart
     sink = torch.tensor([[0.98, 0.0003, 0.0007, 0.019]])
-    squares = explore.quantise(sink).double() ** 2
+    squares = quantise(sink).double() ** 2
     torch.testing.assert_close((squares / squares.sum())[0], sink[0].double(), atol=1e-4, rtol=0.1)
 
 
 @pytest.mark.parametrize("changes", MODELS, ids=str)
 def test_the_page_holds_what_trace_gives(changes, tmp_path, pictures, capsys):
     model = write(tmp_path / "best.safetensors", **changes)
-    assert command(tmp_path / "best.safetensors", "--out", tmp_path / "new" / "page.html", pictures) == 0
+    assert (
+        command(tmp_path / "best.safetensors", "--out", tmp_path / "new" / "page.html", pictures)
+        == 0
+    )
     assert "page.html: 3 images, 0.0 MB" in capsys.readouterr().out
     page = (tmp_path / "new" / "page.html").read_text("utf-8")
     about, prefix = described(page), model.embeddings.num_prefix
-    assert (about["classes"], about["grid"], about["size"], about["layers"]) == (CLASSES, [2, 3], [16, 24], [0, 1, 2])
-    assert about["images"] == [{"name": "a.png", "label": None}, {"name": "0.jpg", "label": 2}, {"name": "0.jpg", "label": 0}]
+    assert (about["classes"], about["grid"], about["size"], about["layers"]) == (
+        CLASSES,
+        [2, 3],
+        [16, 24],
+        [0, 1, 2],
+    )
+    assert about["images"] == [
+        {"name": "a.png", "label": None},
+        {"name": "0.jpg", "label": 2},
+        {"name": "0.jpg", "label": 0},
+    ]
     assert len(about["prefix"]) == prefix
-    files = [pictures / "a.png", pictures / "test" / "bird" / "0.jpg", pictures / "test" / "cat" / "0.jpg"]
+    files = [
+        pictures / "a.png",
+        pictures / "test" / "bird" / "0.jpg",
+        pictures / "test" / "cat" / "0.jpg",
+    ]
     heads = [block.attention.heads for block in model.encoder.blocks]
-    assert about["snapshots"] == [{"file": f"{tmp_path.parent.name}/{tmp_path.name}/best.safetensors", "step": 100,
-                                   "heads": heads}]
+    assert about["snapshots"] == [
+        {
+            "file": f"{tmp_path.parent.name}/{tmp_path.name}/best.safetensors",
+            "step": 100,
+            "heads": heads,
+        }
+    ]
     for number, file in enumerate(files):
         image = model.preprocessing(file)[None]
         with torch.no_grad():
             trace = model.trace(image)
-            expected = torch.cat([torch.cat([layer[0], rollout(trace.attentions[:place + 1])])
-                                  for place, layer in enumerate(trace.attentions)])
+            expected = torch.cat(
+                [
+                    torch.cat([layer[0], rollout(trace.attentions[: place + 1])])
+                    for place, layer in enumerate(trace.attentions)
+                ]
+            )
             off = []
             for place, numbers in enumerate(heads):
                 for head in numbers:
                     off.append(torch.ones(3, 4))
                     off[-1][place, head] = 0
-            chances = torch.cat([trace.logits, *(model.trace(image, mask).logits for mask in off)]).softmax(dim=1)
+            chances = torch.cat(
+                [trace.logits, *(model.trace(image, mask).logits for mask in off)]
+            ).softmax(dim=1)
         found = shares(page, f"maps-0-{number}", prefix + 6)
         torch.testing.assert_close(found, expected, atol=0.006, rtol=0.02)
         torch.testing.assert_close(found.sum(dim=-1), torch.ones(len(expected), prefix + 6))
@@ -130,14 +196,28 @@ def test_the_page_refers_to_nothing_outside(tmp_path, pictures):
     assert command(tmp_path / "best.safetensors", pictures, "--out", tmp_path / "page.html") == 0
     page = (tmp_path / "page.html").read_text("utf-8")
     own = re.sub(r'">[A-Za-z0-9+/=]+</script>', "", page)  # base64 may spell anything
-    assert not re.search(r"https?:|//[a-z]|\b(src|href)\s*=|@import|url\(|fetch\(|import\(|XMLHttp", own)
+    assert not re.search(
+        r"https?:|//[a-z]|\b(src|href)\s*=|@import|url\(|fetch\(|import\(|XMLHttp", own
+    )
     assert "default-src 'none'" in page
 
 
 def test_test_images_of_the_data_set(digits_run, tmp_path, capsys):
     best = digits_run[0] / "checkpoints" / "best.safetensors"
-    assert command(best, "--out", tmp_path / "page.html", "--also", best.with_name("last.safetensors"), "--limit", 5,
-                   "--layers", 1) == 0
+    assert (
+        command(
+            best,
+            "--out",
+            tmp_path / "page.html",
+            "--also",
+            best.with_name("last.safetensors"),
+            "--limit",
+            5,
+            "--layers",
+            1,
+        )
+        == 0
+    )
     about = described(page := (tmp_path / "page.html").read_text("utf-8"))
     assert len({image["label"] for image in about["images"]}) == 5
     assert all(re.fullmatch(r"digits.*, number \d+", image["name"]) for image in about["images"])
@@ -147,8 +227,10 @@ def test_test_images_of_the_data_set(digits_run, tmp_path, capsys):
     assert len(stored(page, "chances-0-4", "<f4")) == (1 + heads) * 10
     assert (tmp_path / "page.html").stat().st_size < 1e6
     # As the test split is shown, so the answers are mostly right
-    right = [stored(page, f"chances-0-{number}", "<f4")[:10].argmax() == image["label"]
-             for number, image in enumerate(about["images"])]
+    right = [
+        stored(page, f"chances-0-{number}", "<f4")[:10].argmax() == image["label"]
+        for number, image in enumerate(about["images"])
+    ]
     assert sum(right) >= 3
 
 
@@ -157,8 +239,17 @@ def test_checkpoints_stand_in_the_order_of_their_steps_and_once(tmp_path, pictur
     write(tmp_path / "last.safetensors", step=300, kind="last")
     write(tmp_path / "previous.safetensors", seed=1, step=200, kind="last")
     pruned = write(tmp_path / "pruned.safetensors", seed=2, step=400, pruned_heads={"0": [1]})
-    assert command(tmp_path / "best.safetensors", pictures, "--out", tmp_path / "page.html", "--also",
-                   *(tmp_path / f"{name}.safetensors" for name in ("pruned", "last", "previous"))) == 0
+    assert (
+        command(
+            tmp_path / "best.safetensors",
+            pictures,
+            "--out",
+            tmp_path / "page.html",
+            "--also",
+            *(tmp_path / f"{name}.safetensors" for name in ("pruned", "last", "previous")),
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert re.search(r"last.safetensors: left out, the same weights as .*best.safetensors", out)
     assert "3 images, 3 checkpoints" in out
@@ -172,43 +263,72 @@ def test_checkpoints_stand_in_the_order_of_their_steps_and_once(tmp_path, pictur
 
 
 def test_large_models_get_fewer_images_or_a_line():
-    assert explore.choose_count(None, int(0.3e6), 1) == 8
-    assert explore.choose_count(None, int(8e6), 1) == 3
-    assert explore.choose_count(None, int(50e6), 1) == 1
-    assert explore.choose_count(20, int(0.3e6), 1) == 20
-    with pytest.raises(ConfigError, match=r"96 MB, more than 60, 12 images at 8.0 MB; give --limit 7 or fewer --also"):
-        explore.choose_count(12, int(8e6), 2)
+    assert choose_count(None, int(0.3e6), 1) == 8
+    assert choose_count(None, int(8e6), 1) == 3
+    assert choose_count(None, int(50e6), 1) == 1
+    assert choose_count(20, int(0.3e6), 1) == 20
+    with pytest.raises(
+        ConfigError,
+        match=r"96 MB, more than 60, 12 images at 8.0 MB; give --limit 7 or fewer --also",
+    ):
+        choose_count(12, int(8e6), 2)
     with pytest.raises(ConfigError, match=r"1 image at 69.0 MB; give fewer --layers$"):
-        explore.choose_count(None, int(69e6), 1)
+        choose_count(None, int(69e6), 1)
 
 
 def test_the_size_is_known_beforehand(tmp_path, pictures):
     write(tmp_path / "best.safetensors", num_registers=2, pruned_heads={"1": [0, 2]})
-    snapshots = explore.load_snapshots([tmp_path / "best.safetensors"])
-    examples = explore.examples_of_files([pictures / "a.png"], snapshots[0].model)
-    one, two = (len(explore.page(snapshots, examples * count, [0, 1, 2], torch.device("cpu"))) for count in (1, 2))
-    assert abs(two - one - explore.page_bytes(snapshots, [0, 1, 2])) < 300  # their names and tags
+    snapshots = load_snapshots([tmp_path / "best.safetensors"])
+    examples = examples_of_files([pictures / "a.png"], snapshots[0].model)
+    one, two = (
+        len(page(snapshots, examples * count, [0, 1, 2], torch.device("cpu"))) for count in (1, 2)
+    )
+    assert abs(two - one - page_bytes(snapshots, [0, 1, 2])) < 300  # their names and tags
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("given", "told"), [
-    ("best.safetensors empty", "empty: no pictures in this folder (looked for .jpg"),
-    ("best.safetensors *.jpg", "*.jpg: no such file or folder"),
-    ("best.safetensors text.jpg", "text.jpg: not a readable picture"),
-    ("best.safetensors good.png --limit 0", "--limit must be a positive number, got 0"),
-    ("best.safetensors good.png --layers 0 3", "--layers 0 3: the model has layers 0 to 2"),
-    ("best.safetensors good.png --out text.jpg/page.html", "--out text.jpg/page.html: can't write there"),
-    ("best.safetensors good.png --out /proc/nowhere.html", "--out /proc/nowhere.html: can't write there"),
-    ("best.safetensors good.png --out empty", "--out empty: give the name of a file that ends in .html"),
-    ("best.safetensors good.png --out best.safetensors", "--out best.safetensors: give the name of a file that ends in .html"),
-    ("nowhere.safetensors good.png", "nowhere.safetensors: no such checkpoint file"),
-    ("best.safetensors good.png --also text.jpg", "text.jpg: not a whole safetensors file"),
-    ("best.safetensors good.png --also other.safetensors", "of another model than best.safetensors (layers: 2 there"),
-    ("best.safetensors good.png --also timeless.safetensors", "timeless.safetensors: its header tells no step"),
-    ("last.safetensors", "last.safetensors: holds the whole state of a run"),  # for test images it takes a best one
-])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("best.safetensors empty", "empty: no pictures in this folder (looked for .jpg"),
+        ("best.safetensors *.jpg", "*.jpg: no such file or folder"),
+        ("best.safetensors text.jpg", "text.jpg: not a readable picture"),
+        ("best.safetensors good.png --limit 0", "--limit must be a positive number, got 0"),
+        ("best.safetensors good.png --layers 0 3", "--layers 0 3: the model has layers 0 to 2"),
+        (
+            "best.safetensors good.png --out text.jpg/page.html",
+            "--out text.jpg/page.html: can't write there",
+        ),
+        (
+            "best.safetensors good.png --out /proc/nowhere.html",
+            "--out /proc/nowhere.html: can't write there",
+        ),
+        (
+            "best.safetensors good.png --out empty",
+            "--out empty: give the name of a file that ends in .html",
+        ),
+        (
+            "best.safetensors good.png --out best.safetensors",
+            "--out best.safetensors: give the name of a file that ends in .html",
+        ),
+        ("nowhere.safetensors good.png", "nowhere.safetensors: no such checkpoint file"),
+        ("best.safetensors good.png --also text.jpg", "text.jpg: not a whole safetensors file"),
+        (
+            "best.safetensors good.png --also other.safetensors",
+            "of another model than best.safetensors (layers: 2 there",
+        ),
+        (
+            "best.safetensors good.png --also timeless.safetensors",
+            "timeless.safetensors: its header tells no step",
+        ),
+        (
+            "last.safetensors",
+            "last.safetensors: holds the whole state of a run",
+        ),  # for test images it takes a best one
+    ],
+)
 def test_a_mistake_is_one_line(tmp_path, capsys, monkeypatch, given, told):
     monkeypatch.chdir(tmp_path)
     write(Path("best.safetensors"))
@@ -294,12 +414,29 @@ function set(id, value) {
 
 def act_in_browser(page: Path, size: str) -> dict:
     """What a headless browser found while ACT was done to the page."""
-    text = page.read_text("utf-8").replace("<head>", f"<head>{LISTEN}").replace("</body>", f"{ACT}</body>")
+    text = (
+        page.read_text("utf-8")
+        .replace("<head>", f"<head>{LISTEN}")
+        .replace("</body>", f"{ACT}</body>")
+    )
     (acted := page.with_name("acted.html")).write_text(text, "utf-8")
-    done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={size}",
-                           f"--user-data-dir={page.parent / 'profile'}", "--enable-logging=stderr",
-                           "--virtual-time-budget=5000", "--dump-dom", acted.as_uri()],
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--window-size={size}",
+            f"--user-data-dir={page.parent / 'profile'}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            acted.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     found = re.search('<output id="results">(.*?)</output>', done.stdout, re.S)
     assert found, done.stderr[-3000:]
     assert "CONSOLE" not in done.stderr, done.stderr[-3000:]
@@ -307,38 +444,70 @@ def act_in_browser(page: Path, size: str) -> dict:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome found")
-@pytest.mark.parametrize(("changes", "size"), [
-    ({}, "1200,900"),
-    ({"global_pool": "mean", "num_registers": 1, "pruned_heads": {"1": [3]}, "num_channels": 1}, "500,800"),
-], ids=["cls", "mean"])
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        ({}, "1200,900"),
+        (
+            {
+                "global_pool": "mean",
+                "num_registers": 1,
+                "pruned_heads": {"1": [3]},
+                "num_channels": 1,
+            },
+            "500,800",
+        ),
+    ],
+    ids=["cls", "mean"],
+)
 def test_a_person_explores_the_page(changes, size, tmp_path, pictures):
     model = write(tmp_path / "best.safetensors", **changes)
     other = write(tmp_path / "previous.safetensors", seed=5, step=50, kind="last", **changes)
-    assert command(tmp_path / "best.safetensors", pictures / "test" / "bird", pictures / "test" / "cat", "--out",
-                   tmp_path / "page.html", "--also", tmp_path / "previous.safetensors") == 0
+    assert (
+        command(
+            tmp_path / "best.safetensors",
+            pictures / "test" / "bird",
+            pictures / "test" / "cat",
+            "--out",
+            tmp_path / "page.html",
+            "--also",
+            tmp_path / "previous.safetensors",
+        )
+        == 0
+    )
     told = act_in_browser(tmp_path / "page.html", size)
     assert told["faults"] == []
     assert told["bold"] == 0  # a class name is no markup
     assert told["overflow"] <= 0
     assert told["colours"] > 20
     results, prefix = told["results"], model.embeddings.num_prefix
-    images = [model.preprocessing(pictures / "test" / name / "0.jpg")[None] for name in ("bird", "cat")]
+    images = [
+        model.preprocessing(pictures / "test" / name / "0.jpg")[None] for name in ("bird", "cat")
+    ]
     with torch.no_grad():
         traces = [model.trace(image) for image in images]
 
     def near(name: str, expected: torch.Tensor) -> None:
-        torch.testing.assert_close(torch.tensor(results[name]["row"]), expected, atol=0.006, rtol=0.02)
+        torch.testing.assert_close(
+            torch.tensor(results[name]["row"]), expected, atol=0.006, rtol=0.02
+        )
 
     def pooled(name: str, matrix: torch.Tensor, of: VisionTransformer = model) -> None:
-        torch.testing.assert_close(torch.tensor(results[name]["row"][prefix:]), pooled_row(matrix, of).flatten(), atol=0.006,
-                                   rtol=0.02)
+        torch.testing.assert_close(
+            torch.tensor(results[name]["row"][prefix:]),
+            pooled_row(matrix, of).flatten(),
+            atol=0.006,
+            rtol=0.02,
+        )
 
     def answers(name: str, mask: torch.Tensor, image: int) -> None:
         """The bars, in order of the probabilities, and the verdict."""
         with torch.no_grad():
             chances = model.trace(images[image], mask).logits.softmax(dim=1)[0]
         assert CLASSES[int(chances.argmax())] in results[name]["verdict"]
-        for bar, label in zip(results[name]["bars"], chances.argsort(descending=True).tolist(), strict=True):
+        for bar, label in zip(
+            results[name]["bars"], chances.argsort(descending=True).tolist(), strict=True
+        ):
             assert bar.startswith(CLASSES[label])
             number = re.search(r"(?:✓)?(?:< )?([\d.]+) %", bar.removeprefix(CLASSES[label]))
             assert abs(float(number[1]) - 100 * chances[label]) < 0.06

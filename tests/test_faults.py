@@ -3,7 +3,9 @@
 import pytest
 from fault_suite import FAULTS, run_fault
 
-SHORT = [name for name in FAULTS if name != "processes"]  # waiting for a process that is silent takes its half minute
+SHORT = [
+    name for name in FAULTS if name != "processes"
+]  # waiting for a process that is silent takes its half minute
 
 
 @pytest.mark.parametrize("name", SHORT)

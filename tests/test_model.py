@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit.explain import WholeSequence, count_macs
-from vit.initialization import whiten_patches
-from vit.model import (
+from vit.model.cost import WholeSequence, count_macs
+from vit.model.initialization import whiten_patches
+from vit.model.positions import patch_grid
+from vit.model.vision_transformer import (
     MLP,
     Attention,
     Block,
@@ -18,24 +19,39 @@ from vit.model import (
     VisionTransformer,
     attend,
 )
-from vit.positions import patch_grid
 
-SMALL = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_classes": 10}
+SMALL = {
+    "image_size": 16,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_classes": 10,
+}
 
 
-@pytest.mark.parametrize(("hidden", "layers", "heads", "patch", "parameters"), [
-    (192, 12, 3, 16, 5_717_416),
-    (384, 12, 6, 16, 22_050_664),
-    (768, 12, 12, 16, 86_567_656),
-    (768, 12, 12, 32, 88_224_232),
-    (1024, 24, 16, 16, 304_326_632),
-    (1024, 24, 16, 32, 306_535_400),
-    (1280, 32, 16, 14, 632_045_800),
-])
+@pytest.mark.parametrize(
+    ("hidden", "layers", "heads", "patch", "parameters"),
+    [
+        (192, 12, 3, 16, 5_717_416),
+        (384, 12, 6, 16, 22_050_664),
+        (768, 12, 12, 16, 86_567_656),
+        (768, 12, 12, 32, 88_224_232),
+        (1024, 24, 16, 16, 304_326_632),
+        (1024, 24, 16, 32, 306_535_400),
+        (1280, 32, 16, 14, 632_045_800),
+    ],
+)
 def test_parameter_counts_are_those_of_the_papers(hidden, layers, heads, patch, parameters):
     with torch.device("meta"):
-        model = VisionTransformer(image_size=224, patch_size=patch, hidden_size=hidden, num_layers=layers, num_heads=heads,
-                                  num_classes=1000)
+        model = VisionTransformer(
+            image_size=224,
+            patch_size=patch,
+            hidden_size=hidden,
+            num_layers=layers,
+            num_heads=heads,
+            num_classes=1000,
+        )
     assert model.num_parameters() == parameters
 
 
@@ -48,7 +64,9 @@ def test_encoder_of_any_depth(layers):
 
 
 def test_shapes_of_the_papers_figure():
-    model = VisionTransformer(image_size=224, patch_size=16, hidden_size=768, num_layers=2, num_heads=12, num_classes=100)
+    model = VisionTransformer(
+        image_size=224, patch_size=16, hidden_size=768, num_layers=2, num_heads=12, num_classes=100
+    )
     images = torch.randn(2, 3, 224, 224)
     assert model.embeddings.patch_embedding(images).shape == (2, 196, 768)
     assert model.embeddings(images).shape == (2, 197, 768)
@@ -56,7 +74,9 @@ def test_shapes_of_the_papers_figure():
     assert model(images).shape == (2, 100)
 
 
-@pytest.mark.parametrize(("image_size", "patch_size"), [(16, 4), ((16, 24), 8), ((16, 24), (4, 6)), ([32, 16], [16, 2])])
+@pytest.mark.parametrize(
+    ("image_size", "patch_size"), [(16, 4), ((16, 24), 8), ((16, 24), (4, 6)), ([32, 16], [16, 2])]
+)
 def test_patch_embedding_is_a_strided_convolution_and_flatten_and_linear(image_size, patch_size):
     embedding = PatchEmbedding(image_size, patch_size, num_channels=3, hidden_size=20)
     images = torch.randn(2, 3, *embedding.image_size)
@@ -65,7 +85,10 @@ def test_patch_embedding_is_a_strided_convolution_and_flatten_and_linear(image_s
     height, width = embedding.patch_size
     flat = F.unfold(images, (height, width), stride=(height, width)).transpose(1, 2)
     linear = nn.Linear(3 * height * width, 20)
-    linear.weight.data, linear.bias.data = embedding.projection.weight.flatten(1), embedding.projection.bias
+    linear.weight.data, linear.bias.data = (
+        embedding.projection.weight.flatten(1),
+        embedding.projection.bias,
+    )
     torch.testing.assert_close(embedding(images), linear(flat))
 
 
@@ -76,23 +99,29 @@ def test_number_of_patches_a_side_instead_of_their_size():
     by_grid = VisionTransformer(**{**SMALL, "patch_size": None, "grid_size": 4})
     torch.manual_seed(0)
     by_size = VisionTransformer(**SMALL)
-    assert all(torch.equal(a, b) for a, b in zip(by_grid.state_dict().values(), by_size.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(by_grid.state_dict().values(), by_size.state_dict().values(), strict=True)
+    )
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    ({"patch_size": 5}, "patch_size 5x5 does not divide image_size 16x16"),
-    ({"patch_size": None, "grid_size": 3}, "grid_size 3x3 does not divide"),
-    ({"patch_size": None}, "patch_size .* or grid_size"),
-    ({"grid_size": 4}, "patch_size .* or grid_size"),
-    ({"patch_size": 0}, "patch_size must be a positive"),
-    ({"image_size": (16, 16, 3)}, "image_size must be"),
-    ({"num_heads": 0}, "num_heads must be positive"),
-    ({"num_heads": 5}, "num_heads must be positive and divide hidden_size 32, got 5"),
-    ({"num_layers": 0}, "num_layers"),
-    ({"activation": "tanh"}, "activation must be one of gelu"),
-    ({"global_pool": "max"}, "global_pool must be cls .* or mean"),
-    ({"init": "zeros"}, "init must be one of jax"),
-])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"patch_size": 5}, "patch_size 5x5 does not divide image_size 16x16"),
+        ({"patch_size": None, "grid_size": 3}, "grid_size 3x3 does not divide"),
+        ({"patch_size": None}, "patch_size .* or grid_size"),
+        ({"grid_size": 4}, "patch_size .* or grid_size"),
+        ({"patch_size": 0}, "patch_size must be a positive"),
+        ({"image_size": (16, 16, 3)}, "image_size must be"),
+        ({"num_heads": 0}, "num_heads must be positive"),
+        ({"num_heads": 5}, "num_heads must be positive and divide hidden_size 32, got 5"),
+        ({"num_layers": 0}, "num_layers"),
+        ({"activation": "tanh"}, "activation must be one of gelu"),
+        ({"global_pool": "max"}, "global_pool must be cls .* or mean"),
+        ({"init": "zeros"}, "init must be one of jax"),
+    ],
+)
 def test_impossible_models_are_refused_by_name(change, told):
     with pytest.raises(ValueError, match=told):
         VisionTransformer(**{**SMALL, **change})
@@ -109,8 +138,12 @@ def test_embeddings_put_the_class_token_first_and_add_positions():
     nn.init.normal_(embeddings.position_embedding)
     images = torch.randn(5, 3, 16, 16)
     out = embeddings(images)
-    torch.testing.assert_close(out[:, 0], (embeddings.cls_token[:, 0] + embeddings.position_embedding[:, 0]).expand(5, -1))
-    torch.testing.assert_close(out[:, 1:], embeddings.patch_embedding(images) + embeddings.position_embedding[:, 1:])
+    torch.testing.assert_close(
+        out[:, 0], (embeddings.cls_token[:, 0] + embeddings.position_embedding[:, 0]).expand(5, -1)
+    )
+    torch.testing.assert_close(
+        out[:, 1:], embeddings.patch_embedding(images) + embeddings.position_embedding[:, 1:]
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -120,7 +153,10 @@ def test_attention_is_torchs_multihead_attention(bias):
     matrices = (attention.query, attention.key, attention.value)
     reference.in_proj_weight.data = torch.cat([m.weight for m in matrices])
     reference.in_proj_bias.data = torch.cat([m.bias for m in matrices]) if bias else torch.zeros(96)
-    reference.out_proj.weight.data, reference.out_proj.bias.data = attention.projection.weight, attention.projection.bias
+    reference.out_proj.weight.data, reference.out_proj.bias.data = (
+        attention.projection.weight,
+        attention.projection.bias,
+    )
     x = torch.randn(2, 9, 32)
     torch.testing.assert_close(attention(x), reference(x, x, x)[0], atol=1e-6, rtol=1e-5)
 
@@ -144,12 +180,19 @@ def test_attention_dropout_acts_in_training_alone():
 
 def test_block_is_torchs_pre_norm_encoder_layer():
     block = Block(32, 4, 64, layer_norm_eps=1e-5)
-    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    layer = nn.TransformerEncoderLayer(
+        32, 4, 64, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
     matrices = (block.attention.query, block.attention.key, block.attention.value)
     layer.self_attn.in_proj_weight.data = torch.cat([m.weight for m in matrices])
     layer.self_attn.in_proj_bias.data = torch.cat([m.bias for m in matrices])
-    for ours, theirs in [(block.attention.projection, layer.self_attn.out_proj), (block.mlp.fc1, layer.linear1),
-                         (block.mlp.fc2, layer.linear2), (block.norm1, layer.norm1), (block.norm2, layer.norm2)]:
+    for ours, theirs in [
+        (block.attention.projection, layer.self_attn.out_proj),
+        (block.mlp.fc1, layer.linear1),
+        (block.mlp.fc2, layer.linear2),
+        (block.norm1, layer.norm1),
+        (block.norm2, layer.norm2),
+    ]:
         theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 9, 32)
     torch.testing.assert_close(block(x), layer(x), atol=1e-6, rtol=1e-5)
@@ -157,8 +200,12 @@ def test_block_is_torchs_pre_norm_encoder_layer():
 
 def test_mlp_activations_are_torchs():
     x = torch.randn(4, 8)
-    for name, function in {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu,
-                           "silu": F.silu}.items():
+    for name, function in {
+        "gelu": F.gelu,
+        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "relu": F.relu,
+        "silu": F.silu,
+    }.items():
         mlp = MLP(8, 16, name)
         torch.testing.assert_close(mlp(x), mlp.fc2(function(mlp.fc1(x))))
 
@@ -178,7 +225,9 @@ def test_initialisation_of_the_authors():
     assert model.head.weight.abs().max() == 0
     assert model.embeddings.cls_token.abs().max() == 0
     assert model.embeddings.position_embedding.std().item() == pytest.approx(0.02, rel=0.1)
-    assert model.embeddings.patch_embedding.projection.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 64), rel=0.02)
+    assert model.embeddings.patch_embedding.projection.weight.std().item() == pytest.approx(
+        1 / math.sqrt(3 * 64), rel=0.02
+    )
     fc1 = model.encoder.blocks[0].mlp.fc1
     bound = math.sqrt(6 / (256 + 1024))
     assert bound * 0.99 < fc1.weight.abs().max() <= bound
@@ -191,12 +240,29 @@ def test_initialisation_of_the_authors():
 def test_local_heads_start_at_each_of_the_nine_places():
     """At the start a head looks most at one patch of the 3 x 3 around its own, whichever that is, and each head at another."""
     torch.manual_seed(0)
-    model = VisionTransformer(image_size=32, patch_size=4, hidden_size=288, num_layers=2, num_heads=9, num_classes=10,
-                              position="rope2d", init="local", cls_token=False, global_pool="mean")
+    model = VisionTransformer(
+        image_size=32,
+        patch_size=4,
+        hidden_size=288,
+        num_layers=2,
+        num_heads=9,
+        num_classes=10,
+        position="rope2d",
+        init="local",
+        cls_token=False,
+        global_pool="mean",
+    )
     for attention in model.trace(torch.randn(16, 3, 32, 32)).attentions:
-        maps = attention.mean(0).detach().reshape(9, 8, 8, 8, 8)  # heads; row and column of who looks, and of what is seen
-        around = torch.stack([maps[:, row, column, row - 2:row + 3, column - 2:column + 3]
-                              for row in range(2, 6) for column in range(2, 6)]).mean(0)  # by the difference of places
+        maps = (
+            attention.mean(0).detach().reshape(9, 8, 8, 8, 8)
+        )  # heads; row and column of who looks, and of what is seen
+        around = torch.stack(
+            [
+                maps[:, row, column, row - 2 : row + 3, column - 2 : column + 3]
+                for row in range(2, 6)
+                for column in range(2, 6)
+            ]
+        ).mean(0)  # by the difference of places
         strongest = around.flatten(1).max(1)
         places = {(int(place) // 5 - 2, int(place) % 5 - 2) for place in strongest.indices}
         assert places == {(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)}
@@ -229,7 +295,9 @@ def test_other_initialisations():
     bound = math.sqrt(6 / (256 + 10))
     assert bound * 0.95 < xavier.head.weight.abs().max() <= bound
     assert xavier.encoder.blocks[0].mlp.fc1.bias.std().item() == pytest.approx(1e-6, rel=0.2)
-    normal = VisionTransformer(**{**SMALL, "hidden_size": 256}, init="trunc_normal", init_range=0.02)
+    normal = VisionTransformer(
+        **{**SMALL, "hidden_size": 256}, init="trunc_normal", init_range=0.02
+    )
     weight = normal.encoder.blocks[1].mlp.fc2.weight
     assert weight.abs().max() <= 0.04
     assert weight.std().item() == pytest.approx(0.02 * 0.8796, rel=0.02)
@@ -237,7 +305,9 @@ def test_other_initialisations():
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("size", [SMALL, {**SMALL, "image_size": (16, 32), "hidden_size": 48, "num_layers": 3}])
+@pytest.mark.parametrize(
+    "size", [SMALL, {**SMALL, "image_size": (16, 32), "hidden_size": 48, "num_layers": 3}]
+)
 def test_macs_are_those_of_all_tokens_and_forward_leaves_out_what_nobody_looks_at(size, pool):
     """Of the last block the class token needs everybody's keys and values, and projection and MLP of its own alone."""
     with torch.device("meta"):
@@ -258,7 +328,10 @@ def test_macs_are_those_of_all_tokens_and_forward_leaves_out_what_nobody_looks_a
 def test_gradients_are_those_of_all_tokens():
     torch.manual_seed(0)
     model = VisionTransformer(**SMALL).double()
-    images, labels = torch.randn(4, 3, *model.embeddings.patch_embedding.image_size).double(), torch.tensor([0, 1, 2, 1])
+    images, labels = (
+        torch.randn(4, 3, *model.embeddings.patch_embedding.image_size).double(),
+        torch.tensor([0, 1, 2, 1]),
+    )
     found = []
     for run in (model, WholeSequence(model)):
         model.zero_grad()

@@ -7,13 +7,21 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from vit.model import VisionTransformer
-from vit.positions import resize_positions, rope2d, rotate, sincos1d, sincos2d
-from vit.resnet import ResNetStem
-from vit.training import draw_drop_path
+from vit.model.positions import resize_positions, rope2d, rotate, sincos1d, sincos2d
+from vit.model.resnet_stem import ResNetStem
+from vit.model.vision_transformer import VisionTransformer
+from vit.training.step import draw_drop_path
 
-SMALL = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "num_classes": 10,
-         "init": "trunc_normal", "init_range": 0.2}
+SMALL = {
+    "image_size": 16,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_layers": 3,
+    "num_heads": 4,
+    "num_classes": 10,
+    "init": "trunc_normal",
+    "init_range": 0.2,
+}
 
 
 def build(**changes):
@@ -29,8 +37,15 @@ def images(count=2, channels=3, height=16, width=16):
 @pytest.mark.parametrize("classes", [100, 1000])
 def test_shapes_from_pixels_to_logits_with_a_pooler(layers, classes):
     with torch.device("meta"):
-        model = VisionTransformer(image_size=224, patch_size=16, hidden_size=768, num_layers=layers, num_heads=12,
-                                  num_classes=classes, representation_size=768)
+        model = VisionTransformer(
+            image_size=224,
+            patch_size=16,
+            hidden_size=768,
+            num_layers=layers,
+            num_heads=12,
+            num_classes=classes,
+            representation_size=768,
+        )
         trace = model.trace(torch.empty(32, 3, 224, 224))
     assert trace.hidden_states[0].shape == (32, 197, 768)
     assert len(trace.hidden_states) == layers + 1
@@ -40,17 +55,31 @@ def test_shapes_from_pixels_to_logits_with_a_pooler(layers, classes):
     assert [attention.shape for attention in trace.attentions] == [(32, 12, 197, 197)] * layers
 
 
-@pytest.mark.parametrize(("stages", "patch", "width", "layers", "heads", "name"), [
-    ([3, 4, 9], 16, 768, 12, 12, "vit_base_r50_s16_224"),
-    ([2, 2, 2, 2], 32, 384, 12, 6, "vit_small_r26_s32_224"),
-    ([3, 4, 6, 3], 32, 1024, 24, 16, "vit_large_r50_s32_224"),
-])
+@pytest.mark.parametrize(
+    ("stages", "patch", "width", "layers", "heads", "name"),
+    [
+        ([3, 4, 9], 16, 768, 12, 12, "vit_base_r50_s16_224"),
+        ([2, 2, 2, 2], 32, 384, 12, 6, "vit_small_r26_s32_224"),
+        ([3, 4, 6, 3], 32, 1024, 24, 16, "vit_large_r50_s32_224"),
+    ],
+)
 def test_hybrids_have_the_parameters_of_timms(stages, patch, width, layers, heads, name):
     with torch.device("meta"):
-        model = VisionTransformer(image_size=224, patch_size=patch, hidden_size=width, num_layers=layers, num_heads=heads,
-                                  num_classes=1000, resnet_stages=stages)
+        model = VisionTransformer(
+            image_size=224,
+            patch_size=patch,
+            hidden_size=width,
+            num_layers=layers,
+            num_heads=heads,
+            num_classes=1000,
+            resnet_stages=stages,
+        )
         reference = timm.create_model(name, num_classes=1000)
-        assert model.embeddings.patch_embedding(torch.empty(1, 3, 224, 224)).shape == (1, (224 // patch) ** 2, width)
+        assert model.embeddings.patch_embedding(torch.empty(1, 3, 224, 224)).shape == (
+            1,
+            (224 // patch) ** 2,
+            width,
+        )
     assert model.num_parameters() == sum(parameter.numel() for parameter in reference.parameters())
     assert model.embeddings.patch_embedding.projection.kernel_size == (1, 1)
 
@@ -62,7 +91,9 @@ def test_standardised_convolutions_ignore_shift_and_scale_of_their_weights(style
     assert expected.shape == (2, 512, 5, 6)
     with torch.no_grad():
         stem.blocks[0].conv2.weight.mul_(3).add_(0.7)
-    torch.testing.assert_close(stem(images(height=33, width=48).double()), expected, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(
+        stem(images(height=33, width=48).double()), expected, rtol=1e-2, atol=1e-3
+    )
 
 
 def test_the_grid_of_a_hybrid_must_fit_its_stride():
@@ -80,7 +111,14 @@ def test_sincos2d_is_the_published_table():
         omega = 10000 ** (-i / 3)
         entry = table[row * 5 + column]
         assert entry[[i, 4 + i, 8 + i, 12 + i]].tolist() == pytest.approx(
-            [np.sin(column * omega), np.cos(column * omega), np.sin(row * omega), np.cos(row * omega)], abs=1e-5)
+            [
+                np.sin(column * omega),
+                np.cos(column * omega),
+                np.sin(row * omega),
+                np.cos(row * omega),
+            ],
+            abs=1e-5,
+        )
 
 
 def test_sincos1d_is_the_transformers_table():
@@ -88,7 +126,9 @@ def test_sincos1d_is_the_transformers_table():
     for place in range(6):
         for i in range(4):
             angle = place / 10000 ** (2 * i / 8)
-            assert table[place, 2 * i:2 * i + 2].tolist() == pytest.approx([np.sin(angle), np.cos(angle)], abs=1e-5)
+            assert table[place, 2 * i : 2 * i + 2].tolist() == pytest.approx(
+                [np.sin(angle), np.cos(angle)], abs=1e-5
+            )
 
 
 def test_rope_makes_attention_depend_on_the_offset_alone():
@@ -96,8 +136,10 @@ def test_rope_makes_attention_depend_on_the_offset_alone():
     query, key = torch.randn(2, 16)
 
     def score(row, column, other_row, other_column):
-        q, k = (rotate(vector.expand(1, 1, 43, 16), rotation)[0, 0, 1 + r * 7 + c]
-                for vector, r, c in ((query, row, column), (key, other_row, other_column)))
+        q, k = (
+            rotate(vector.expand(1, 1, 43, 16), rotation)[0, 0, 1 + r * 7 + c]
+            for vector, r, c in ((query, row, column), (key, other_row, other_column))
+        )
         return float(q @ k)
 
     assert score(0, 0, 2, 3) == pytest.approx(score(3, 2, 5, 5), abs=1e-4)
@@ -115,20 +157,23 @@ def test_only_without_positions_the_order_of_patches_is_nothing(position):
     assert ("embeddings.position_embedding" in model.state_dict()) == (position == "learned")
 
 
-@pytest.mark.parametrize(("changes", "positions", "tokens"), [
-    ({}, 17, 17),
-    ({"cls_position": False}, 16, 17),
-    ({"cls_token": False, "global_pool": "mean"}, 16, 16),
-    ({"num_registers": 4}, 17, 21),
-    ({"num_registers": 4, "cls_token": False, "global_pool": "mean"}, 16, 20),
-])
+@pytest.mark.parametrize(
+    ("changes", "positions", "tokens"),
+    [
+        ({}, 17, 17),
+        ({"cls_position": False}, 16, 17),
+        ({"cls_token": False, "global_pool": "mean"}, 16, 16),
+        ({"num_registers": 4}, 17, 21),
+        ({"num_registers": 4, "cls_token": False, "global_pool": "mean"}, 16, 20),
+    ],
+)
 def test_class_token_registers_and_their_positions(changes, positions, tokens):
     model = build(**changes)
     assert model.embeddings.position_embedding.shape == (1, positions, 32)
     trace = model.trace(images())
     assert trace.sequence.shape == (2, tokens, 32)
     if changes.get("global_pool") == "mean":
-        torch.testing.assert_close(trace.pooled, trace.sequence[:, tokens - 16:].mean(1))
+        torch.testing.assert_close(trace.pooled, trace.sequence[:, tokens - 16 :].mean(1))
     else:
         torch.testing.assert_close(trace.pooled, trace.sequence[:, 0])
 
@@ -155,10 +200,20 @@ def test_linear_resize_keeps_the_corners():
     torch.testing.assert_close(resize_positions(positions, (3, 4), (3, 4), "linear"), positions)
 
 
-VARIANTS = [{}, {"position": "rope2d"}, {"qk_norm": True}, {"layer_scale": 0.1}, {"num_registers": 2},
-            {"representation_size": 24}, {"qkv_bias": False}, {"cls_token": False, "global_pool": "mean"},
-            {"resnet_stages": [1], "patch_size": 4}, {"image_size": (16, 24)}, {"pruned_heads": {0: [1], 2: [0, 3]}},
-            {"activation": "quick_gelu"}]
+VARIANTS = [
+    {},
+    {"position": "rope2d"},
+    {"qk_norm": True},
+    {"layer_scale": 0.1},
+    {"num_registers": 2},
+    {"representation_size": 24},
+    {"qkv_bias": False},
+    {"cls_token": False, "global_pool": "mean"},
+    {"resnet_stages": [1], "patch_size": 4},
+    {"image_size": (16, 24)},
+    {"pruned_heads": {0: [1], 2: [0, 3]}},
+    {"activation": "quick_gelu"},
+]
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
@@ -178,7 +233,12 @@ def test_hidden_states_are_the_blocks_outputs():
     model = build().eval()
     trace = model.trace(images())
     for number, block in enumerate(model.encoder.blocks):
-        torch.testing.assert_close(block(trace.hidden_states[number]), trace.hidden_states[number + 1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            block(trace.hidden_states[number]),
+            trace.hidden_states[number + 1],
+            atol=1e-5,
+            rtol=1e-4,
+        )
     torch.testing.assert_close(model.encoder.norm(trace.hidden_states[-1]), trace.sequence)
 
 
@@ -190,10 +250,14 @@ def test_head_masks():
     torch.testing.assert_close(logits, model(x), atol=1e-5, rtol=1e-4)
     logits.sum().backward()
     assert (ones.grad != 0).all()
-    torch.testing.assert_close(model.trace(x, torch.tensor([1.0, 0, 1, 1])).logits,
-                               model.trace(x, torch.tensor([[1.0, 0, 1, 1]] * 3)).logits)
+    torch.testing.assert_close(
+        model.trace(x, torch.tensor([1.0, 0, 1, 1])).logits,
+        model.trace(x, torch.tensor([[1.0, 0, 1, 1]] * 3)).logits,
+    )
     model.prune_heads({0: [1], 1: [1], 2: [1]})
-    torch.testing.assert_close(model(x), build().eval().trace(x, torch.tensor([1.0, 0, 1, 1])).logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        model(x), build().eval().trace(x, torch.tensor([1.0, 0, 1, 1])).logits, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_drop_path_is_drawn_per_image_and_scaled():
@@ -202,7 +266,9 @@ def test_drop_path_is_drawn_per_image_and_scaled():
     rates = torch.linspace(0, 0.4, 5)
     assert (keep == 0).float().mean((0, 2)).tolist() == pytest.approx(rates.tolist(), abs=0.02)
     for layer, rate in enumerate(rates.tolist()):
-        assert keep[:, layer].unique().tolist() == pytest.approx([0.0, 1 / (1 - rate)] if rate else [1.0])
+        assert keep[:, layer].unique().tolist() == pytest.approx(
+            [0.0, 1 / (1 - rate)] if rate else [1.0]
+        )
     assert torch.equal(keep[:64], draw_drop_path(0.4, 5, 64, seed=1, step=7))
     assert not torch.equal(keep, draw_drop_path(0.4, 5, 4000, seed=1, step=8))
     assert draw_drop_path(0.0, 5, 8, 1, 1) is None
@@ -231,7 +297,9 @@ def test_qk_norm_bounds_the_scores():
     with torch.no_grad():
         model.encoder.blocks[0].attention.query.weight.mul_(1000)
     scaled = model.trace(images()).attentions[0]
-    torch.testing.assert_close(scaled, build(qk_norm=True).eval().trace(images()).attentions[0], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        scaled, build(qk_norm=True).eval().trace(images()).attentions[0], atol=1e-4, rtol=1e-3
+    )
 
 
 def test_patch_dropout_leaves_patches_out_in_training_alone():
@@ -245,12 +313,20 @@ def test_patch_dropout_leaves_patches_out_in_training_alone():
         build(patch_dropout=0.5, position="rope2d")
 
 
-@pytest.mark.parametrize(("name", "place"), [
-    ("embedding_dropout", "embeddings.dropout"), ("projection_dropout", "encoder.blocks.0.attention.dropout"),
-    ("mlp_dropout", "encoder.blocks.0.mlp.dropout"),
-])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("embedding_dropout", "embeddings.dropout"),
+        ("projection_dropout", "encoder.blocks.0.attention.dropout"),
+        ("mlp_dropout", "encoder.blocks.0.mlp.dropout"),
+    ],
+)
 def test_every_dropout_has_its_place(name, place):
-    places = ["embeddings.dropout", "encoder.blocks.0.attention.dropout", "encoder.blocks.0.mlp.dropout"]
+    places = [
+        "embeddings.dropout",
+        "encoder.blocks.0.attention.dropout",
+        "encoder.blocks.0.mlp.dropout",
+    ]
     rates = {other: build(**{name: 0.3}).get_submodule(other).p for other in places}
     assert rates == {other: 0.3 if other == place else 0.0 for other in places}
     assert build(**{name: 0.0}, dropout=0.2).get_submodule(place).p == 0.0

@@ -2,25 +2,61 @@
 
 import pytest
 
-from vit.pace import Clock, Spent, bottleneck
+from vit.runs.timing import Clock, Spent, bottleneck
 
-HERE = {"device": "cpu", "precision": "bf16", "compiled": True, "could_compile": True, "could_bf16": True, "from_files": True,
-        "workers": 2, "cores": 2}
+HERE = {
+    "device": "cpu",
+    "precision": "bf16",
+    "compiled": True,
+    "could_compile": True,
+    "could_bf16": True,
+    "from_files": True,
+    "workers": 2,
+    "cores": 2,
+}
 
 
-@pytest.mark.parametrize(("spent", "mfu", "changes", "told"), [
-    (Spent(data=20, steps=80), 0.4, {"workers": 1}, ["waiting for data (data 20%", "runtime.workers=2"]),
-    (Spent(data=20, steps=80), 0.4, {}, ["waiting for data", "vit.shrink"]),
-    (Spent(data=20, steps=80), 0.4, {"from_files": False}, ["waiting for data", "lighter augment"]),
-    (Spent(steps=50, evaluation=50), 0.4, {}, ["evaluation", "train.eval_every"]),
-    (Spent(steps=90, saving=10), 0.4, {}, ["saving", "train.save_every"]),
-    (Spent(steps=60, first_step=40), 0.4, {}, ["compiling (40 s of 100)", "runtime.compile=false"]),
-    (Spent(steps=60, first_step=40), 0.4, {"compiled": False}, ["computing", "runtime.compile=true"]),
-    (Spent(steps=100), 0.4, {"precision": "fp32"}, ["computing (steps at 40%", "train.precision=bf16"]),
-    (Spent(steps=100), 0.2, {"device": "cuda"}, ["computing", "larger train.batch_size"]),
-    (Spent(steps=100), 0.6, {}, ["computing", "only a smaller model"]),
-    (Spent(), 0.0, {}, ["computing"]),
-])
+@pytest.mark.parametrize(
+    ("spent", "mfu", "changes", "told"),
+    [
+        (
+            Spent(data=20, steps=80),
+            0.4,
+            {"workers": 1},
+            ["waiting for data (data 20%", "runtime.workers=2"],
+        ),
+        (Spent(data=20, steps=80), 0.4, {}, ["waiting for data", "vit.shrink"]),
+        (
+            Spent(data=20, steps=80),
+            0.4,
+            {"from_files": False},
+            ["waiting for data", "lighter augment"],
+        ),
+        (Spent(steps=50, evaluation=50), 0.4, {}, ["evaluation", "train.eval_every"]),
+        (Spent(steps=90, saving=10), 0.4, {}, ["saving", "train.save_every"]),
+        (
+            Spent(steps=60, first_step=40),
+            0.4,
+            {},
+            ["compiling (40 s of 100)", "runtime.compile=false"],
+        ),
+        (
+            Spent(steps=60, first_step=40),
+            0.4,
+            {"compiled": False},
+            ["computing", "runtime.compile=true"],
+        ),
+        (
+            Spent(steps=100),
+            0.4,
+            {"precision": "fp32"},
+            ["computing (steps at 40%", "train.precision=bf16"],
+        ),
+        (Spent(steps=100), 0.2, {"device": "cuda"}, ["computing", "larger train.batch_size"]),
+        (Spent(steps=100), 0.6, {}, ["computing", "only a smaller model"]),
+        (Spent(), 0.0, {}, ["computing"]),
+    ],
+)
 def test_the_bottleneck_is_named_with_what_would_help(spent, mfu, changes, told):
     line = bottleneck(spent, mfu, **{**HERE, **changes})
     assert all(words in line for words in told), line
@@ -29,7 +65,7 @@ def test_the_bottleneck_is_named_with_what_would_help(spent, mfu, changes, told)
 
 def test_saving_is_due_by_steps_or_by_minutes_but_not_where_a_process_begins(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("vit.pace.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("vit.runs.timing.time.monotonic", lambda: now[0])
     clock = Clock(step=6, seconds=30.0)
     assert [step for step in range(6, 13) if clock.save_due(step, 3)] == [9, 12]
     assert not clock.save_due(7, None)
@@ -41,7 +77,7 @@ def test_saving_is_due_by_steps_or_by_minutes_but_not_where_a_process_begins(mon
 
 def test_a_forecast_comes_once_and_without_the_first_step(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("vit.pace.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("vit.runs.timing.time.monotonic", lambda: now[0])
     clock = Clock(step=0, seconds=0.0)
     due = []
     for step in range(1, 8):

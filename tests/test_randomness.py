@@ -12,9 +12,15 @@ def test_mixing_is_splitmix64():
 def test_numbers_depend_on_their_counters_alone():
     together = random_uniform(7, "crop", torch.arange(100)[:, None], torch.arange(3))
     assert together.shape == (100, 3)
-    assert torch.equal(together[40:60], random_uniform(7, "crop", torch.arange(40, 60)[:, None], torch.arange(3)))
+    assert torch.equal(
+        together[40:60], random_uniform(7, "crop", torch.arange(40, 60)[:, None], torch.arange(3))
+    )
     assert torch.equal(together[5, 2], random_uniform(7, "crop", 5, 2))
-    for other in (random_uniform(8, "crop", 5, 2), random_uniform(7, "flip", 5, 2), random_uniform(7, "crop", 2, 5)):
+    for other in (
+        random_uniform(8, "crop", 5, 2),
+        random_uniform(7, "flip", 5, 2),
+        random_uniform(7, "crop", 2, 5),
+    ):
         assert together[5, 2] != other
 
 

@@ -11,20 +11,21 @@ from conftest import TINY, make_pictures, rows, run
 from hydra import compose, initialize_config_dir
 
 from train import train
-from vit import config as conf
-from vit.checkpoint import build_model
-from vit.interrupts import StopRequest
-from vit.optim import build_optimizer, build_schedule
-from vit.run_folder import RunFolder
+from vit.checkpoints.model import build_model
+from vit.config.config import from_composed, register, to_dict, validate
+from vit.runs.folder import RunFolder
+from vit.runtime.signals import StopRequest
+from vit.training.optimizers import build_optimizer
+from vit.training.plan import build_schedule
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
-conf.register()
+register()
 
 
 def composed(experiment, *overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return conf.plain(conf.from_composed(compose("train", [f"experiment={experiment}", *overrides])))
+        return to_dict(from_composed(compose("train", [f"experiment={experiment}", *overrides])))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -32,9 +33,20 @@ def test_every_experiment_takes_a_step(experiment, tmp_path):
     """One real step with the recipe's model made small and its batch cut; everything else as the recipe has it, but noise in
     place of CIFAR. In this process: each of its own would first spend seconds on importing."""
     plain = composed(experiment, *(["data.root=x"] if "folder" in experiment else []))
-    small = ["train.steps=1", "train.batch_size=6", "model.num_layers=2", "model.hidden_size=48", "model.num_heads=3",
-             "runtime.compile=false", "runtime.device=cpu", "runtime.workers=0", "runtime.threads=1", "train.precision=fp32",
-             "schedule.warmup=0", "data.limit=12"]
+    small = [
+        "train.steps=1",
+        "train.batch_size=6",
+        "model.num_layers=2",
+        "model.hidden_size=48",
+        "model.num_heads=3",
+        "runtime.compile=false",
+        "runtime.device=cpu",
+        "runtime.workers=0",
+        "runtime.threads=1",
+        "train.precision=fp32",
+        "schedule.warmup=0",
+        "data.limit=12",
+    ]
     if plain["model"]["representation_size"]:
         small.append("model.representation_size=48")
     if plain["schedule"]["cooldown"]:
@@ -45,8 +57,8 @@ def test_every_experiment_takes_a_step(experiment, tmp_path):
         small.append(f"data.root={make_pictures(tmp_path / 'pictures', {'train': 20, 'val': 6})}")
         small.append("data.val_fraction=0.2")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = conf.from_composed(compose("train", [f"experiment={experiment}", *small]))
-    conf.validate(config)
+        config = from_composed(compose("train", [f"experiment={experiment}", *small]))
+    validate(config)
     with RunFolder(tmp_path / "run").outcome() as folder:
         train(config, folder, StopRequest(), [], [])
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -59,24 +71,39 @@ def test_big_visions_learning_rate_and_decay(epochs, steps):
     """configs/vit_s16_i1k.py: lr 0.001, a warmup of 10,000 steps, cosine to 0; wd 0.0001 that follows the schedule's factor but
     not the rate itself: what a step takes off a weight is 0.0001 · factor."""
     plain = composed(f"imagenet_vit_s16_{epochs}ep")
-    per_epoch = 1_281_167 * (1 - plain["data"]["val_fraction"]) / plain["train"]["batch_size"]  # train[:99%]
+    per_epoch = (
+        1_281_167 * (1 - plain["data"]["val_fraction"]) / plain["train"]["batch_size"]
+    )  # train[:99%]
     total = round(plain["train"]["epochs"] * per_epoch)
     assert total == steps
     schedule = build_schedule(**plain["schedule"], total_steps=total, steps_per_epoch=per_epoch)
     with torch.device("meta"):
         model = build_model(plain["model"], 1000)
-    groups = {group["name"]: group for group in build_optimizer(model, **plain["optimizer"]).param_groups}
+    groups = {
+        group["name"]: group for group in build_optimizer(model, **plain["optimizer"]).param_groups
+    }
     for step in (0, 1, 5_000, 10_000, 11_000, total // 2, total - 1):
-        published = min(1.0, step / 10_000) * (1.0 if step < 10_000 else
-                                               0.5 * (1 + math.cos(math.pi * (step - 10_000) / (total - 10_000))))
+        published = min(1.0, step / 10_000) * (
+            1.0
+            if step < 10_000
+            else 0.5 * (1 + math.cos(math.pi * (step - 10_000) / (total - 10_000)))
+        )
         rate = groups["decay"]["initial_lr"] * schedule(step)
         assert rate == pytest.approx(0.001 * published, abs=1e-12)
-        assert rate * groups["decay"]["weight_decay"] == pytest.approx(0.0001 * published, abs=1e-12)
+        assert rate * groups["decay"]["weight_decay"] == pytest.approx(
+            0.0001 * published, abs=1e-12
+        )
     assert groups["no_decay"]["weight_decay"] == 0
     decayed = set(groups["decay"]["params"])
     assert {name for name, parameter in model.named_parameters() if parameter in decayed} == {
-        name for name, parameter in model.named_parameters() if name.endswith("weight") and "norm" not in name}
-    assert sum(parameter.numel() for parameter in model.parameters()) == 22_050_664 - 197 * 384 - 384 + 384 * 385
+        name
+        for name, parameter in model.named_parameters()
+        if name.endswith("weight") and "norm" not in name
+    }
+    assert (
+        sum(parameter.numel() for parameter in model.parameters())
+        == 22_050_664 - 197 * 384 - 384 + 384 * 385
+    )
 
 
 def test_deit3s_learning_rate():
@@ -84,7 +111,9 @@ def test_deit3s_learning_rate():
     plain = composed("imagenet_vit_b16")
     assert plain["data"]["val_fraction"] == 0
     per_epoch = 1_281_167 / 2048
-    schedule = build_schedule(**plain["schedule"], total_steps=round(800 * per_epoch), steps_per_epoch=per_epoch)
+    schedule = build_schedule(
+        **plain["schedule"], total_steps=round(800 * per_epoch), steps_per_epoch=per_epoch
+    )
     assert plain["train"]["batch_size"] == 2048
     assert 0.003 * schedule(round(2.5 * per_epoch)) == pytest.approx(0.0015, rel=1e-3)
     assert 0.003 * schedule(round(5 * per_epoch)) == pytest.approx(0.003)
@@ -96,14 +125,31 @@ def test_deit3s_learning_rate():
 
 def test_recipes_are_run_in_pieces_into_one_table(tmp_path):
     """benchmarks/recipes.py in miniature: stopped by its time, gone on with, then nothing left to do."""
+
     def piece(minutes):
-        return run("benchmarks/recipes.py", "digits", "--seeds", "2", "--out", str(tmp_path), "--minutes", str(minutes), "--",
-                   *TINY[1:], "train.epochs=2", "runtime.threads=1", cwd=tmp_path)
+        return run(
+            "benchmarks/recipes.py",
+            "digits",
+            "--seeds",
+            "2",
+            "--out",
+            str(tmp_path),
+            "--minutes",
+            str(minutes),
+            "--",
+            *TINY[1:],
+            "train.epochs=2",
+            "runtime.threads=1",
+            cwd=tmp_path,
+        )
 
     assert piece(0.001).returncode == 75
     done = piece(5)
     assert done.returncode == 0, done.stdout + done.stderr
-    results = [json.loads((tmp_path / "digits" / f"seed_{seed}" / "result.json").read_text()) for seed in (0, 1)]
+    results = [
+        json.loads((tmp_path / "digits" / f"seed_{seed}" / "result.json").read_text())
+        for seed in (0, 1)
+    ]
     mean = 50 * (results[0]["test_top1"] + results[1]["test_top1"])
     assert re.search(rf"\| digits \| 2 \| \d+\.\d\d ± \d+\.\d\d \| {mean:.2f} ± ", done.stdout)
     again = piece(5)

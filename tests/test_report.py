@@ -16,24 +16,50 @@ from sklearn import metrics as sk
 from sklearn.neighbors import KNeighborsClassifier
 
 from evaluate import measure
-from vit import metrics
-from vit.checkpoint import read_checkpoint
-from vit.config import Config, DataConfig, EvaluateConfig, ModelConfig, Split, TrainingConfig
-from vit.corruptions import SEVERITIES, corrupt
-from vit.data import ImageData, Images
+from vit.checkpoints.file import read_checkpoint
+from vit.config.config import Config, EvaluateConfig, Split
+from vit.config.data import DataConfig
+from vit.config.model import ModelConfig
+from vit.config.train import TrainingConfig
+from vit.data.preprocessing import Preprocessing
+from vit.data.splits import ImageData, Images
 from vit.errors import CheckpointError, ConfigError
-from vit.findings import HeldOut, calibration, check_possible, measure_neighbours, recorded, small_pictures
-from vit.model import VisionTransformer
-from vit.report import LIGHT, Measured, draw_confusion, filter_components, position_similarity, read_rows, write_report
-from vit.restore import Restored
-from vit.runtime import Precision
-from vit.transforms import Preprocessing
+from vit.evaluation.corruptions import SEVERITIES, corrupt
+from vit.evaluation.measurements import (
+    HeldOut,
+    Measured,
+    calibration,
+    check_possible,
+    measure_neighbours,
+    recorded,
+    small_pictures,
+)
+from vit.evaluation.metrics import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    confusion_matrix,
+    fit_temperature,
+    likelihood_slope,
+    most_confused,
+    nearest_neighbours,
+    negative_log_likelihood,
+    per_class,
+    reliability,
+    top_k,
+)
+from vit.evaluation.restore import Restored
+from vit.model.vision_transformer import VisionTransformer
+from vit.report.drawings import LIGHT, draw_confusion, filter_components, position_similarity
+from vit.report.page import read_rows, write_report
+from vit.runtime.precision import Precision
 
 CPU = torch.device("cpu")
 SMALL = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_layers": 2, "num_heads": 2}
 
 
-def sample(n: int = 2000, classes: int = 7, scale: float = 2.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(
+    n: int = 2000, classes: int = 7, scale: float = 2.0, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels drawn from their softmax: calibrated at temperature 1."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(n, classes, generator=generator) * scale
@@ -47,27 +73,37 @@ def test_metrics_are_scikit_learns():
     logits, labels = sample()
     labels[labels == 3] = 4  # a class without samples, which is still predicted
     predicted = logits.argmax(1)
-    confusion = metrics.confusion_matrix(predicted, labels, 7)
+    confusion = confusion_matrix(predicted, labels, 7)
     assert (confusion.numpy() == sk.confusion_matrix(labels, predicted, labels=range(7))).all()
-    each = metrics.per_class(confusion)
+    each = per_class(confusion)
     theirs = sk.precision_recall_fscore_support(labels, predicted, labels=range(7), zero_division=0)
-    for ours, values in zip((each.precision, each.recall, each.f1, each.support), theirs, strict=True):
-        assert torch.allclose(ours.double(), torch.as_tensor(values, dtype=torch.float64), atol=1e-12)
+    for ours, values in zip(
+        (each.precision, each.recall, each.f1, each.support), theirs, strict=True
+    ):
+        assert torch.allclose(
+            ours.double(), torch.as_tensor(values, dtype=torch.float64), atol=1e-12
+        )
     present = [label for label in range(7) if label != 3]
-    assert each.macro_f1() == pytest.approx(sk.f1_score(labels, predicted, labels=present, average="macro"), abs=1e-12)
+    assert each.macro_f1() == pytest.approx(
+        sk.f1_score(labels, predicted, labels=present, average="macro"), abs=1e-12
+    )
     for k in (1, 3, 5):
-        assert metrics.top_k(logits, labels, k) == pytest.approx(sk.top_k_accuracy_score(labels, logits, k=k, labels=range(7)))
-    assert metrics.top_k(logits, labels, 50) == 1.0
-    assert metrics.negative_log_likelihood(logits, labels) == pytest.approx(
-        sk.log_loss(labels, logits.double().softmax(1).numpy(), labels=range(7)), rel=1e-12)
-    assert metrics.negative_log_likelihood(logits, labels, 3.0) == pytest.approx(
-        sk.log_loss(labels, (logits.double() / 3).softmax(1).numpy(), labels=range(7)), rel=1e-12)
+        assert top_k(logits, labels, k) == pytest.approx(
+            sk.top_k_accuracy_score(labels, logits, k=k, labels=range(7))
+        )
+    assert top_k(logits, labels, 50) == 1.0
+    assert negative_log_likelihood(logits, labels) == pytest.approx(
+        sk.log_loss(labels, logits.double().softmax(1).numpy(), labels=range(7)), rel=1e-12
+    )
+    assert negative_log_likelihood(logits, labels, 3.0) == pytest.approx(
+        sk.log_loss(labels, (logits.double() / 3).softmax(1).numpy(), labels=range(7)), rel=1e-12
+    )
 
 
 def test_most_confused():
     confusion = torch.tensor([[9, 2, 0], [5, 1, 0], [0, 2, 3]])
-    assert metrics.most_confused(confusion, 10) == [(1, 0, 5), (0, 1, 2), (2, 1, 2)]
-    assert metrics.most_confused(confusion, 1) == [(1, 0, 5)]
+    assert most_confused(confusion, 10) == [(1, 0, 5), (0, 1, 2), (2, 1, 2)]
+    assert most_confused(confusion, 1) == [(1, 0, 5)]
 
 
 @pytest.mark.parametrize(("n", "scale", "bins"), [(5000, 2.0, 15), (10, 0.1, 15), (777, 30.0, 4)])
@@ -82,7 +118,7 @@ def test_ece_is_that_of_a_plain_loop(n, scale, bins):
             right = sum(int(chances[i].argmax()) == int(labels[i]) for i in inside) / len(inside)
             confidence = sum(max(chances[i].tolist()) for i in inside) / len(inside)
             total += len(inside) / n * abs(right - confidence)
-    found = metrics.reliability(logits, labels, bins)
+    found = reliability(logits, labels, bins)
     assert found.expected_calibration_error() == pytest.approx(total, abs=1e-9)
     assert found.count.sum() == n
 
@@ -91,29 +127,37 @@ def test_ece_is_that_of_a_plain_loop(n, scale, bins):
 def test_the_temperature_is_the_likelihoods_minimum(scale):
     """Calibrated logits times a number need that number as temperature; SciPy finds the same minimum."""
     logits, labels = sample(20000)
-    temperature = metrics.fit_temperature(logits * scale, labels)
+    temperature = fit_temperature(logits * scale, labels)
     assert temperature == pytest.approx(scale, rel=0.04)
-    slope, _ = metrics.likelihood_slope(logits * scale, labels, 1 / temperature)
+    slope, _ = likelihood_slope(logits * scale, labels, 1 / temperature)
     assert abs(slope / scale) < 1e-8
-    found = minimize_scalar(lambda beta: metrics.negative_log_likelihood(logits, labels, 1 / beta), (0.5, 1.5))
+    found = minimize_scalar(
+        lambda beta: negative_log_likelihood(logits, labels, 1 / beta), (0.5, 1.5)
+    )
     assert temperature == pytest.approx(scale / found.x, rel=1e-4)
 
 
 def test_a_temperature_without_minimum_stays_finite():
     logits = torch.eye(4) * 3
-    assert metrics.MIN_TEMPERATURE <= metrics.fit_temperature(logits, torch.arange(4)) < 0.1
-    assert metrics.fit_temperature(logits, torch.tensor([1, 2, 3, 0])) == pytest.approx(metrics.MAX_TEMPERATURE, rel=1e-3)
-    assert metrics.fit_temperature(torch.zeros(4, 4), torch.arange(4)) == 1.0
+    assert MIN_TEMPERATURE <= fit_temperature(logits, torch.arange(4)) < 0.1
+    assert fit_temperature(logits, torch.tensor([1, 2, 3, 0])) == pytest.approx(
+        MAX_TEMPERATURE, rel=1e-3
+    )
+    assert fit_temperature(torch.zeros(4, 4), torch.arange(4)) == 1.0
 
 
 def test_neighbours_are_scikit_learns():
     generator = torch.Generator().manual_seed(0)
     bank, labels = torch.randn(500, 6, generator=generator), torch.arange(500) % 4
     features = torch.randn(300, 6, generator=generator)
-    theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda far: torch.tensor(-far / 0.07).exp().numpy())
+    theirs = KNeighborsClassifier(
+        20, metric="cosine", weights=lambda far: torch.tensor(-far / 0.07).exp().numpy()
+    )
     theirs = theirs.fit(bank, labels).predict(features)
-    assert (metrics.nearest_neighbours(features, bank, labels, 4).numpy() == theirs).all()
-    assert metrics.nearest_neighbours(features[:1], features[:1], torch.tensor([2]), 4).tolist() == [2]  # a bank of one
+    assert (nearest_neighbours(features, bank, labels, 4).numpy() == theirs).all()
+    assert nearest_neighbours(features[:1], features[:1], torch.tensor([2]), 4).tolist() == [
+        2
+    ]  # a bank of one
 
 
 # --- corruptions -----------------------------------------------------------------------------------------------------
@@ -123,7 +167,9 @@ def test_neighbours_are_scikit_learns():
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (3, 20, 12)])
 def test_corruptions_rise_and_repeat(kind, shape):
     generator = torch.Generator().manual_seed(0)
-    smooth = torch.nn.functional.interpolate(torch.rand(300, shape[0], 5, 5, generator=generator), shape[1:], mode="bicubic")
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(300, shape[0], 5, 5, generator=generator), shape[1:], mode="bicubic"
+    )
     pixels = (smooth.clamp(0, 1) * 200 + 20).to(torch.uint8)
     worse = [corrupt(pixels, kind, severity) for severity in range(1, 6)]
     errors = [(each.float() - pixels.float()).square().mean().sqrt().item() for each in worse]
@@ -148,27 +194,55 @@ def restored(classes: list[str], count: int, **changes) -> Restored:
     torch.manual_seed(0)
     model = VisionTransformer(num_classes=len(classes), **{**SMALL, **changes}).eval()
     patches = model.embeddings.patch_embedding
-    model.preprocessing = Preprocessing(patches.image_size, patches.num_channels, (0.5,), (0.25,), None, "bilinear")
-    splits = [Images(f"noise {name}", torch.arange(count) % len(classes),
-                     torch.randint(0, 256, (count, patches.num_channels, *patches.image_size), dtype=torch.uint8))
-              for name in ("train", "val", "test")]
-    config = Config(model=ModelConfig(name="tiny"), data=DataConfig(), train=TrainingConfig(batch_size=64))
-    return Restored(model, {"classes": classes}, config, ImageData(classes, *splits), Precision("fp32", CPU))
+    model.preprocessing = Preprocessing(
+        patches.image_size, patches.num_channels, (0.5,), (0.25,), None, "bilinear"
+    )
+    splits = [
+        Images(
+            f"noise {name}",
+            torch.arange(count) % len(classes),
+            torch.randint(
+                0, 256, (count, patches.num_channels, *patches.image_size), dtype=torch.uint8
+            ),
+        )
+        for name in ("train", "val", "test")
+    ]
+    config = Config(
+        model=ModelConfig(name="tiny"), data=DataConfig(), train=TrainingConfig(batch_size=64)
+    )
+    return Restored(
+        model, {"classes": classes}, config, ImageData(classes, *splits), Precision("fp32", CPU)
+    )
 
 
-def write(folder: Path, held: Restored, logits: torch.Tensor, held_out: bool = True, run: Path | None = None) -> str:
+def write(
+    folder: Path,
+    held: Restored,
+    logits: torch.Tensor,
+    held_out: bool = True,
+    run: Path | None = None,
+) -> str:
     images = held.data.test
     fitted = HeldOut(logits.flip(0), images.labels.flip(0), images, False) if held_out else None
-    found = {"split": "test", "images_per_second": 1.0, "top1": metrics.top_k(logits, images.labels, 1),
-             "top5": metrics.top_k(logits, images.labels, 5), **calibration(logits, images.labels, fitted, Path("x"))}
+    found = {
+        "split": "test",
+        "images_per_second": 1.0,
+        "top1": top_k(logits, images.labels, 1),
+        "top5": top_k(logits, images.labels, 5),
+        **calibration(logits, images.labels, fitted, Path("x")),
+    }
     folder.mkdir()
-    page = write_report(folder, Measured(Path("x.safetensors"), run, held, images, logits, fitted, found))
+    page = write_report(
+        folder, Measured(Path("x.safetensors"), run, held, images, logits, fitted, found)
+    )
     return page.read_text()
 
 
 def check_self_contained(text: str) -> None:
     """No reference leaves the page: every address is data, no script, no link, no import, and all tags are closed."""
-    assert not re.search(r"https?:|//[a-z]|<script|<link|@import|url\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text))
+    assert not re.search(
+        r"https?:|//[a-z]|<script|<link|@import|url\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
+    )
     addresses = re.findall(r"(?:src|srcset|href)\s*=\s*['\"]?([^'\" >]{0,40})", text)
     assert addresses
     assert all(address.startswith("data:image/png;base64,") for address in addresses)
@@ -194,17 +268,32 @@ def test_a_thousand_classes_take_seconds(tmp_path):
 def test_no_sample_is_lost_where_classes_share_a_cell(classes, cells):
     confusion = torch.eye(classes, dtype=torch.long) * 3
     confusion[-1, 0] = 1
-    drawn = draw_confusion(LIGHT, confusion, [str(label) for label in range(classes)]).axes[0].images[0].get_array()
+    drawn = (
+        draw_confusion(LIGHT, confusion, [str(label) for label in range(classes)])
+        .axes[0]
+        .images[0]
+        .get_array()
+    )
     assert drawn.shape == (cells, cells)
     assert drawn[-1, 0] == pytest.approx(0.25)
     assert drawn.sum() == pytest.approx(cells)
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"global_pool": "mean", "cls_token": False, "position": "rope2d", "num_channels": 1}, "positions of this model are not"),
-    ({"num_registers": 2, "image_size": [8, 16], "patch_size": [4, 8]}, "place, from"),
-    ({"image_size": 32, "patch_size": 16, "resnet_stages": [1, 1], "position": "none"}, "this is a hybrid"),
-], ids=["mean_rope_grey", "registers_rectangle", "hybrid"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"global_pool": "mean", "cls_token": False, "position": "rope2d", "num_channels": 1},
+            "positions of this model are not",
+        ),
+        ({"num_registers": 2, "image_size": [8, 16], "patch_size": [4, 8]}, "place, from"),
+        (
+            {"image_size": 32, "patch_size": 16, "resnet_stages": [1, 1], "position": "none"},
+            "this is a hybrid",
+        ),
+    ],
+    ids=["mean_rope_grey", "registers_rectangle", "hybrid"],
+)
 def test_pages_of_other_models(tmp_path, changes, said):
     held = restored(["a$b$", "猫"], 20, **changes)
     with recorded(held.model, logits=True, features=False) as record:
@@ -226,7 +315,9 @@ def test_a_faultless_model_and_one_image(tmp_path):
 
 def test_logits_that_are_not_finite_are_told():
     with pytest.raises(CheckpointError, match="not finite"):
-        calibration(torch.tensor([[math.nan, 0.0]]), torch.tensor([0]), None, Path("best.safetensors"))
+        calibration(
+            torch.tensor([[math.nan, 0.0]]), torch.tensor([0]), None, Path("best.safetensors")
+        )
 
 
 def test_the_record_is_the_models_outputs_in_order():
@@ -238,13 +329,15 @@ def test_the_record_is_the_models_outputs_in_order():
         trace = held.model.trace(inputs)
     assert torch.allclose(record.logits, trace.logits, atol=1e-5)
     assert torch.allclose(record.features, trace.pooled, atol=1e-5)
-    assert metrics.top_k(record.logits, held.data.test.labels, 1) == measured["top1"]
+    assert top_k(record.logits, held.data.test.labels, 1) == measured["top1"]
     assert not held.model._forward_hooks
     assert not held.model.head._forward_pre_hooks
     same = restored(["a", "b"], 150)
     with recorded(same.model, logits=False, features=True) as bank:
         same.measure(same.model, "train", 0)
-    assert measure_neighbours(same, bank.features, same.data.train.labels, 0)["knn_top1"] > 0.6  # each finds itself
+    assert (
+        measure_neighbours(same, bank.features, same.data.train.labels, 0)["knn_top1"] > 0.6
+    )  # each finds itself
 
 
 def test_filters_and_positions():
@@ -260,7 +353,9 @@ def test_filters_and_positions():
 
 
 def test_half_a_line_of_metrics_is_skipped(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 2.0}\n[1]\n{"step": 2, "spl')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "split": "train", "loss": 2.0}\n[1]\n{"step": 2, "spl'
+    )
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1]
     (tmp_path / "result.json").write_text("[")
     held = restored(["a", "b"], 4)
@@ -279,11 +374,22 @@ def told(done) -> str:
 def test_a_real_run(digits_run, tmp_path):
     folder, _ = digits_run
     checkpoint = f"checkpoint={folder}/checkpoints/best.safetensors"
-    done = run("evaluate.py", checkpoint, "report=true", "knn=true", "corruptions=true", "out=out", cwd=tmp_path)
+    done = run(
+        "evaluate.py",
+        checkpoint,
+        "report=true",
+        "knn=true",
+        "corruptions=true",
+        "out=out",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     result = json.loads((folder / "result.json").read_text())
-    assert (found["top1"], found["loss"]) == (result["test_top1"], result["test_loss"])  # as without these options
+    assert (found["top1"], found["loss"]) == (
+        result["test_top1"],
+        result["test_loss"],
+    )  # as without these options
     assert found["nll"] == pytest.approx(found["loss"], rel=1e-6)
     assert 0 < found["ece"] < 1
     assert found["nll_at_temperature"] < found["nll"] + 0.05
@@ -292,18 +398,42 @@ def test_a_real_run(digits_run, tmp_path):
     assert 0.1 < found["corruptions_top1"] < found["top1"] + 0.02
     text = (tmp_path / "out" / "report" / "index.html").read_text()
     check_self_contained(text)
-    for part in ("Confusion", "Calibration", "Corruptions", "Most confident mistakes", "Least confident hits", "Attention",
-                 "Patch filters", "place, from", "learning curves", "training speed", "optimizer.lr", "20-NN"):
+    for part in (
+        "Confusion",
+        "Calibration",
+        "Corruptions",
+        "Most confident mistakes",
+        "Least confident hits",
+        "Attention",
+        "Patch filters",
+        "place, from",
+        "learning curves",
+        "training speed",
+        "optimizer.lr",
+        "20-NN",
+    ):
         assert part in text
     names = {path.name for path in (tmp_path / "out" / "report").iterdir()}
-    assert {"confusion.png", "confusion_dark.png", "calibration.png", "curves.png", "filters.png", "positions.png"} <= names
+    assert {
+        "confusion.png",
+        "confusion_dark.png",
+        "calibration.png",
+        "curves.png",
+        "filters.png",
+        "positions.png",
+    } <= names
     assert f"report: {Path('out') / 'report' / 'index.html'}" in done.stdout
 
 
 def test_weights_without_a_run_and_the_validation_split(digits_run, tmp_path):
     path = digits_run[0] / "checkpoints" / "best.safetensors"
     data = read_checkpoint(path)[1]["config"]["data"] | {"limit": 20}
-    told = measure(EvaluateConfig(pretrained=str(path), data=data, split=Split.val, report=True, out=str(tmp_path)), [])
+    told = measure(
+        EvaluateConfig(
+            pretrained=str(path), data=data, split=Split.val, report=True, out=str(tmp_path)
+        ),
+        [],
+    )
     assert "report_val" in told
     text = (tmp_path / "report_val" / "index.html").read_text()
     for part in ("came without one", "no metrics.jsonl", "these figures flatter"):
@@ -313,7 +443,10 @@ def test_weights_without_a_run_and_the_validation_split(digits_run, tmp_path):
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(digits_run, tmp_path):
     (tmp_path / "file").write_text("")
     checkpoint = str(digits_run[0] / "checkpoints" / "best.safetensors")
-    with pytest.raises(ConfigError, match=r"file/report: can't write there \(Not a directory\); choose .* out=FOLDER$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"file/report: can't write there \(Not a directory\); choose .* out=FOLDER$",
+    ):
         measure(EvaluateConfig(checkpoint=checkpoint, report=True, out=str(tmp_path / "file")), [])
 
 
@@ -334,7 +467,9 @@ def test_pictures_from_files_are_corrupted_as_the_model_sees_them(tmp_path):
     make_pictures(tmp_path, {"test": 2})
     held = restored(["cat", "dog"], 4, image_size=16)
     paths = sorted((tmp_path / "test").rglob("*.jpg"))
-    files = Images("files", torch.tensor([0, 0, 1, 1]), paths=np.array([str(path).encode() for path in paths]))
+    files = Images(
+        "files", torch.tensor([0, 0, 1, 1]), paths=np.array([str(path).encode() for path in paths])
+    )
     small = small_pictures(held, files, 0)
     assert small.pixels.shape == (4, 3, 16, 16)
     inputs = torch.stack([held.model.preprocessing(path) for path in paths])

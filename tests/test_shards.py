@@ -8,30 +8,57 @@ import pytest
 import torch
 from conftest import make_pictures, train
 
-from vit.data import load_data
+from vit.data.datasets import load_data
+from vit.data.image_files import open_image
 from vit.errors import ConfigError, DataError
 from vit.shards import main
-from vit.transforms import open_image
 
 CPU = torch.device("cpu")
 
 
 def load(root):
-    return load_data(name="shards", root=str(root), val_fraction=0.2, test_fraction=0.2, limit=None, image_size=(16, 16),
-                     num_channels=3, num_classes=None, num_images=None, device=CPU)
+    return load_data(
+        name="shards",
+        root=str(root),
+        val_fraction=0.2,
+        test_fraction=0.2,
+        limit=None,
+        image_size=(16, 16),
+        num_channels=3,
+        num_classes=None,
+        num_images=None,
+        device=CPU,
+    )
 
 
 def write(tmp_path, *arguments, splits=None):
     make_pictures(tmp_path / "in", splits or {"train": 10, "val": 3, "test": 4})
-    main([str(tmp_path / "in"), str(tmp_path / "out"), "--per-shard", "8", "--workers", "1", *arguments])
+    main(
+        [
+            str(tmp_path / "in"),
+            str(tmp_path / "out"),
+            "--per-shard",
+            "8",
+            "--workers",
+            "1",
+            *arguments,
+        ]
+    )
     return tmp_path / "out"
 
 
 def test_every_picture_is_found_again_with_its_class(tmp_path):
     data = load(write(tmp_path))
-    assert (data.classes, len(data.train), len(data.val), len(data.test)) == (["cat", "dog"], 20, 6, 8)
+    assert (data.classes, len(data.train), len(data.val), len(data.test)) == (
+        ["cat", "dog"],
+        20,
+        6,
+        8,
+    )
     assert len(list((tmp_path / "out").glob("train-*.tar"))) == 3
-    wanted = {(path.read_bytes(), path.parent.name) for path in (tmp_path / "in" / "train").rglob("*.jpg")}
+    wanted = {
+        (path.read_bytes(), path.parent.name) for path in (tmp_path / "in" / "train").rglob("*.jpg")
+    }
     found = set()
     for place, label in zip(data.train.paths.tolist(), data.train.labels.tolist(), strict=True):
         shard, _, where = place.decode().rpartition("!")
@@ -66,9 +93,19 @@ def test_training_from_shards_is_training_from_files(tmp_path):
     out = write(tmp_path, splits={"train": 40})
     losses = []
     for workers in (0, 2):
-        done = train(tmp_path, "data=shards", f"data.root={out}", "model=vit_ti4", "model.image_size=16", "model.num_layers=1",
-                     "train.batch_size=16", "train.steps=6", "train.log_every=1", f"runtime.workers={workers}",
-                     f"hydra.run.dir=run{workers}")
+        done = train(
+            tmp_path,
+            "data=shards",
+            f"data.root={out}",
+            "model=vit_ti4",
+            "model.image_size=16",
+            "model.num_layers=1",
+            "train.batch_size=16",
+            "train.steps=6",
+            "train.log_every=1",
+            f"runtime.workers={workers}",
+            f"hydra.run.dir=run{workers}",
+        )
         assert done.returncode == 0, done.stderr
         lines = (tmp_path / f"run{workers}" / "metrics.jsonl").read_text().splitlines()
         losses.append([row["loss"] for row in map(json.loads, lines) if row["split"] == "train"])
@@ -94,7 +131,10 @@ def test_mistakes_are_told(tmp_path):
     with pytest.raises(DataError, match="7 has not both a picture and a label"):
         load(out)
     with tarfile.open(out / "train-000003.tar", "w") as tar:
-        for name, content in (("7.jpg", (tmp_path / "in" / "train" / "cat" / "0.jpg").read_bytes()), ("7.cls", b"9")):
+        for name, content in (
+            ("7.jpg", (tmp_path / "in" / "train" / "cat" / "0.jpg").read_bytes()),
+            ("7.cls", b"9"),
+        ):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))

@@ -29,9 +29,14 @@ def test_large_pictures_become_smaller_and_small_ones_are_copied(tmp_path, capsy
 def test_unreadable_pictures_are_named_and_the_others_written(tmp_path):
     make_pictures(tmp_path / "in", {"train": 2})
     (tmp_path / "in" / "train" / "cat" / "bad.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"bad\.jpg: not a readable picture[^$]*1 pictures were left out"):
+    with pytest.raises(
+        DataError, match=r"bad\.jpg: not a readable picture[^$]*1 pictures were left out"
+    ):
         main([str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"])
-    assert len(list((tmp_path / "out").rglob("*.jpg"))) == len(list((tmp_path / "in").rglob("*.jpg"))) - 1
+    assert (
+        len(list((tmp_path / "out").rglob("*.jpg")))
+        == len(list((tmp_path / "in").rglob("*.jpg"))) - 1
+    )
 
 
 def test_mistakes_are_told(tmp_path):

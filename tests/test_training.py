@@ -8,15 +8,19 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from vit.distributed import Group
 from vit.errors import GaveUp, Stopped
-from vit.interrupts import StopRequest
-from vit.model import VisionTransformer
-from vit.optim import WeightAverage, build_optimizer
-from vit.runtime import Precision
-from vit.tracking import Tracker
-from vit.training import Progress, Trainer, TrainingState, build_loss, draw_drop_path, every, fitting_micro_batch
-from vit.weights import load_into, read
+from vit.model.vision_transformer import VisionTransformer
+from vit.runs.metrics_log import Tracker
+from vit.runtime.precision import Precision
+from vit.runtime.processes import Group
+from vit.runtime.signals import StopRequest
+from vit.training.loop import Trainer
+from vit.training.losses import build_loss
+from vit.training.optimizers import build_optimizer
+from vit.training.plan import every
+from vit.training.state import Progress, TrainingState, WeightAverage
+from vit.training.step import draw_drop_path, fitting_micro_batch
+from vit.weights.loading import load_into, read
 
 CPU = torch.device("cpu")
 
@@ -28,26 +32,60 @@ def batch(step, size=16):
     return images, labels
 
 
-def make_trainer(folder, steps=6, dtype=torch.float32, model_settings=None, optimizer=None, batches=None, **changes):
+def make_trainer(
+    folder,
+    steps=6,
+    dtype=torch.float32,
+    model_settings=None,
+    optimizer=None,
+    batches=None,
+    **changes,
+):
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    model = VisionTransformer(image_size=8, patch_size=4, hidden_size=16, num_layers=2, num_heads=2, num_classes=3,
-                              **(model_settings or {})).to(dtype)
+    model = VisionTransformer(
+        image_size=8,
+        patch_size=4,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_classes=3,
+        **(model_settings or {}),
+    ).to(dtype)
     settings = {"name": "sgd", "lr": 0.05, "weight_decay": 0.0, "momentum": 0.9, "nesterov": True}
     built = build_optimizer(model, **{**settings, **(optimizer or {})})
-    stream = ((images.to(dtype), labels) for images, labels in (batches or map(batch, range(steps + 5))))
+    stream = (
+        (images.to(dtype), labels) for images, labels in (batches or map(batch, range(steps + 5)))
+    )
     saves: list[int] = []
     trainer = Trainer(
-        state=TrainingState(model, None, built, Progress()), forward=model, shared=model,
-        precision=Precision("fp32", CPU), batches=stream,
-        schedule=lambda step: 1.0, total_steps=steps, batch_size=16, group=Group(), micro_batch_size=None,
+        state=TrainingState(model, None, built, Progress()),
+        forward=model,
+        shared=model,
+        precision=Precision("fp32", CPU),
+        batches=stream,
+        schedule=lambda step: 1.0,
+        total_steps=steps,
+        batch_size=16,
+        group=Group(),
+        micro_batch_size=None,
         loss=build_loss("cross_entropy", 0.0),
-        clip_norm=1.0, drop_path_schedule="linear", seed=0,
-        tracker=Tracker(folder, 0, steps, steps / 2, 16), stop=StopRequest(), evaluate=None,
-        evaluation_due=every(steps / 2, steps), save_best=lambda: None,
+        clip_norm=1.0,
+        drop_path_schedule="linear",
+        seed=0,
+        tracker=Tracker(folder, 0, steps, steps / 2, 16),
+        stop=StopRequest(),
+        evaluate=None,
+        evaluation_due=every(steps / 2, steps),
+        save_best=lambda: None,
         save_last=lambda: saves.append(trainer.state.progress.step),
-        forecast=lambda seconds: None, draw_attention=lambda model, step: None,
-        drawing_due=every(None, steps), log_every=2, save_every=None, step_share=lambda rate: 0.5)
+        forecast=lambda seconds: None,
+        draw_attention=lambda model, step: None,
+        drawing_due=every(None, steps),
+        log_every=2,
+        save_every=None,
+        step_share=lambda rate: 0.5,
+    )
     for name, value in changes.items():
         setattr(trainer, name, value)
     trainer.saves = saves
@@ -56,8 +94,12 @@ def make_trainer(folder, steps=6, dtype=torch.float32, model_settings=None, opti
 
 def test_one_batch_is_learnt_by_heart(tmp_path):
     same = [batch(0)] * 150
-    trainer = make_trainer(tmp_path, steps=150, batches=iter(same), optimizer={"name": "adamw", "lr": 3e-3, "momentum": None,
-                                                                             "nesterov": None})
+    trainer = make_trainer(
+        tmp_path,
+        steps=150,
+        batches=iter(same),
+        optimizer={"name": "adamw", "lr": 3e-3, "momentum": None, "nesterov": None},
+    )
     trainer.fit()
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(trainer.state.model(same[0][0]), same[0][1])
@@ -66,8 +108,12 @@ def test_one_batch_is_learnt_by_heart(tmp_path):
 
 def test_the_loop_is_the_plain_algorithm(tmp_path):
     """Six steps against a loop written out with torch's own parts, in float64."""
-    trainer = make_trainer(tmp_path, dtype=torch.float64, loss=build_loss("cross_entropy", 0.1),
-                           schedule=lambda step: [0.0, 0.5, 1.0, 0.8, 0.5, 0.1][step])
+    trainer = make_trainer(
+        tmp_path,
+        dtype=torch.float64,
+        loss=build_loss("cross_entropy", 0.1),
+        schedule=lambda step: [0.0, 0.5, 1.0, 0.8, 0.5, 0.1][step],
+    )
     reference = copy.deepcopy(trainer.state.model)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, nesterov=True)
     schedule = trainer.schedule
@@ -75,7 +121,9 @@ def test_the_loop_is_the_plain_algorithm(tmp_path):
     for step in range(6):
         optimizer.param_groups[0]["lr"] = 0.05 * schedule(step)
         images, labels = batch(step)
-        torch.nn.functional.cross_entropy(reference(images.double()), labels, label_smoothing=0.1).backward()
+        torch.nn.functional.cross_entropy(
+            reference(images.double()), labels, label_smoothing=0.1
+        ).backward()
         torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -89,7 +137,9 @@ def test_fifty_steps_are_timms(tmp_path, name):
     adamw = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "momentum": None, "nesterov": None}
     settings = adamw if name == "adamw" else {}
     torch.manual_seed(1)
-    theirs = timm.models.VisionTransformer(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3)
+    theirs = timm.models.VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3
+    )
     save_file(theirs.state_dict(), tmp_path / "start.safetensors")
     trainer = make_trainer(tmp_path, steps=50, dtype=torch.float64, optimizer=settings)
     load_into(trainer.state.model, read(tmp_path / "start.safetensors"))
@@ -99,12 +149,22 @@ def test_fifty_steps_are_timms(tmp_path, name):
     trainer.fit()
 
     theirs = theirs.double()
-    layers = {module.weight for module in theirs.modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)}
+    layers = {
+        module.weight
+        for module in theirs.modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    }
     decayed = [parameter for parameter in theirs.parameters() if parameter in layers]
     rest = [parameter for parameter in theirs.parameters() if parameter not in layers]
-    groups = [{"params": decayed, "weight_decay": settings.get("weight_decay", 0.0)}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = (torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True) if name == "sgd"
-                 else torch.optim.AdamW(groups, lr=1e-3))
+    groups = [
+        {"params": decayed, "weight_decay": settings.get("weight_decay", 0.0)},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    optimizer = (
+        torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+        if name == "sgd"
+        else torch.optim.AdamW(groups, lr=1e-3)
+    )
     expected = []
     for step in range(50):
         images, labels = batch(step)
@@ -123,7 +183,9 @@ def test_fifty_steps_are_timms(tmp_path, name):
 
 def mixed_batch(step, size=16):
     images, labels = batch(step, size)
-    return images, torch.nn.functional.one_hot(labels, 3) * 0.7 + torch.nn.functional.one_hot(labels.flip(0), 3) * 0.3
+    return images, torch.nn.functional.one_hot(labels, 3) * 0.7 + torch.nn.functional.one_hot(
+        labels.flip(0), 3
+    ) * 0.3
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
@@ -131,8 +193,12 @@ def mixed_batch(step, size=16):
 def test_micro_steps_leave_the_result_as_it_is(tmp_path, size, loss):
     """With labels and with the shares of mixed images."""
     make, source = build_loss(loss, 0.1), batch if loss == "cross_entropy" else mixed_batch
-    whole, parts = (make_trainer(tmp_path / name, loss=make, batches=map(source, range(6)), micro_batch_size=micro)
-                    for name, micro in (("a", None), ("b", size)))
+    whole, parts = (
+        make_trainer(
+            tmp_path / name, loss=make, batches=map(source, range(6)), micro_batch_size=micro
+        )
+        for name, micro in (("a", None), ("b", size))
+    )
     whole.fit()
     parts.fit()
     for a, b in zip(whole.state.model.parameters(), parts.state.model.parameters(), strict=True):
@@ -149,7 +215,9 @@ def test_average_takes_the_weights_after_every_step(tmp_path):
         other.total_steps = step + 1
         other.fit()
         expected.update(other.state.model, step)
-    for a, b in zip(trainer.state.average.model.parameters(), expected.model.parameters(), strict=True):
+    for a, b in zip(
+        trainer.state.average.model.parameters(), expected.model.parameters(), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -160,7 +228,12 @@ def test_dropout_depends_on_the_step_alone(tmp_path):
     first.fit()
     torch.rand(17)
     second.fit()
-    assert all(torch.equal(a, b) for a, b in zip(first.state.model.parameters(), second.state.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            first.state.model.parameters(), second.state.model.parameters(), strict=True
+        )
+    )
     other = make_trainer(tmp_path / "c", model_settings=settings, seed=1)
     other.fit()
     pairs = zip(first.state.model.parameters(), other.state.model.parameters(), strict=True)
@@ -208,8 +281,13 @@ def test_a_signal_saves_the_last_whole_step(tmp_path):
 
 def test_an_fp16_overflow_repeats_the_step_at_a_lower_scale(tmp_path):
     trainer = make_trainer(tmp_path, precision=Precision("fp16", CPU))
-    trainer.state.progress.scaler = {"scale": 2.0**40, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000,
-                               "_growth_tracker": 0}
+    trainer.state.progress.scaler = {
+        "scale": 2.0**40,
+        "growth_factor": 2.0,
+        "backoff_factor": 0.5,
+        "growth_interval": 2000,
+        "_growth_tracker": 0,
+    }
     steps_of_average = []
     average = WeightAverage(trainer.state.model, 0.9)
     average.update = lambda model, step: steps_of_average.append(step)
@@ -219,21 +297,32 @@ def test_an_fp16_overflow_repeats_the_step_at_a_lower_scale(tmp_path):
     assert steps_of_average == list(range(6))
     reference = make_trainer(tmp_path / "fp32")
     reference.fit()
-    for a, b in zip(trainer.state.model.parameters(), reference.state.model.parameters(), strict=True):
+    for a, b in zip(
+        trainer.state.model.parameters(), reference.state.model.parameters(), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=0.05, atol=3e-3)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_losses(smoothing):
     logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
-    shares = torch.nn.functional.one_hot(labels, 4) * 0.6 + torch.nn.functional.one_hot(labels.roll(1), 4) * 0.4
+    shares = (
+        torch.nn.functional.one_hot(labels, 4) * 0.6
+        + torch.nn.functional.one_hot(labels.roll(1), 4) * 0.4
+    )
     for targets in (labels, shares):
         whole = targets if targets.ndim == 2 else torch.nn.functional.one_hot(labels, 4)
         smoothed = whole * (1 - smoothing) + smoothing / 4
         entropy = -(smoothed * logits.log_softmax(1)).sum()
         torch.testing.assert_close(build_loss("cross_entropy", smoothing)(logits, targets), entropy)
-        smoothed = (whole > 0) * (1 - smoothing) + smoothing / 4  # both classes of a mixed image wholly
-        binary = -(smoothed * logits.sigmoid().log() + (1 - smoothed) * (1 - logits.sigmoid()).log()).mean(1).sum()
+        smoothed = (whole > 0) * (
+            1 - smoothing
+        ) + smoothing / 4  # both classes of a mixed image wholly
+        binary = (
+            -(smoothed * logits.sigmoid().log() + (1 - smoothed) * (1 - logits.sigmoid()).log())
+            .mean(1)
+            .sum()
+        )
         torch.testing.assert_close(build_loss("bce", smoothing)(logits, targets), binary)
     with pytest.raises(ValueError, match="cross_entropy or bce"):
         build_loss("hinge", 0.0)
@@ -248,8 +337,12 @@ def test_mixed_images_have_no_training_accuracy(tmp_path):
 
 
 def test_drop_path_rises_or_is_constant():
-    rising, constant = (draw_drop_path(0.5, 5, 4000, 0, 0, schedule) for schedule in ("linear", "constant"))
-    assert (rising == 0).float().mean((0, 2)).tolist() == pytest.approx([0, 0.125, 0.25, 0.375, 0.5], abs=0.02)
+    rising, constant = (
+        draw_drop_path(0.5, 5, 4000, 0, 0, schedule) for schedule in ("linear", "constant")
+    )
+    assert (rising == 0).float().mean((0, 2)).tolist() == pytest.approx(
+        [0, 0.125, 0.25, 0.375, 0.5], abs=0.02
+    )
     assert (constant == 0).float().mean((0, 2)).tolist() == pytest.approx([0.5] * 5, abs=0.02)
     assert set(constant.unique().tolist()) == {0.0, 2.0}
     assert rising.mean((0, 2)).tolist() == pytest.approx([1.0] * 5, abs=0.03)
@@ -262,10 +355,15 @@ def test_checkpointed_activations_leave_the_result_as_it_is(tmp_path):
     kept = {}
     for name, trainer in (("plain", plain), ("lean", lean)):
         sizes = kept[name] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor, sizes=sizes: (sizes.append(tensor.numel()), tensor)[1],
-                                                      lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: (sizes.append(tensor.numel()), tensor)[1],
+            lambda tensor: tensor,
+        ):
             trainer.fit()
-    assert all(torch.equal(a, b) for a, b in zip(plain.state.model.parameters(), lean.state.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.state.model.parameters(), lean.state.model.parameters(), strict=True)
+    )
     assert sum(kept["lean"]) < 0.7 * sum(kept["plain"])
 
 
@@ -299,8 +397,10 @@ class Limited(torch.nn.Linear):
 
 
 def test_the_micro_batch_is_halved_until_it_fits():
-    fits = {limit: fitting_micro_batch(Limited(limit), (1, 2, 2), 100, Precision("fp32", CPU))
-            for limit in (1, 12, 60, 100, 500)}
+    fits = {
+        limit: fitting_micro_batch(Limited(limit), (1, 2, 2), 100, Precision("fp32", CPU))
+        for limit in (1, 12, 60, 100, 500)
+    }
     assert fits == {1: 1, 12: 7, 60: 50, 100: 100, 500: 100}
     model = Limited(3)
     fitting_micro_batch(model, (1, 2, 2), 8, Precision("fp32", CPU))

@@ -4,14 +4,17 @@ reading."""
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit.checkpoint import load as load
+    from vit.checkpoints.model import load as load
+
 
 __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # not imported before it is asked for: `train.py --help` shall not wait for torch
-        from vit.checkpoint import load
+    if (
+        name == "load"
+    ):  # not imported before it is asked for: `train.py --help` shall not wait for torch
+        from vit.checkpoints.model import load
 
         return load
     raise AttributeError(f"module 'vit' has no attribute '{name}'")

@@ -46,7 +46,9 @@ def writing(place: object, otherwise: str = "choose another place") -> Iterator[
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise ConfigError(f"{place}: can't write there ({error.strerror or error}); {otherwise}") from None
+        raise ConfigError(
+            f"{place}: can't write there ({error.strerror or error}); {otherwise}"
+        ) from None
 
 
 def run(name: str, command: Callable[[], None]) -> int:

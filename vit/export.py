@@ -24,28 +24,47 @@ from pathlib import Path
 
 import torch
 
-from vit import weights as formats
 from vit.errors import ConfigError, run, writing
-from vit.weights import Weights, huggingface, npz, own, timm, torchvision
-from vit.weights.common import two
+from vit.weights import huggingface, npz, own, timm, torchvision
+from vit.weights.description import Weights, two
+from vit.weights.loading import build, read
 
 OPSET = 18  # the oldest that torch's exporter writes without converting
+
+
 ONNX_TOLERANCE = 1e-4  # of the logits, relative to their largest
 
 
 def write_onnx(weights: Weights, out: Path) -> list[str]:
     """Raises ConfigError, saying what to install, where onnx is missing, or where onnxruntime computes other logits."""
-    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"--format onnx needs {' and '.join(missing)}; install with: pip install onnx onnxscript onnxruntime")
-    model = formats.build(weights.path)
+    if missing := [
+        name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None
+    ]:
+        raise ConfigError(
+            f"--format onnx needs {' and '.join(missing)}; install with: pip install onnx onnxscript onnxruntime"
+        )
+    model = build(weights.path)
     shape = (2, weights.model["num_channels"], *two(weights.model["image_size"]))
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True)
-    program = torch.onnx.export(graph, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"],
-                                verbose=False)
+    graph = torch.export.export(
+        model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
+    )
+    program = torch.onnx.export(
+        graph,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=["logits"],
+        verbose=False,
+    )
     assert program is not None
-    told = {"classes": weights.classes, "preprocessing": weights.preprocessing and weights.preprocessing.plain()}
-    program.model.metadata_props.update({key: json.dumps(value) for key, value in told.items() if value is not None})
+    told = {
+        "classes": weights.classes,
+        "preprocessing": weights.preprocessing and weights.preprocessing.to_dict(),
+    }
+    program.model.metadata_props.update(
+        {key: json.dumps(value) for key, value in told.items() if value is not None}
+    )
     program.save(out)
     return [check_onnx(model, example, out)]
 
@@ -62,14 +81,24 @@ def check_onnx(model: torch.nn.Module, example: torch.Tensor, path: Path) -> str
         with torch.inference_mode():
             expected = model(images)
         found = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-        worst = max(worst, ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item())
+        worst = max(
+            worst, ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+        )
     if not worst <= ONNX_TOLERANCE:
-        raise ConfigError(f"{path.name}: onnxruntime's logits differ from PyTorch's by {worst:.1e}; nothing was written")
+        raise ConfigError(
+            f"{path.name}: onnxruntime's logits differ from PyTorch's by {worst:.1e}; nothing was written"
+        )
     return f"onnxruntime's logits differ from PyTorch's by at most {worst:.1e}"
 
 
-FORMATS = {"hf": huggingface.write, "timm": timm.write, "torchvision": torchvision.write, "npz": npz.write,
-           "safetensors": own.write, "onnx": write_onnx}
+FORMATS = {
+    "hf": huggingface.write,
+    "timm": timm.write,
+    "torchvision": torchvision.write,
+    "npz": npz.write,
+    "safetensors": own.write,
+    "onnx": write_onnx,
+}
 
 
 def export(source: Path | str, kind: str, out: Path | str) -> list[str]:
@@ -77,7 +106,7 @@ def export(source: Path | str, kind: str, out: Path | str) -> list[str]:
 
     Raises UserError where the source can't be read, the format has no place for the model, or `out` is there already.
     """
-    out, weights = Path(out), formats.read(source)
+    out, weights = Path(out), read(source)
     if out.exists():
         raise ConfigError(f"--out {out}: is there already; remove it or choose another")
     folder = None
@@ -86,7 +115,9 @@ def export(source: Path | str, kind: str, out: Path | str) -> list[str]:
             out.parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
             notes = FORMATS[kind](weights, folder / out.name)
-            for item in sorted(folder.iterdir(), key=lambda item: item.name == out.name):  # an ONNX file's data goes first
+            for item in sorted(
+                folder.iterdir(), key=lambda item: item.name == out.name
+            ):  # an ONNX file's data goes first
                 os.replace(item, out.parent / item.name)
     finally:
         if folder is not None:
@@ -95,11 +126,16 @@ def export(source: Path | str, kind: str, out: Path | str) -> list[str]:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vit.export", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m vit.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or weights of another library")
     parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="file or folder to write; must not be there yet")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="file or folder to write; must not be there yet"
+    )
     options = parser.parse_args(given)
     notes = export(options.checkpoint, options.format, options.out)
     print("\n".join([f"written to {options.out}", *(f"  {note}" for note in notes)]))

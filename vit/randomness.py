@@ -16,7 +16,9 @@ def _signed(value: int) -> int:
     return ((value + 2**63) % 2**64) - 2**63
 
 
-_GOLDEN, _MIX1, _MIX2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_GOLDEN, _MIX1, _MIX2 = (
+    _signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
@@ -51,4 +53,6 @@ def random_seed(seed: int, purpose: str, *counters: int) -> int:
 
 def permutation(n: int, seed: int, purpose: str, *counters: int) -> Tensor:
     """The numbers 0 to n - 1 in an order that depends on the arguments alone; int64 of shape (n,)."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(random_seed(seed, purpose, *counters)))
+    return torch.randperm(
+        n, generator=torch.Generator().manual_seed(random_seed(seed, purpose, *counters))
+    )

@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
+from vit.data.image_files import EXTENSIONS, open_image, opened, pictures_below
 from vit.errors import DataError, run, writing
-from vit.transforms import EXTENSIONS, open_image, opened, pictures_below
 
 
 def shrunk(source: Path, short_side: int | None, quality: int) -> tuple[str, bytes]:
@@ -32,10 +32,16 @@ def shrunk(source: Path, short_side: int | None, quality: int) -> tuple[str, byt
     if not large or short_side is None:
         return source.suffix, source.read_bytes()
     factor = short_side / min(picture.size)
-    size = (max(short_side, round(picture.width * factor)), max(short_side, round(picture.height * factor)))
+    size = (
+        max(short_side, round(picture.width * factor)),
+        max(short_side, round(picture.height * factor)),
+    )
     file = io.BytesIO()
     picture.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
-    return source.suffix if source.suffix.lower() in (".jpg", ".jpeg") else f"{source.suffix}.jpg", file.getvalue()
+    return source.suffix if source.suffix.lower() in (
+        ".jpg",
+        ".jpeg",
+    ) else f"{source.suffix}.jpg", file.getvalue()
 
 
 def shrink_picture(source: Path, target: Path, short_side: int, quality: int) -> str | None:
@@ -67,14 +73,18 @@ def in_processes(call: Callable[[Any], Any], items: Sequence[Any], workers: int)
         yield from pool.imap(call, items, chunksize=16)
 
 
-def shrink_folder(source: Path, target: Path, *, short_side: int, quality: int, workers: int) -> tuple[int, list[str]]:
+def shrink_folder(
+    source: Path, target: Path, *, short_side: int, quality: int, workers: int
+) -> tuple[int, list[str]]:
     """(how many pictures stand in target, a line for each that could not be read).
 
     Raises DataError where source has no pictures, and where target lies in it.
     """
     if target.absolute().is_relative_to(source.absolute()):
         raise DataError(f"{target}: lies in {source}; choose a folder beside it")
-    found = sorted(Path(path).relative_to(source) for path in pictures_below(source, follow_links=True))
+    found = sorted(
+        Path(path).relative_to(source) for path in pictures_below(source, follow_links=True)
+    )
     if not found:
         raise DataError(f"{source}: no pictures below it (looked for {', '.join(EXTENSIONS)})")
     pairs = [(source / path, target / path) for path in found]
@@ -90,20 +100,38 @@ def tell_left_out(lines: list[str]) -> None:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vit.shrink", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m vit.shrink",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--short-side", type=int, default=288, help="pixels of the shorter side (default 288)")
-    parser.add_argument("--quality", type=int, default=90, choices=range(1, 101), metavar="1..100",
-                        help="of the JPEGs (default 90)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default one a core)")
+    parser.add_argument(
+        "--short-side", type=int, default=288, help="pixels of the shorter side (default 288)"
+    )
+    parser.add_argument(
+        "--quality",
+        type=int,
+        default=90,
+        choices=range(1, 101),
+        metavar="1..100",
+        help="of the JPEGs (default 90)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default one a core)"
+    )
     options = parser.parse_args(given)
     if options.short_side < 1 or options.workers < 1:
         parser.error("--short-side and --workers must be positive")
     with writing(options.out, "choose another folder"):
-        count, unreadable = shrink_folder(options.folder, options.out, short_side=options.short_side, quality=options.quality,
-                                          workers=options.workers)
+        count, unreadable = shrink_folder(
+            options.folder,
+            options.out,
+            short_side=options.short_side,
+            quality=options.quality,
+            workers=options.workers,
+        )
     print(f"{count:,} pictures in {options.out}; train with data.root={options.out}")
     tell_left_out(unreadable)
 

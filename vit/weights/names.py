@@ -12,17 +12,28 @@ from torch import Tensor
 
 from vit.errors import CheckpointError
 
-PATCHES, POSITIONS, CLS = "embeddings.patch_embedding.", "embeddings.position_embedding", "embeddings.cls_token"
+PATCHES, POSITIONS, CLS = (
+    "embeddings.patch_embedding.",
+    "embeddings.position_embedding",
+    "embeddings.cls_token",
+)
+
+
 ROOT = PATCHES + "stem.conv.weight"
+
+
 NUMBER = re.compile(r"(?<=[._])\d+(?=\.)")
 
 
 def unit_map(norm: str, projection: str, projection_norm: str) -> dict[str, str]:
     """The parts of a ResNet's units, whose numbers run on through the stages; see flat_units."""
     ours = PATCHES + "stem.blocks.{}."
-    return {**{f"units.{{}}.conv{i}": f"{ours}conv{i}" for i in (1, 2, 3)},
-            **{f"units.{{}}.{norm}{i}": f"{ours}norm{i}" for i in (1, 2, 3)},
-            f"units.{{}}.{projection}": ours + "downsample.0", f"units.{{}}.{projection_norm}": ours + "downsample.1"}
+    return {
+        **{f"units.{{}}.conv{i}": f"{ours}conv{i}" for i in (1, 2, 3)},
+        **{f"units.{{}}.{norm}{i}": f"{ours}norm{i}" for i in (1, 2, 3)},
+        f"units.{{}}.{projection}": ours + "downsample.0",
+        f"units.{{}}.{projection_norm}": ours + "downsample.1",
+    }
 
 
 def some(names: list[str]) -> str:
@@ -30,7 +41,9 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def translate(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:
+def translate(
+    tensors: Mapping[str, Tensor], table: Mapping[str, str]
+) -> tuple[dict[str, Tensor], list[str]]:
     """(tensors by the names that the table gives theirs, names that are not in the table)."""
     renamed, unknown = {}, []
     for name, tensor in tensors.items():
@@ -44,12 +57,16 @@ def translate(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> tuple[
     return renamed, unknown
 
 
-def to_ours(tensors: Mapping[str, Tensor], table: Mapping[str, str], path: Path, kind: str) -> dict[str, Tensor]:
+def to_ours(
+    tensors: Mapping[str, Tensor], table: Mapping[str, str], path: Path, kind: str
+) -> dict[str, Tensor]:
     """translate(), raising CheckpointError, which lists them, where the table lacks names."""
     renamed, unknown = translate(tensors, table)
     if unknown:
-        raise CheckpointError(f"{path}: {kind} weights of another architecture than a plain ViT's: this project has no part "
-                              f"for {some(unknown)}; only ViT classifiers can be loaded")
+        raise CheckpointError(
+            f"{path}: {kind} weights of another architecture than a plain ViT's: this project has no part "
+            f"for {some(unknown)}; only ViT classifiers can be loaded"
+        )
     return renamed
 
 
@@ -57,7 +74,10 @@ def to_theirs(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[s
     """translate() the other way. Where several of their names mean one of ours, the table's last is written."""
     renamed, unknown = translate(tensors, {ours: theirs for theirs, ours in table.items()})
     assert not unknown, unknown
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in renamed.items()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in renamed.items()
+    }
 
 
 def split_qkv(tensors: Mapping[str, Tensor], fused: str) -> dict[str, Tensor]:
@@ -65,8 +85,10 @@ def split_qkv(tensors: Mapping[str, Tensor], fused: str) -> dict[str, Tensor]:
     parts: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if fused in name:
-            parts |= {name.replace(fused, f"{part}."): piece.clone()
-                      for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True)}
+            parts |= {
+                name.replace(fused, f"{part}."): piece.clone()
+                for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+            }
         else:
             parts[name] = tensor
     return parts
@@ -77,7 +99,9 @@ def join_qkv(tensors: Mapping[str, Tensor], fused: str) -> dict[str, Tensor]:
     joined = {}
     for name, tensor in tensors.items():
         if ".query." in name:
-            pieces = [tensors[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
+            pieces = [
+                tensors[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")
+            ]
             joined[name.replace(".query.", f".{fused}")] = torch.cat(pieces)
         elif ".key." not in name and ".value." not in name:
             joined[name] = tensor
@@ -88,10 +112,17 @@ def flat_units(names: list[str], pattern: str) -> dict[str, str]:
     """{their name: units.<number>.…} of a ResNet's units, which are numbered stage by stage; pattern has two groups."""
     found = {name: match for name in names if (match := re.search(pattern, name))}
     places = sorted({(int(match[1]), int(match[2])) for match in found.values()})
-    return {name: f"units.{places.index((int(match[1]), int(match[2])))}.{name[match.end():]}" for name, match in found.items()}
+    return {
+        name: f"units.{places.index((int(match[1]), int(match[2])))}.{name[match.end() :]}"
+        for name, match in found.items()
+    }
 
 
 def place_unit(name: str, stages: list[int], form: str, first: int) -> str:
     """The inverse of flat_units for one name: `form` takes the stage and the unit in it, counted from `first`."""
-    places = [(stage, unit) for stage, units in enumerate(stages, first) for unit in range(first, units + first)]
+    places = [
+        (stage, unit)
+        for stage, units in enumerate(stages, first)
+        for unit in range(first, units + first)
+    ]
     return re.sub(r"^units\.(\d+)", lambda match: form.format(*places[int(match[1])]), name)

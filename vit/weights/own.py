@@ -4,9 +4,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vit.checkpoint import head_numbers, read_checkpoint, require, select, write_checkpoint
-from vit.transforms import Preprocessing
-from vit.weights.common import Weights, describe, squash
+from vit.checkpoints.file import read_checkpoint, require, write_checkpoint
+from vit.checkpoints.model import head_numbers, select
+from vit.data.preprocessing import Preprocessing
+from vit.weights.description import Weights, describe, squash
 
 MARK = "embeddings.patch_embedding.projection.weight"
 
@@ -19,19 +20,30 @@ def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
 def read_own(path: Path) -> Weights:
     """Of a run's best or last checkpoint; of the latter the averaged weights where there are any.
 
-    Raises CheckpointError as vit.checkpoint.read_checkpoint does.
+    Raises CheckpointError as vit.checkpoints.file.read_checkpoint does.
     """
     tensors, header = read_checkpoint(path)
     require(header, path, "kind", "config", "classes", "preprocessing")
     if header["kind"] != "best":
         tensors = select(tensors, "average/") or select(tensors, "model/")
-    told = {key: value for key, value in header["config"]["model"].items()
-            if value is not None and key not in ("name", "mlp_ratio", "grid_size")}
+    told = {
+        key: value
+        for key, value in header["config"]["model"].items()
+        if value is not None and key not in ("name", "mlp_ratio", "grid_size")
+    }
     if told.get("pruned_heads"):
         told["pruned_heads"] = head_numbers(told["pruned_heads"])
     model, _ = describe(tensors, path, **told)
-    return Weights(path, "a checkpoint of this project", tensors, model, (), Preprocessing.from_plain(header["preprocessing"]),
-                   header["classes"], header=header)
+    return Weights(
+        path,
+        "a checkpoint of this project",
+        tensors,
+        model,
+        (),
+        Preprocessing.from_dict(header["preprocessing"]),
+        header["classes"],
+        header=header,
+    )
 
 
 def write(weights: Weights, out: Path) -> list[str]:
@@ -40,7 +52,18 @@ def write(weights: Weights, out: Path) -> list[str]:
     if header is None:
         preprocessing = weights.preprocessing or squash(weights.model)
         classes = weights.classes or [str(number) for number in range(weights.model["num_classes"])]
-        model = {"name": out.stem} | {key: value for key, value in weights.model.items() if key != "num_classes"}
-        header = {"config": {"model": model}, "classes": classes, "preprocessing": preprocessing.plain(), "precision": "fp32"}
-    write_checkpoint(out, {name: tensor.clone() for name, tensor in weights.tensors.items()}, header | {"kind": "best"})
+        model = {"name": out.stem} | {
+            key: value for key, value in weights.model.items() if key != "num_classes"
+        }
+        header = {
+            "config": {"model": model},
+            "classes": classes,
+            "preprocessing": preprocessing.to_dict(),
+            "precision": "fp32",
+        }
+    write_checkpoint(
+        out,
+        {name: tensor.clone() for name, tensor in weights.tensors.items()},
+        header | {"kind": "best"},
+    )
     return []

@@ -6,23 +6,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError
-from vit.transforms import Preprocessing
-from vit.weights.common import Weights, describe, fit, two
+from vit.weights.description import Weights, describe, fit, two
 from vit.weights.names import CLS, PATCHES, POSITIONS, join_qkv, split_qkv, to_ours, to_theirs
 
 MARK = "conv_proj.weight"
+
+
 FUSED = "in_proj_"
+
+
 BLOCK = "encoder.layers.encoder_layer_{}."
-TABLE = {"conv_proj": PATCHES + "projection", "class_token": CLS, "encoder.pos_embedding": POSITIONS,
-         "encoder.ln": "encoder.norm", "heads.pre_logits": "pooler.dense", "heads.head": "head",
-         BLOCK + "ln_1": "encoder.blocks.{}.norm1", BLOCK + "ln_2": "encoder.blocks.{}.norm2",
-         **{BLOCK + "self_attention." + part: f"encoder.blocks.{{}}.attention.{part}" for part in ("query", "key", "value")},
-         BLOCK + "self_attention.out_proj": "encoder.blocks.{}.attention.projection",
-         BLOCK + "mlp.0": "encoder.blocks.{}.mlp.fc1", BLOCK + "mlp.3": "encoder.blocks.{}.mlp.fc2",
-         BLOCK + "mlp.linear_1": "encoder.blocks.{}.mlp.fc1", BLOCK + "mlp.linear_2": "encoder.blocks.{}.mlp.fc2"}
+
+
+TABLE = {
+    "conv_proj": PATCHES + "projection",
+    "class_token": CLS,
+    "encoder.pos_embedding": POSITIONS,
+    "encoder.ln": "encoder.norm",
+    "heads.pre_logits": "pooler.dense",
+    "heads.head": "head",
+    BLOCK + "ln_1": "encoder.blocks.{}.norm1",
+    BLOCK + "ln_2": "encoder.blocks.{}.norm2",
+    **{
+        BLOCK + "self_attention." + part: f"encoder.blocks.{{}}.attention.{part}"
+        for part in ("query", "key", "value")
+    },
+    BLOCK + "self_attention.out_proj": "encoder.blocks.{}.attention.projection",
+    BLOCK + "mlp.0": "encoder.blocks.{}.mlp.fc1",
+    BLOCK + "mlp.3": "encoder.blocks.{}.mlp.fc2",
+    BLOCK + "mlp.linear_1": "encoder.blocks.{}.mlp.fc1",
+    BLOCK + "mlp.linear_2": "encoder.blocks.{}.mlp.fc2",
+}
+
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-SWAG = (384, 512, 518)  # sizes of the weights fine-tuned from SWAG (Singh et al. 2022), which see the whole shorter side
+
+
+SWAG = (
+    384,
+    512,
+    518,
+)  # sizes of the weights fine-tuned from SWAG (Singh et al. 2022), which see the whole shorter side
 
 
 def preprocessing_of(model: dict[str, Any]) -> Preprocessing | None:
@@ -49,13 +75,31 @@ def write(weights: Weights, out: Path) -> list[str]:
     """A .pth for load_state_dict. Returns what to build it with; raises CheckpointError where the model doesn't fit."""
     weights = fit(weights, "torchvision", "representation_size")
     model = weights.model
-    if model["num_channels"] != 3 or not isinstance(model["image_size"], int) or not isinstance(model["patch_size"], int):
-        raise CheckpointError(f"{weights.path}: torchvision's model takes 3 channels and square images and patches, this one "
-                              f"{model['num_channels']}, {model['image_size']}, {model['patch_size']}; safetensors and onnx do")
+    if (
+        model["num_channels"] != 3
+        or not isinstance(model["image_size"], int)
+        or not isinstance(model["patch_size"], int)
+    ):
+        raise CheckpointError(
+            f"{weights.path}: torchvision's model takes 3 channels and square images and patches, this one "
+            f"{model['num_channels']}, {model['image_size']}, {model['patch_size']}; safetensors and onnx do"
+        )
     table = {theirs: ours for theirs, ours in TABLE.items() if ".mlp.linear_" not in theirs}
     torch.save(join_qkv(to_theirs(weights.tensors, table), FUSED), out)
-    arguments = {key: model[key] for key in ("image_size", "patch_size", "num_layers", "num_heads", "num_classes",
-                                             "representation_size")}
+    arguments = {
+        key: model[key]
+        for key in (
+            "image_size",
+            "patch_size",
+            "num_layers",
+            "num_heads",
+            "num_classes",
+            "representation_size",
+        )
+    }
     arguments |= {"hidden_dim": model["hidden_size"], "mlp_dim": model["intermediate_size"]}
-    return ["open with torchvision.models.VisionTransformer("
-            + ", ".join(f"{key}={value}" for key, value in arguments.items()) + ").load_state_dict(torch.load(FILE))"]
+    return [
+        "open with torchvision.models.VisionTransformer("
+        + ", ".join(f"{key}={value}" for key, value in arguments.items())
+        + ").load_state_dict(torch.load(FILE))"
+    ]
