@@ -18,7 +18,7 @@ from vit.config.command_line import command_line, ending
 from vit.config.config import CHECKS, EvaluateConfig, register
 from vit.config.ranges import check_values
 from vit.config.resume import explicit_changes
-from vit.errors import ConfigError, writing
+from vit.errors import ConfigError, writing_to
 
 ELSEWHERE = "choose another folder with out=FOLDER"
 
@@ -42,7 +42,7 @@ def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
     # Imported here so that --help and a mistaken command answer at once.
     import time
 
-    from vit.evaluation.accuracy import interval
+    from vit.evaluation.accuracy import wilson_interval
     from vit.evaluation.measurements import (
         NEIGHBOURS,
         calibration,
@@ -50,7 +50,7 @@ def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
         measure_corruptions,
         measure_held_out,
         measure_neighbours,
-        recorded,
+        record_outputs,
     )
     from vit.evaluation.restore import restore, restore_pretrained
     from vit.files import write_json
@@ -83,16 +83,16 @@ def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
     suffix = "" if split == "test" else f"_{split}"
     result, page = folder / f"evaluation{suffix}.json", folder / f"report{suffix}"
     wanted = page if settings.report else folder
-    with writing(wanted, ELSEWHERE):  # tried before the work
+    with writing_to(wanted, ELSEWHERE):  # tried before the work
         wanted.mkdir(parents=True, exist_ok=True)
         if not os.access(wanted, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    with recorded(model, logits=settings.report, features=settings.knn) as record:
+    with record_outputs(model, logits=settings.report, features=settings.knn) as record:
         began = time.perf_counter()
         metrics = restored.measure(model, split, workers)
         speed = metrics["n"] / (time.perf_counter() - began)
-    low, high = interval(metrics["top1"], int(metrics["n"]))
+    low, high = wilson_interval(metrics["top1"], int(metrics["n"]))
     found = {
         "split": split,
         "data": str(images),
@@ -117,7 +117,7 @@ def measure(settings: EvaluateConfig, overrides: list[str]) -> str:
     if settings.report:
         held_out = measure_held_out(restored, split, record.logits, workers)
         found |= calibration(record.logits, images.labels, held_out, path)
-    with writing(folder, ELSEWHERE):
+    with writing_to(folder, ELSEWHERE):
         write_json(result, found)
         told.append(f"written to {result}")
         if settings.report:

@@ -28,13 +28,13 @@ from vit.config.config import (
 )
 from vit.config.data import data_arguments
 from vit.config.resume import adopt, explicit_changes, notable, resumed
-from vit.errors import CheckpointError, ConfigError, GaveUp, Stopped
+from vit.errors import CheckpointError, ConfigError, Stopped, TrainingFailed
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.folder import RunFolder, log
 from vit.runs.sweep import print_tables, run_job
-from vit.runtime.launch import rank, run_processes, started_by_torchrun
-from vit.runtime.processes import Group, join, whole
-from vit.runtime.signals import StopRequest
+from vit.runtime.launch import launch_processes, process_rank, started_by_torchrun
+from vit.runtime.processes import Processes, gather_full, join_processes
+from vit.runtime.signals import StopSignal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ def main(composed: DictConfig) -> float | None:
     processes = wanted_processes(composed, folder, overrides)
     if processes is not None and processes > 1 and not started_by_torchrun():
         return run_in_processes(processes, folder, overrides)
-    stop, first = StopRequest().install(), rank() == 0
+    stop, first = StopSignal().install(), process_rank() == 0
     with ending(speaks=first), RunFolder(folder, writes=first).outcome() as run:
         config, warnings = read_config(composed, run, overrides)
         validate(config)
@@ -70,9 +70,9 @@ def main(composed: DictConfig) -> float | None:
         try:
             return train(config, run, stop, warnings, overrides)
         except (OSError, RuntimeError) as error:
-            from vit.runtime.faults import machine_fault
+            from vit.runtime.faults import describe_fault
 
-            told = machine_fault(error, config)
+            told = describe_fault(error, config)
             if told is None:
                 raise
             kept = (
@@ -80,7 +80,7 @@ def main(composed: DictConfig) -> float | None:
                 if run.has_checkpoint()
                 else ""
             )
-            raise GaveUp(told + kept) from None
+            raise TrainingFailed(told + kept) from None
     return None
 
 
@@ -98,7 +98,7 @@ def run_in_processes(count: int, folder: Path, overrides: list[str]) -> None:
     """The same command in several processes of this machine; it ends as the first of them that failed did."""
     with ending():
         arguments = [*overrides, f"runtime.processes={count}", f"hydra.run.dir={folder}"]
-        exit_code = run_processes(count, [sys.argv[0], *prepare_arguments(arguments)])
+        exit_code = launch_processes(count, [sys.argv[0], *prepare_arguments(arguments)])
         if exit_code:
             raise AlreadyTold(exit_code)
 
@@ -123,20 +123,20 @@ def read_config(
 
 
 def train(
-    config: Config, run: RunFolder, stop: StopRequest, warnings: list[str], overrides: list[str]
+    config: Config, run: RunFolder, stop: StopSignal, warnings: list[str], overrides: list[str]
 ) -> float | None:
     """Build the parts, fit, say what came out; the best validation top-1, or None where nothing is held out."""
     # Imported here so that --help and a mistaken command answer at once.
     import torch
 
-    from vit.checkpoints.file import read_checkpoint, require, write_checkpoint
+    from vit.checkpoints.file import read_checkpoint, require_header_keys, write_checkpoint
     from vit.checkpoints.model import build_model, load, load_weights, model_on_shapes
     from vit.checkpoints.run import BEST, LAST, PREVIOUS, check_classes, read_last
     from vit.data.datasets import load_data
     from vit.data.loader import evaluation_batches
     from vit.data.preprocessing import Preprocessing
     from vit.data.sample_order import SampleOrder
-    from vit.data.splits import Images, spread_over_classes
+    from vit.data.splits import ImageSplit, sample_evenly
     from vit.evaluation.accuracy import evaluate
     from vit.figures.attention import attention_figure
     from vit.figures.predictions import Figures, class_names
@@ -158,15 +158,15 @@ def train(
         use_threads,
     )
     from vit.runtime.precision import Precision, choose_precision
-    from vit.text import clock
+    from vit.text import format_duration
     from vit.training.batches import training_batches
     from vit.training.loop import Trainer
     from vit.training.losses import build_loss
     from vit.training.optimizers import build_optimizer, freeze_all_but_head
-    from vit.training.plan import build_schedule, every
+    from vit.training.plan import build_schedule, every_interval
     from vit.training.start import build_augmentation
-    from vit.training.state import Progress, TrainingState, WeightAverage
-    from vit.training.step import fitting_micro_batch
+    from vit.training.state import EMA, Progress, TrainingState
+    from vit.training.step import find_micro_batch_size
     from vit.weights.loading import load_into
     from vit.weights.loading import read as read_weights
 
@@ -176,11 +176,13 @@ def train(
     if config.pretrained is not None and not resuming:
         weights = read_weights(config.pretrained)
         told = weights.preprocessing and weights.preprocessing.to_dict()
-        config = from_dict(adopt(to_dict(config), weights.model, told, overrides), config.pretrained)
+        config = from_dict(
+            adopt(to_dict(config), weights.model, told, overrides), config.pretrained
+        )
     plain = to_dict(config)
     device = choose_device(plain["runtime"]["device"])
     stop.at_once = started_by_torchrun()  # until all are there
-    group = join(device.type)
+    group = join_processes(device.type)
     stop.at_once = False
     if device.type == "cuda":
         device = torch.device("cuda", group.local_rank)
@@ -242,7 +244,7 @@ def train(
         )
 
     def evaluate_split(
-        model: torch.nn.Module, images: Images, confusion: "Tensor | None" = None
+        model: torch.nn.Module, images: ImageSplit, confusion: "Tensor | None" = None
     ) -> dict[str, float]:
         with contextlib.closing(
             evaluation_batches(
@@ -281,14 +283,14 @@ def train(
                 "  the file tells no preprocessing: data.mean, data.std and data.eval_crop are taken as configured"
             )
     if config.train.whiten_patches and not resuming:
-        sample = data.train.subset(spread_over_classes(data.train.labels, WHITENING_SAMPLE))
+        sample = data.train.subset(sample_evenly(data.train.labels, WHITENING_SAMPLE))
         inputs, _ = next(
             evaluation_batches(sample, WHITENING_SAMPLE, preprocessing, workers, device)
         )
         whiten_patches(model, inputs.to(model.head.weight.device))
     if config.train.freeze.name == "backbone":
         freeze_all_but_head(model)
-    average = WeightAverage(model, config.train.ema_decay) if config.train.ema_decay else None
+    average = EMA(model, config.train.ema_decay) if config.train.ema_decay else None
     macs = count_macs(model)
     if sharded:
         for spread in filter(None, (model, average and average.model)):
@@ -296,7 +298,7 @@ def train(
     state = TrainingState(model, average, build_optimizer(model, **plain["optimizer"]), Progress())
     if resuming:
         tensors, header, warning = read_last(run.checkpoints)
-        require(header, run.checkpoints, "classes", "config", "precision", "progress")
+        require_header_keys(header, run.checkpoints, "classes", "config", "precision", "progress")
         check_classes(header["classes"], data.classes, run.checkpoints)
         if header.get("data", fingerprint) != fingerprint and config.resume_changed.name != "allow":
             raise CheckpointError(
@@ -331,7 +333,7 @@ def train(
     ):
         own = len(range(batch_size)[group.part(batch_size)])
         fitting = group.from_first(
-            fitting_micro_batch(model, (config.model.num_channels, *image_size), own, precision)
+            find_micro_batch_size(model, (config.model.num_channels, *image_size), own, precision)
         )
         if fitting < own:  # recorded, so that a resumed run splits its batches alike
             config.train.micro_batch_size = plain["train"]["micro_batch_size"] = fitting
@@ -370,11 +372,13 @@ def train(
         save("last", run.checkpoints / LAST, state.tensors(), run.checkpoints / PREVIOUS)
 
     def save_best() -> None:
-        tensors = {name: whole(tensor) for name, tensor in state.selected().state_dict().items()}
+        tensors = {
+            name: gather_full(tensor) for name, tensor in state.selected().state_dict().items()
+        }
         save("best", run.checkpoints / BEST, tensors)
 
     def forecast(seconds: float) -> None:
-        log.info(f"about {clock(seconds)} to go")
+        log.info(f"about {format_duration(seconds)} to go")
         if seconds > SLOW_SECONDS and device.type == "cpu":
             log.info(f"  that is long without a GPU; cheaper: {cheaper_command(macs, config)}")
 
@@ -382,7 +386,7 @@ def train(
         group.rank == 0 and not sharded,
         data.val or data.train,
     )  # pictures need all weights in one place
-    shown = shown.subset(spread_over_classes(shown.labels, SHOWN_IMAGES)).to(device)
+    shown = shown.subset(sample_evenly(shown.labels, SHOWN_IMAGES)).to(device)
     shown_inputs, shown_labels = next(
         evaluation_batches(shown, SHOWN_IMAGES, preprocessing, 0, device)
     )
@@ -452,7 +456,7 @@ def train(
         if run.writes:
             pictures, labels = next(batches(0, 1))
             tracker.pictures(
-                preprocessing.to_picture(pictures[:64]), class_names(labels[:64], data.classes), 0
+                preprocessing.denormalize(pictures[:64]), class_names(labels[:64], data.classes), 0
             )
     figures = Figures(tracker, data.classes, preprocessing, precision, shown_inputs, shown_labels)
     if draws:
@@ -489,12 +493,14 @@ def train(
         tracker=tracker,
         stop=stop,
         evaluate=None if data.val is None else evaluate_and_draw,
-        evaluation_due=every(config.train.eval_every * steps_per_epoch, total_steps),
+        evaluation_due=every_interval(config.train.eval_every * steps_per_epoch, total_steps),
         save_last=save_last,
         save_best=save_best,
         forecast=forecast,
         draw_attention=draw_attention,
-        drawing_due=every(attention_every and attention_every * steps_per_epoch, total_steps),
+        drawing_due=every_interval(
+            attention_every and attention_every * steps_per_epoch, total_steps
+        ),
         log_every=config.train.log_every,
         save_every=config.train.save_every,
         step_share=step_share,
@@ -561,7 +567,7 @@ def train(
     return progress.best_top1
 
 
-def until_stopped(batches: Iterator[Any], stop: StopRequest, group: Group) -> Iterator[Any]:
+def until_stopped(batches: Iterator[Any], stop: StopSignal, group: Processes) -> Iterator[Any]:
     """The batches of an evaluation; raises Stopped between two where a signal has come, to any of the processes."""
     for batch in batches:
         if group.any(stop.signal is not None)[0]:

@@ -14,12 +14,12 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 from vit.augment.batch import BatchAugmentation
-from vit.augment.erasing import erase
-from vit.augment.mixing import Mixing
+from vit.augment.erasing import random_erase
+from vit.augment.mixing import MixupCutmix
 from vit.augment.policies import build_policies
 from vit.data.datasets import load_data
 from vit.data.preprocessing import Preprocessing
-from vit.data.splits import spread_over_classes
+from vit.data.splits import sample_evenly
 
 SEED = 0
 
@@ -46,7 +46,7 @@ def main() -> None:
     preprocessing = Preprocessing(
         (32, 32), 3, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), None, "bilinear"
     )
-    chosen = data.train.subset(spread_over_classes(data.train.labels, 10))
+    chosen = data.train.subset(sample_evenly(data.train.labels, 10))
     order = chosen.labels.argsort()
     pixels, labels = chosen.pixels, chosen.labels[order]
     assert pixels is not None
@@ -74,13 +74,13 @@ def main() -> None:
         "autoaugment": with_changes(policy="autoaugment"),
         "three_augment": with_changes(policy="three_augment"),
         "color_jitter 0.3": with_changes(jitter=0.3),
-        "erasing 1.0": erase(inputs, epochs, indices, SEED, 1.0),
-        "mixup 0.8": Mixing(SEED, 10, 0.8, 0.0, 1.0)(inputs, labels, 0)[0],
-        "cutmix 1.0": Mixing(SEED, 10, 0.0, 1.0, 1.0)(inputs, labels, 0)[0],
+        "erasing 1.0": random_erase(inputs, epochs, indices, SEED, 1.0),
+        "mixup 0.8": MixupCutmix(SEED, 10, 0.8, 0.0, 1.0)(inputs, labels, 0)[0],
+        "cutmix 1.0": MixupCutmix(SEED, 10, 0.0, 1.0, 1.0)(inputs, labels, 0)[0],
     }
     figure, axes = plt.subplots(len(rows), 10, figsize=(9.6, 0.8 * len(rows)))
     for (title, images), line in zip(rows.items(), axes, strict=True):
-        for image, axis in zip(preprocessing.to_picture(images), line, strict=True):
+        for image, axis in zip(preprocessing.denormalize(images), line, strict=True):
             axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.set_axis_off()
         line[0].text(

@@ -1,4 +1,4 @@
-"""Images/s of this project's input against the usual one: DataLoader, Pillow and torchvision's transforms an image at a time.
+"""ImageSplit/s of this project's input against the usual one: DataLoader, Pillow and torchvision's transforms an image at a time.
 
     python benchmarks/input.py --jpegs FOLDER_OF_JPEGS           # the pictures below it, repeated to 576
 
@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from vit.augment.batch import BatchAugmentation
 from vit.augment.image import TrainingTransform
-from vit.augment.mixing import Mixing
+from vit.augment.mixing import MixupCutmix
 from vit.augment.policies import build_policies
-from vit.data.datasets import list_pictures
+from vit.data.datasets import list_class_folders
 from vit.data.image_files import EXTENSIONS
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
-from vit.data.splits import Images
+from vit.data.splits import ImageSplit
 from vit.shrink import shrink_folder
 from vit.training.batches import Augmentation, training_batches
 
@@ -41,7 +41,7 @@ PICTURES = 576
 
 
 class Small(Dataset):
-    """Images of CIFAR's size as a Dataset of PIL images would give them, through torchvision's transforms."""
+    """ImageSplit of CIFAR's size as a Dataset of PIL images would give them, through torchvision's transforms."""
 
     def __init__(self, pixels: torch.Tensor, transform: v2.Compose):
         self.pictures = [v2.functional.to_pil_image(image) for image in pixels]
@@ -55,7 +55,7 @@ class Small(Dataset):
 
 
 def consume(batches: Iterable) -> float:
-    """Images/s of an iterable of (images, labels), from the second batch on: starting processes is not counted."""
+    """ImageSplit/s of an iterable of (images, labels), from the second batch on: starting processes is not counted."""
     iterator = iter(batches)
     next(iterator)
     began, images = time.perf_counter(), 0
@@ -78,13 +78,13 @@ def plain_augmentation(
         TrainingTransform(preprocessing, crop_scale, 0.5, policies),
         BatchAugmentation(0, preprocessing.image_size, pad, crop_scale, 0.5, policies),
         0.0,
-        Mixing(0, 10, 0.0, 0.0, 1.0),
+        MixupCutmix(0, 10, 0.0, 0.0, 1.0),
     )
 
 
 def small_images(rounds: int) -> None:
     pixels = torch.randint(0, 256, (10_000, 3, 32, 32), dtype=torch.uint8)
-    images = Images("noise", torch.zeros(len(pixels), dtype=torch.int64), pixels)
+    images = ImageSplit("noise", torch.zeros(len(pixels), dtype=torch.int64), pixels)
     preprocessing = Preprocessing((32, 32), 3, MEAN, STD, None, "bilinear")
     order, steps = SampleOrder(len(pixels), 500, 0), len(pixels) // 500
     for title, policy, more in (
@@ -126,7 +126,7 @@ def as_folder(jpegs: Path, root: Path) -> None:
 
 def jpegs(root: Path, rounds: int, title: str, workers: int, shrunk: Path | None = None) -> None:
     preprocessing = Preprocessing((224, 224), 3, MEAN, STD, 0.875, "bilinear")
-    _, images = list_pictures((shrunk or root) / "train", "pictures")
+    _, images = list_class_folders((shrunk or root) / "train", "pictures")
     augmentation = plain_augmentation(preprocessing, [0.08, 1.0], 0.0, "none")
     order, steps = SampleOrder(len(images), 32, 0), len(images) // 32
     transform = v2.Compose(

@@ -21,7 +21,7 @@ from vit.runs.timing import SECONDS_BETWEEN_SAVES
 from vit.runtime.device import choose_device, describe_device, use_deterministic_kernels
 from vit.runtime.precision import choose_precision
 from vit.training.optimizers import build_optimizer
-from vit.training.state import Progress, TrainingState, WeightAverage
+from vit.training.state import EMA, Progress, TrainingState
 
 
 def deterministic_ratio(size: str, batch: int, rounds: int) -> float:
@@ -48,7 +48,7 @@ def seconds_to_save(size: str) -> tuple[float, float]:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    state = TrainingState(model, WeightAverage(copy.deepcopy(model), 0.999), optimizer, Progress())  # pyright: ignore[reportArgumentType]
+    state = TrainingState(model, EMA(copy.deepcopy(model), 0.999), optimizer, Progress())  # pyright: ignore[reportArgumentType]
     times = []
     with tempfile.TemporaryDirectory(dir=".") as folder:
         path = Path(folder) / "last.safetensors"

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.metrics_log import Tracker
 from vit.runtime.precision import Precision
-from vit.runtime.processes import join
-from vit.runtime.signals import StopRequest
+from vit.runtime.processes import join_processes
+from vit.runtime.signals import StopSignal
 from vit.training.loop import Trainer
 from vit.training.losses import build_loss
 from vit.training.optimizers import build_optimizer
@@ -37,7 +37,7 @@ def batches(part: slice):
 
 
 def main(optimizer: str, out: str, micro_batch: str) -> None:
-    group = join("cpu")
+    group = join_processes("cpu")
     torch.manual_seed(0)
     model = VisionTransformer(
         image_size=8,
@@ -75,7 +75,7 @@ def main(optimizer: str, out: str, micro_batch: str) -> None:
             drop_path_schedule="linear",
             seed=0,
             tracker=tracker,
-            stop=StopRequest(),
+            stop=StopSignal(),
             evaluate=None,
             evaluation_due=lambda step: False,
             save_best=lambda: None,

@@ -9,17 +9,17 @@ from PIL import Image
 from vit.attention import main
 from vit.checkpoints.file import write_checkpoint
 from vit.checkpoints.model import build_model
-from vit.data.image_files import find_pictures
+from vit.data.image_files import find_image_files
 from vit.data.preprocessing import Preprocessing
-from vit.errors import DataError, run
+from vit.errors import DataError, run_command
 from vit.figures.attention import (
-    COLOURS,
+    COLORMAP,
     attention_figure,
-    colour,
+    colorize,
+    displayable_images,
     head_panels,
+    layers_to_show,
     overlay,
-    shown_layers,
-    shown_pictures,
 )
 from vit.model.attention_maps import head_maps, mean_maps, rollout, trace_images
 from vit.model.vision_transformer import VisionTransformer
@@ -98,8 +98,8 @@ def test_overlay_is_brightest_where_the_map_is_highest():
     assert column >= 16
     assert brightness[:8, :8].max() < 0.4
     assert overlay(torch.zeros(1, 3, 8, 8), torch.full((1, 2, 2), 0.3)).isfinite().all()
-    ends = colour(torch.tensor([[[0.0, 1.0]]]))
-    torch.testing.assert_close(ends[:, 0].T, COLOURS[[0, -1]])
+    ends = colorize(torch.tensor([[[0.0, 1.0]]]))
+    torch.testing.assert_close(ends[:, 0].T, COLORMAP[[0, -1]])
 
 
 def test_removed_heads_stay_blank():
@@ -125,18 +125,18 @@ def test_the_figure_for_tensorboard_leaves_the_model_and_the_generator_alone():
     assert figure.shape == (3, 3 * 84 + 4, 5 * 124 + 4)
     assert 0 <= figure.min() <= figure.max() <= 1
     shown = (
-        PREPROCESSING.to_picture(images)[1].repeat_interleave(5, dim=1).repeat_interleave(5, dim=2)
+        PREPROCESSING.denormalize(images)[1].repeat_interleave(5, dim=1).repeat_interleave(5, dim=2)
     )
     torch.testing.assert_close(figure[:, 88:168, 4:124], shown)
 
 
 def test_large_images_are_shown_smaller_and_layers_chosen_evenly():
     grey = Preprocessing((192, 384), 1, (0.5,), (0.5,), None, "bilinear")
-    pictures = shown_pictures(torch.zeros(1, 1, 192, 384), grey, side=96)
+    pictures = displayable_images(torch.zeros(1, 1, 192, 384), grey, side=96)
     assert pictures.shape == (1, 3, 48, 96)
-    assert shown_layers(12) == [0, 4, 7, 11]
-    assert shown_layers(2) == [0, 1]
-    assert shown_layers(1) == [0]
+    assert layers_to_show(12) == [0, 4, 7, 11]
+    assert layers_to_show(2) == [0, 1]
+    assert layers_to_show(1) == [0]
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def best(tmp_path):
 
 
 def draw(*arguments) -> int:
-    return run("vit.attention", lambda: main([str(argument) for argument in arguments]))
+    return run_command("vit.attention", lambda: main([str(argument) for argument in arguments]))
 
 
 def test_the_command_draws_grids(best, tmp_path, capsys):
@@ -186,7 +186,7 @@ def test_the_command_draws_grids(best, tmp_path, capsys):
 
 def test_pictures_are_found_at_any_depth(tmp_path):
     pictures = make_pictures(tmp_path / "pictures", {"b": 1, "a": 2}, ("cat",))
-    found = find_pictures([pictures, pictures / "b" / "cat" / "0.jpg"])
+    found = find_image_files([pictures, pictures / "b" / "cat" / "0.jpg"])
     assert [str(path.relative_to(pictures)) for path in found] == [
         "a/cat/0.jpg",
         "a/cat/1.jpg",
@@ -195,7 +195,7 @@ def test_pictures_are_found_at_any_depth(tmp_path):
     ]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no pictures in this folder"):
-        find_pictures([pictures, tmp_path / "empty"])
+        find_image_files([pictures, tmp_path / "empty"])
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from torchvision.transforms import v2
 
 from vit.augment.batch import BatchAugmentation, apply_policy, crop_and_flip, resize_boxes
 from vit.augment.boxes import erasing_boxes, resized_crop_boxes
-from vit.augment.erasing import erase
-from vit.augment.mixing import Mixing
-from vit.augment.operations import apply
+from vit.augment.erasing import random_erase
+from vit.augment.mixing import MixupCutmix
+from vit.augment.operations import apply_operation
 from vit.augment.policies import build_policies
 from vit.randomness import random_uniform
 
@@ -51,7 +51,7 @@ def test_each_image_gets_its_own_changes_in_turn(name):
     for image, own, out in zip(images, numbers.tolist(), together, strict=True):
         alone = image[None]
         for change in policy.draw(own, 32, 32):
-            alone = apply(alone, change, policy)
+            alone = apply_operation(alone, change, policy)
         assert (
             out.int() - alone[0].int()
         ).abs().max() <= 1  # sums over a batch may round another way
@@ -150,7 +150,7 @@ def test_cutmix_gives_labels_the_share_of_the_pixels(count):
     images = torch.arange(1.0, count + 1)[:, None, None, None].expand(-1, 3, 32, 24)
     labels = torch.arange(count)
     for step in range(20):
-        mixed, targets = Mixing(0, count, 0.0, 1.0, 1.0)(images, labels, step)
+        mixed, targets = MixupCutmix(0, count, 0.0, 1.0, 1.0)(images, labels, step)
         torch.testing.assert_close(targets.sum(1), torch.ones(count))
         torch.testing.assert_close(targets[labels, labels], shares_of(images, mixed))
         partner = [
@@ -166,7 +166,7 @@ def test_cutmix_gives_labels_the_share_of_the_pixels(count):
 
 def test_mixup_blends_images_as_their_labels():
     images, labels = torch.rand(64, 3, 8, 8), torch.arange(64) % 5
-    mixed, targets = Mixing(3, 5, 0.8, 0.0, 1.0)(images, labels, 7)
+    mixed, targets = MixupCutmix(3, 5, 0.8, 0.0, 1.0)(images, labels, 7)
     for number in range(64):
         own, other = labels[number], labels[number ^ 1]
         if own != other:
@@ -182,11 +182,11 @@ def test_mixup_blends_images_as_their_labels():
 def test_shares_follow_the_beta_distribution_and_either_way_is_as_frequent():
     images = torch.arange(2.0)[:, None, None, None].expand(2, 1, 16, 16).repeat(4000, 1, 1, 1)
     labels = torch.arange(2).repeat(4000)
-    _, targets = Mixing(0, 2, 0.4, 0.0, 1.0)(images, labels, 0)
+    _, targets = MixupCutmix(0, 2, 0.4, 0.0, 1.0)(images, labels, 0)
     shares = targets[torch.arange(8000), labels][::2].double()
     assert shares.mean() == pytest.approx(0.5, abs=0.02)
     assert shares.var() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), rel=0.05)  # of Beta(α, α)
-    mixed, targets = Mixing(0, 2, 1.0, 1.0, 0.5)(images, labels, 0)
+    mixed, targets = MixupCutmix(0, 2, 1.0, 1.0, 0.5)(images, labels, 0)
     untouched = (mixed == images).flatten(1).all(1) & (targets.max(1).values == 1)
     cut = ~untouched & ((mixed == 0) | (mixed == 1)).flatten(1).all(1)
     assert untouched.float().mean() == pytest.approx(0.5, abs=0.03)
@@ -195,13 +195,13 @@ def test_shares_follow_the_beta_distribution_and_either_way_is_as_frequent():
 
 def test_mixing_depends_on_the_step_and_the_place_alone():
     images, labels = torch.rand(8, 3, 8, 8), torch.arange(8)
-    mixing = Mixing(1, 8, 0.8, 1.0, 0.9)
+    mixing = MixupCutmix(1, 8, 0.8, 1.0, 0.9)
     again, part = mixing(images, labels, 5), mixing(images[:4], labels[:4], 5)
     assert torch.equal(mixing(images, labels, 5)[0], again[0])
     assert torch.equal(part[0], again[0][:4])
     assert not torch.equal(mixing(images, labels, 6)[1], again[1])
-    assert not Mixing(1, 8, 0.0, 0.0, 1.0)
-    assert not Mixing(1, 8, 0.8, 1.0, 0.0)
+    assert not MixupCutmix(1, 8, 0.0, 0.0, 1.0)
+    assert not MixupCutmix(1, 8, 0.8, 1.0, 0.0)
 
 
 def test_erasing_fills_a_box_with_noise():
@@ -210,7 +210,7 @@ def test_erasing_fills_a_box_with_noise():
         torch.zeros(2000, dtype=torch.int64),
         torch.arange(2000),
     )
-    out = erase(images, epochs, indices, seed=0, probability=0.25)
+    out = random_erase(images, epochs, indices, seed=0, probability=0.25)
     erased = (out != 0).any(1)
     touched = erased.flatten(1).any(1)
     assert touched.float().mean() == pytest.approx(0.25, abs=0.03)
@@ -223,7 +223,7 @@ def test_erasing_fills_a_box_with_noise():
     noise = out[touched][:, :, :, :][erased[touched][:, None].expand(-1, 3, -1, -1)]
     assert noise.mean() == pytest.approx(0, abs=0.02)
     assert noise.std() == pytest.approx(1, abs=0.02)
-    assert torch.equal(erase(images[:7], epochs[:7], indices[:7], 0, 0.25), out[:7])
+    assert torch.equal(random_erase(images[:7], epochs[:7], indices[:7], 0, 0.25), out[:7])
     assert (
         erasing_boxes(random_uniform(0, "x", torch.arange(50)[:, None], torch.arange(22)), 1, 1)[
             :, 2:

@@ -9,7 +9,7 @@ import subprocess
 from conftest import ROOT, TINY, train
 
 import vit.runs.card
-from vit.evaluation.accuracy import interval
+from vit.evaluation.accuracy import wilson_interval
 from vit.runs.card import COLUMNS, command_line, curve, project_version, write_card
 
 SETTINGS = {
@@ -72,7 +72,7 @@ def test_made_up_values(tmp_path):
     ]
     text = write(tmp_path, RESULT, rows)
     told = cells(text)
-    low, high = interval(0.7, 400)
+    low, high = wilson_interval(0.7, 400)
     assert told["test top-1"].startswith(f"70.00% ({low:.2%} to {high:.2%}) of 400 images")
     assert told["validation top-1"].startswith("75.00%")
     assert "of 100 images" in told["validation top-1"]

@@ -12,15 +12,15 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
 from vit.augment.batch import BatchAugmentation
-from vit.augment.erasing import erase
+from vit.augment.erasing import random_erase
 from vit.augment.image import TrainingTransform
-from vit.augment.mixing import Mixing
+from vit.augment.mixing import MixupCutmix
 from vit.augment.policies import build_policies
 from vit.data.datasets import is_imagenet, load_data, readable_names
 from vit.data.loader import evaluation_batches
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
-from vit.data.splits import Images, hold_out, spread_over_classes
+from vit.data.splits import ImageSplit, hold_out, sample_evenly
 from vit.errors import DataError
 from vit.training.batches import Augmentation, training_batches
 
@@ -63,7 +63,7 @@ def test_digits_are_scikit_learns_and_split_by_class():
 
 def test_hold_out_takes_its_share_of_every_class_and_no_image_twice():
     labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 2 + [3])
-    everything = Images(
+    everything = ImageSplit(
         "all", labels, pixels=torch.arange(153, dtype=torch.uint8).reshape(-1, 1, 1, 1)
     )
     rest, held = hold_out(everything, 0.1, "held")
@@ -79,12 +79,12 @@ def test_hold_out_takes_its_share_of_every_class_and_no_image_twice():
 
 def test_limit_is_spread_over_the_classes():
     labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 2)
-    chosen = spread_over_classes(labels, 11)
+    chosen = sample_evenly(labels, 11)
     assert torch.bincount(labels[chosen]).tolist() == [5, 4, 2]
     assert torch.equal(chosen, chosen.sort().values)
-    assert len(spread_over_classes(labels, 1000)) == 152
+    assert len(sample_evenly(labels, 1000)) == 152
     parts = vars(load("digits", test_fraction=0.2, limit=30)).values()
-    assert [len(part) for part in parts if isinstance(part, Images)] == [30] * 3
+    assert [len(part) for part in parts if isinstance(part, ImageSplit)] == [30] * 3
 
 
 def write_cifar(root, monkeypatch, per_batch=20):
@@ -250,7 +250,7 @@ def folder_batches(data, workers, first=0, last=4):
     transform = TrainingTransform(
         preprocessing, [0.2, 1.0], 0.5, build_policies("randaugment", 2, 9, 0.3)
     )
-    augmentation = Augmentation(transform, NO_BATCH_CHANGE, 0.5, Mixing(5, 2, 0.8, 1.0, 0.9))
+    augmentation = Augmentation(transform, NO_BATCH_CHANGE, 0.5, MixupCutmix(5, 2, 0.8, 1.0, 0.9))
     return list(
         training_batches(
             data.train,
@@ -295,7 +295,7 @@ def test_an_unreadable_picture_can_be_replaced_by_another(tmp_path, workers):
         TrainingTransform(preprocessing, None, 0.0),
         NO_BATCH_CHANGE,
         0.0,
-        Mixing(0, 2, 0.0, 0.0, 1.0),
+        MixupCutmix(0, 2, 0.0, 0.0, 1.0),
         skip=True,
     )
     paths = [os.fsdecode(path) for path in data.train.paths]
@@ -336,8 +336,10 @@ def test_the_fingerprint_tells_data_sets_apart_but_not_where_they_lie(tmp_path):
     assert moved.test.fingerprint() != data.train.fingerprint()
     digits = load("digits", test_fraction=0.2).train
     assert digits.fingerprint() == load("digits", test_fraction=0.2).train.fingerprint()
-    assert Images("x", digits.labels, digits.pixels ^ 1).fingerprint() != digits.fingerprint()
-    assert Images("x", digits.labels.flip(0), digits.pixels).fingerprint() != digits.fingerprint()
+    assert ImageSplit("x", digits.labels, digits.pixels ^ 1).fingerprint() != digits.fingerprint()
+    assert (
+        ImageSplit("x", digits.labels.flip(0), digits.pixels).fingerprint() != digits.fingerprint()
+    )
 
 
 def test_evaluation_sees_every_picture_once_in_order(tmp_path):
@@ -361,7 +363,7 @@ def test_small_images_are_batched_on_the_device_and_resized():
         TrainingTransform(preprocessing, None, 0.0),
         NO_BATCH_CHANGE,
         0.0,
-        Mixing(0, 10, 0.0, 0.0, 1.0),
+        MixupCutmix(0, 10, 0.0, 0.0, 1.0),
     )
     images, labels = next(training_batches(data.train, order, 3, 4, preprocessing, plain, 0, CPU))
     indices = order.batch(3)[1]
@@ -385,7 +387,7 @@ def test_small_images_are_erased_and_mixed_after_normalising():
         TrainingTransform(preprocessing, None, 0.0),
     )
     plain = BatchAugmentation(0, (8, 8), 0.0, None, 0.0)
-    mixing = Mixing(0, 10, 0.0, 1.0, 1.0)
+    mixing = MixupCutmix(0, 10, 0.0, 1.0, 1.0)
     mixed, targets = next(
         training_batches(
             data.train,
@@ -399,7 +401,9 @@ def test_small_images_are_erased_and_mixed_after_normalising():
         )
     )
     epochs, indices = order.batch(3)
-    images = erase(preprocessing.to_input(data.train.pixels[indices]), epochs, indices, 0, 0.7)
+    images = random_erase(
+        preprocessing.to_input(data.train.pixels[indices]), epochs, indices, 0, 0.7
+    )
     expected, shares = mixing(images, data.train.labels[indices], 3)
     assert torch.equal(mixed, expected)
     assert torch.equal(targets, shares)

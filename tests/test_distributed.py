@@ -13,7 +13,7 @@ from conftest import ROOT, make_pictures, run
 
 from vit.augment.batch import BatchAugmentation
 from vit.augment.image import TrainingTransform
-from vit.augment.mixing import Mixing
+from vit.augment.mixing import MixupCutmix
 from vit.augment.policies import build_policies
 from vit.data.datasets import load_data
 from vit.data.loader import evaluation_batches
@@ -21,7 +21,7 @@ from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
 from vit.evaluation.accuracy import evaluate
 from vit.runtime.precision import Precision
-from vit.runtime.processes import Group
+from vit.runtime.processes import Processes
 from vit.training.batches import Augmentation, training_batches
 
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("batch_size", [10, 11, 64])
 def test_every_sample_is_some_processs_and_pairs_stay_together(count, batch_size):
-    parts = [range(batch_size)[Group(rank, count).part(batch_size)] for rank in range(count)]
+    parts = [range(batch_size)[Processes(rank, count).part(batch_size)] for rank in range(count)]
     assert [place for part in parts for place in part] == list(range(batch_size))
     assert all(part.start % 2 == 0 and len(part) > 0 for part in parts)
 
@@ -129,7 +129,7 @@ def test_the_parts_of_a_batch_are_the_batch(tmp_path, name, count):
         TrainingTransform(preprocessing, [0.2, 1.0], 0.5, policies),
         BatchAugmentation(5, (16, 16), 0.0, [0.2, 1.0], 0.5, policies),
         0.5,
-        Mixing(5, len(data.classes), 0.8, 1.0, 0.9),
+        MixupCutmix(5, len(data.classes), 0.8, 1.0, 0.9),
     )
 
     def stream(rank, processes):
@@ -142,7 +142,7 @@ def test_the_parts_of_a_batch_are_the_batch(tmp_path, name, count):
             augmentation,
             0,
             CPU,
-            Group(rank, processes).part(10),
+            Processes(rank, processes).part(10),
         )
 
     for whole, *parts in zip(

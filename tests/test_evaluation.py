@@ -3,7 +3,7 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 
-from vit.evaluation.accuracy import evaluate, interval
+from vit.evaluation.accuracy import evaluate, wilson_interval
 from vit.runtime.compiling import compile_model, worth_compiling
 from vit.runtime.precision import Precision, choose_precision
 
@@ -39,8 +39,8 @@ def test_dropout_is_off():
 
 
 def test_wilsons_interval():
-    assert interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    low, high = interval(1.0, 20)
+    assert wilson_interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    low, high = wilson_interval(1.0, 20)
     assert (low, high) == pytest.approx((0.8389, 1.0), abs=1e-4)
 
 

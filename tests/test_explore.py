@@ -17,7 +17,7 @@ from PIL import Image
 from vit.checkpoints.file import write_checkpoint
 from vit.checkpoints.model import build_model
 from vit.data.preprocessing import Preprocessing
-from vit.errors import ConfigError, run
+from vit.errors import ConfigError, run_command
 from vit.explore import (
     choose_count,
     examples_of_files,
@@ -81,7 +81,7 @@ def write(
 
 
 def command(*arguments) -> int:
-    return run("vit.explore", lambda: main([str(argument) for argument in arguments]))
+    return run_command("vit.explore", lambda: main([str(argument) for argument in arguments]))
 
 
 def stored(page: str, name: str, dtype: str) -> np.ndarray:
@@ -187,7 +187,7 @@ def test_the_page_holds_what_trace_gives(changes, tmp_path, pictures, capsys):
         torch.testing.assert_close(told, chances, atol=1e-5, rtol=1e-4)
         assert (told[1:] - told[0]).abs().max() > 0.01
         picture = stored(page, f"picture-{number}", "uint8").reshape(16, 24, 3)
-        shown = (model.preprocessing.to_picture(image)[0].permute(1, 2, 0) * 255).round().numpy()
+        shown = (model.preprocessing.denormalize(image)[0].permute(1, 2, 0) * 255).round().numpy()
         assert np.abs(picture - shown).max() <= 1
 
 

@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 
 import vit
 from vit.data.preprocessing import Preprocessing
-from vit.errors import CheckpointError, ConfigError, run
+from vit.errors import CheckpointError, ConfigError, run_command
 from vit.export import FORMATS, export, main
 from vit.weights import huggingface, own
 from vit.weights import timm as timm_format
@@ -312,7 +312,7 @@ def test_onnx_that_is_not_installed(tmp_path, monkeypatch):
 
 def test_command_line(tmp_path, capsys):
     def command(*arguments: object) -> int:
-        return run("vit.export", lambda: main([str(argument) for argument in arguments]))
+        return run_command("vit.export", lambda: main([str(argument) for argument in arguments]))
 
     _, path = checkpoint(tmp_path)
     assert set(FORMATS) == {"hf", "timm", "torchvision", "npz", "safetensors", "onnx"}

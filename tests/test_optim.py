@@ -10,8 +10,8 @@ import torch
 from vit.errors import ConfigError
 from vit.model.vision_transformer import VisionTransformer
 from vit.training.optimizers import build_optimizer, freeze_all_but_head, parameter_groups
-from vit.training.plan import build_schedule, duration
-from vit.training.state import WeightAverage, load_optimizer_tensors, optimizer_tensors
+from vit.training.plan import build_schedule, duration_in_steps
+from vit.training.state import EMA, load_optimizer_tensors, optimizer_tensors
 
 ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05, "betas": [0.9, 0.99], "eps": 1e-8}
 SGD = {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9, "nesterov": True}
@@ -216,7 +216,7 @@ def test_a_constant_rate_cools_down_at_the_end():
     ("value", "steps"), [(0.05, 50), (0, 0), (1, 1), (500, 500), ("5ep", 50), ("0.5ep", 5)]
 )
 def test_durations_are_shares_steps_or_epochs(value, steps):
-    assert duration(value, total_steps=1000, steps_per_epoch=10) == steps
+    assert duration_in_steps(value, total_steps=1000, steps_per_epoch=10) == steps
     cooled = schedule("constant", 1000, cooldown=value)
     assert next((step for step in range(1001) if cooled(step) < 1), 1001) == 1000 - steps + 1
 
@@ -240,7 +240,7 @@ def test_durations_that_do_not_fit_are_refused(arguments, told):
 
 def test_average_follows_its_formula():
     net = model()
-    average = WeightAverage(net, decay=0.5)
+    average = EMA(net, decay=0.5)
     expected = net.head.bias.detach().clone()
     for number in range(12):
         with torch.no_grad():

@@ -10,15 +10,15 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
-from vit.augment.operations import Change, apply
+from vit.augment.operations import DrawnOperation, apply_operation
 from vit.augment.policies import (
     AUTOAUGMENT_CIFAR10,
     BIG_VISION_OPERATIONS,
     NUMBERS_A_CHANGE,
     TIMM_OPERATIONS,
     build_policies,
-    colour_jitter,
-    drawn,
+    color_jitter_policy,
+    draw_operation,
     torchvision_operations,
 )
 
@@ -87,7 +87,7 @@ def picture(**size):
 def with_changes(image, operation, level, negative, policy):
     height, width = v2.functional.get_size(image)
     numbers = [0.0, 0.1 if negative else 0.9, 0.0, 0.0, 0.5, 0.25]
-    return apply(image, drawn(operation, level, numbers, height, width), policy)
+    return apply_operation(image, draw_operation(operation, level, numbers, height, width), policy)
 
 
 @pytest.mark.parametrize("bins", [10, 31])
@@ -301,7 +301,7 @@ def test_big_visions_operations(kind, operation, level):
 def test_big_visions_choices():
     assert len(BIG_VISION_OPERATIONS) == 16
     assert {
-        drawn(operation, 1.0, [0, 0.9, 0, 0, 0, 0], 224, 224).strength
+        draw_operation(operation, 1.0, [0, 0.9, 0, 0, 0, 0], 224, 224).strength
         for operation in BIG_VISION_OPERATIONS
         if operation.name in ("solarize", "posterize", "rotate", "translate_x")
     } == {256, 4, 30, 100}
@@ -309,13 +309,15 @@ def test_big_visions_choices():
 
 def test_three_augments_are_pillows():
     image = picture(height=60, width=60)
-    grey = apply(image, Change("greyscale"), THREE)
+    grey = apply_operation(image, DrawnOperation("greyscale"), THREE)
     assert (
         np.abs(np.asarray(grey, int) - np.asarray(image.convert("L").convert("RGB"), int)).max()
         <= 1
     )
-    assert np.array_equal(apply(image, Change("solarize", 128.0), THREE), ImageOps.solarize(image))
-    blurred = np.asarray(apply(image, Change("blur", 1.5), THREE), float)
+    assert np.array_equal(
+        apply_operation(image, DrawnOperation("solarize", 128.0), THREE), ImageOps.solarize(image)
+    )
+    blurred = np.asarray(apply_operation(image, DrawnOperation("blur", 1.5), THREE), float)
     pillow = np.asarray(image.filter(ImageFilter.GaussianBlur(1.5)), float)
     assert (
         np.abs(blurred - pillow)[6:-6, 6:-6].mean()
@@ -333,18 +335,18 @@ def test_three_augments_are_pillows():
 
 
 def test_colour_jitter_is_torchvisions():
-    draw, image = colour_jitter(0.3), picture()
+    draw, image = color_jitter_policy(0.3), picture()
     changes = draw([0.0, 0.5, 1.0, 0.9, 0.1, 0.5], 32, 40)
     assert changes == [
-        Change("contrast", 1.0),
-        Change("saturation", 1.3),
-        Change("brightness", 0.7),
+        DrawnOperation("contrast", 1.0),
+        DrawnOperation("saturation", 1.3),
+        DrawnOperation("brightness", 0.7),
     ]
     expected = v2.functional.adjust_brightness(v2.functional.adjust_saturation(image, 1.3), 0.7)
     for change in changes:
-        image = apply(image, change, THREE)
+        image = apply_operation(image, change, THREE)
     assert np.array_equal(image, expected)
-    assert {change.strength for change in colour_jitter(1.0)([0.0] * 6, 1, 1)} == {0.0}
+    assert {change.strength for change in color_jitter_policy(1.0)([0.0] * 6, 1, 1)} == {0.0}
 
 
 @pytest.mark.parametrize("policy", [TORCHVISION, BIG_VISION, TIMM, AUTO, THREE])
@@ -357,7 +359,10 @@ def test_every_change_works_on_grey_and_leaves_its_input_alone(policy):
         kept, kept_single = batch.clone(), np.asarray(single).copy()
         for own in numbers:
             for change in policy.draw(own, 32, 40):
-                out, shown = apply(batch, change, policy), apply(single, change, policy)
+                out, shown = (
+                    apply_operation(batch, change, policy),
+                    apply_operation(single, change, policy),
+                )
                 assert (out.shape, out.dtype) == (batch.shape, torch.uint8)
                 assert (shown.size, shown.mode) == (single.size, single.mode)
         assert torch.equal(batch, kept)

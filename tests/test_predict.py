@@ -17,7 +17,7 @@ from PIL import Image
 from vit.checkpoints.file import write_checkpoint
 from vit.checkpoints.model import build_model, load
 from vit.data.preprocessing import Preprocessing
-from vit.errors import run
+from vit.errors import run_command
 from vit.model.vision_transformer import VisionTransformer
 from vit.predict import main, read_batches
 
@@ -108,7 +108,7 @@ def answers(text):
 def test_probabilities_are_the_models_in_the_order_given(saved, pictures, capsys):
     grey = str(pictures / "grey.png")
     assert (
-        run(
+        run_command(
             "vit.predict",
             lambda: main(
                 [
@@ -205,7 +205,7 @@ def test_what_cannot_be_read_is_told_and_left_out(saved, pictures, tmp_path, cap
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     assert (
-        run(
+        run_command(
             "vit.predict",
             lambda: main(
                 [
@@ -252,7 +252,10 @@ def test_paths_from_a_pipe(saved, pictures, dash, capsys, monkeypatch):
     wanted = [str(pictures / "a b.png"), str(pictures / "ünï 鳥.png"), str(pictures / "below")]
     for text, code in (("\n".join(["", *wanted]), 0), ("", 2)):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-        assert run("vit.predict", lambda: main([str(saved), *dash, "--format", "json"])) == code
+        assert (
+            run_command("vit.predict", lambda: main([str(saved), *dash, "--format", "json"]))
+            == code
+        )
         found = [row["image"] for row in answers(capsys.readouterr().out)]
         assert found == (wanted[:2] + in_order(pictures)[-2:] if text else [])
 
@@ -335,13 +338,13 @@ def test_a_closed_pipe_ends_quietly(saved, pictures):
 )
 def test_mistakes_are_one_line(saved, pictures, capsys, arguments, told):
     filled = [argument.format(folder=pictures) for argument in arguments]
-    assert run("vit.predict", lambda: main([str(saved), str(pictures), *filled])) == 2
+    assert run_command("vit.predict", lambda: main([str(saved), str(pictures), *filled])) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
 
 
 def test_a_checkpoint_that_is_none(tmp_path, pictures, capsys):
-    assert run("vit.predict", lambda: main([str(pictures / "a b.png"), str(pictures)])) == 2
+    assert run_command("vit.predict", lambda: main([str(pictures / "a b.png"), str(pictures)])) == 2
     assert "not a whole safetensors file" in capsys.readouterr().err
 
 

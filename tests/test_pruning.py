@@ -18,7 +18,7 @@ from vit.config.data import data_arguments
 from vit.data.datasets import load_data
 from vit.data.loader import evaluation_batches
 from vit.data.preprocessing import Preprocessing
-from vit.errors import run
+from vit.errors import run_command
 from vit.evaluation.restore import restore
 from vit.model.cost import count_macs
 from vit.model.head_pruning import importance, least_important, removed_heads
@@ -292,7 +292,7 @@ def learn(model, images, preprocessing, epochs):
 
 
 def prune(*arguments) -> int:
-    return run("vit.prune", lambda: main([str(argument) for argument in arguments]))
+    return run_command("vit.prune", lambda: main([str(argument) for argument in arguments]))
 
 
 def test_prune_evaluate_fine_tune_and_prune_again(digits, tmp_path, capsys):

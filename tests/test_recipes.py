@@ -14,7 +14,7 @@ from train import train
 from vit.checkpoints.model import build_model
 from vit.config.config import from_composed, register, to_dict, validate
 from vit.runs.folder import RunFolder
-from vit.runtime.signals import StopRequest
+from vit.runtime.signals import StopSignal
 from vit.training.optimizers import build_optimizer
 from vit.training.plan import build_schedule
 
@@ -60,7 +60,7 @@ def test_every_experiment_takes_a_step(experiment, tmp_path):
         config = from_composed(compose("train", [f"experiment={experiment}", *small]))
     validate(config)
     with RunFolder(tmp_path / "run").outcome() as folder:
-        train(config, folder, StopRequest(), [], [])
+        train(config, folder, StopSignal(), [], [])
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["status"], result["steps"]) == ("finished", 1)
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path / "run" / "metrics.jsonl"))

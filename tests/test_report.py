@@ -22,7 +22,7 @@ from vit.config.data import DataConfig
 from vit.config.model import ModelConfig
 from vit.config.train import TrainingConfig
 from vit.data.preprocessing import Preprocessing
-from vit.data.splits import ImageData, Images
+from vit.data.splits import ImageDataset, ImageSplit
 from vit.errors import CheckpointError, ConfigError
 from vit.evaluation.corruptions import SEVERITIES, corrupt
 from vit.evaluation.measurements import (
@@ -31,7 +31,7 @@ from vit.evaluation.measurements import (
     calibration,
     check_possible,
     measure_neighbours,
-    recorded,
+    record_outputs,
     small_pictures,
 )
 from vit.evaluation.metrics import (
@@ -47,7 +47,7 @@ from vit.evaluation.metrics import (
     reliability,
     top_k,
 )
-from vit.evaluation.restore import Restored
+from vit.evaluation.restore import RestoredModel
 from vit.model.vision_transformer import VisionTransformer
 from vit.report.drawings import LIGHT, draw_confusion, filter_components, position_similarity
 from vit.report.page import read_rows, write_report
@@ -189,7 +189,7 @@ def test_blurs_keep_a_flat_picture():
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def restored(classes: list[str], count: int, **changes) -> Restored:
+def restored(classes: list[str], count: int, **changes) -> RestoredModel:
     """An untrained model on noise, count images a split."""
     torch.manual_seed(0)
     model = VisionTransformer(num_classes=len(classes), **{**SMALL, **changes}).eval()
@@ -198,7 +198,7 @@ def restored(classes: list[str], count: int, **changes) -> Restored:
         patches.image_size, patches.num_channels, (0.5,), (0.25,), None, "bilinear"
     )
     splits = [
-        Images(
+        ImageSplit(
             f"noise {name}",
             torch.arange(count) % len(classes),
             torch.randint(
@@ -210,14 +210,14 @@ def restored(classes: list[str], count: int, **changes) -> Restored:
     config = Config(
         model=ModelConfig(name="tiny"), data=DataConfig(), train=TrainingConfig(batch_size=64)
     )
-    return Restored(
-        model, {"classes": classes}, config, ImageData(classes, *splits), Precision("fp32", CPU)
+    return RestoredModel(
+        model, {"classes": classes}, config, ImageDataset(classes, *splits), Precision("fp32", CPU)
     )
 
 
 def write(
     folder: Path,
-    held: Restored,
+    held: RestoredModel,
     logits: torch.Tensor,
     held_out: bool = True,
     run: Path | None = None,
@@ -296,7 +296,7 @@ def test_no_sample_is_lost_where_classes_share_a_cell(classes, cells):
 )
 def test_pages_of_other_models(tmp_path, changes, said):
     held = restored(["a$b$", "猫"], 20, **changes)
-    with recorded(held.model, logits=True, features=False) as record:
+    with record_outputs(held.model, logits=True, features=False) as record:
         held.measure(held.model, "test", 0)
     assert not record.feature_batches
     text = write(tmp_path / "report", held, record.logits, held_out=False)
@@ -322,7 +322,7 @@ def test_logits_that_are_not_finite_are_told():
 
 def test_the_record_is_the_models_outputs_in_order():
     held = restored(["a", "b"], 150)
-    with recorded(held.model, logits=True, features=True) as record:
+    with record_outputs(held.model, logits=True, features=True) as record:
         measured = held.measure(held.model, "test", 0)
     inputs = held.model.preprocessing.to_input(held.data.test.pixels)
     with torch.no_grad():
@@ -333,7 +333,7 @@ def test_the_record_is_the_models_outputs_in_order():
     assert not held.model._forward_hooks
     assert not held.model.head._forward_pre_hooks
     same = restored(["a", "b"], 150)
-    with recorded(same.model, logits=False, features=True) as bank:
+    with record_outputs(same.model, logits=False, features=True) as bank:
         same.measure(same.model, "train", 0)
     assert (
         measure_neighbours(same, bank.features, same.data.train.labels, 0)["knn_top1"] > 0.6
@@ -458,7 +458,7 @@ def test_what_cannot_be_measured_is_told():
     held = restored(["a", "b"], 4, image_size=72, patch_size=24)
     with pytest.raises(ConfigError, match=r"at most 64 px.* 72 x 72 px"):
         check_possible(held, held.data.test, "test", knn=False, corruptions=True)
-    files = Images("files", torch.arange(2), paths=np.array([b"a.jpg", b"b.jpg"]))
+    files = ImageSplit("files", torch.arange(2), paths=np.array([b"a.jpg", b"b.jpg"]))
     with pytest.raises(ConfigError, match="72 x 72 px"):
         check_possible(held, files, "test", knn=False, corruptions=True)
 
@@ -467,7 +467,7 @@ def test_pictures_from_files_are_corrupted_as_the_model_sees_them(tmp_path):
     make_pictures(tmp_path, {"test": 2})
     held = restored(["cat", "dog"], 4, image_size=16)
     paths = sorted((tmp_path / "test").rglob("*.jpg"))
-    files = Images(
+    files = ImageSplit(
         "files", torch.tensor([0, 0, 1, 1]), paths=np.array([str(path).encode() for path in paths])
     )
     small = small_pictures(held, files, 0)

@@ -5,7 +5,7 @@ import logging
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vit.files import cut_back
+from vit.files import truncate_after_step
 from vit.runs.metrics_log import Tracker
 from vit.runs.tensorboard import TensorBoard
 
@@ -82,7 +82,7 @@ def test_lines_of_later_steps_of_test_and_cut_ones_are_dropped(tmp_path):
     (tmp_path / "x.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "spl'
     )
-    cut_back(tmp_path / "x.jsonl", 2)
+    truncate_after_step(tmp_path / "x.jsonl", 2)
     assert [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()] == lines[
         :2
     ]

@@ -8,18 +8,18 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from vit.errors import GaveUp, Stopped
+from vit.errors import Stopped, TrainingFailed
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.metrics_log import Tracker
 from vit.runtime.precision import Precision
-from vit.runtime.processes import Group
-from vit.runtime.signals import StopRequest
+from vit.runtime.processes import Processes
+from vit.runtime.signals import StopSignal
 from vit.training.loop import Trainer
 from vit.training.losses import build_loss
 from vit.training.optimizers import build_optimizer
-from vit.training.plan import every
-from vit.training.state import Progress, TrainingState, WeightAverage
-from vit.training.step import draw_drop_path, fitting_micro_batch
+from vit.training.plan import every_interval
+from vit.training.state import EMA, Progress, TrainingState
+from vit.training.step import draw_drop_path, find_micro_batch_size
 from vit.weights.loading import load_into, read
 
 CPU = torch.device("cpu")
@@ -67,21 +67,21 @@ def make_trainer(
         schedule=lambda step: 1.0,
         total_steps=steps,
         batch_size=16,
-        group=Group(),
+        group=Processes(),
         micro_batch_size=None,
         loss=build_loss("cross_entropy", 0.0),
         clip_norm=1.0,
         drop_path_schedule="linear",
         seed=0,
         tracker=Tracker(folder, 0, steps, steps / 2, 16),
-        stop=StopRequest(),
+        stop=StopSignal(),
         evaluate=None,
-        evaluation_due=every(steps / 2, steps),
+        evaluation_due=every_interval(steps / 2, steps),
         save_best=lambda: None,
         save_last=lambda: saves.append(trainer.state.progress.step),
         forecast=lambda seconds: None,
         draw_attention=lambda model, step: None,
-        drawing_due=every(None, steps),
+        drawing_due=every_interval(None, steps),
         log_every=2,
         save_every=None,
         step_share=lambda rate: 0.5,
@@ -207,10 +207,10 @@ def test_micro_steps_leave_the_result_as_it_is(tmp_path, size, loss):
 
 def test_average_takes_the_weights_after_every_step(tmp_path):
     trainer = make_trainer(tmp_path)
-    trainer.state.average = WeightAverage(trainer.state.model, 0.9)
+    trainer.state.average = EMA(trainer.state.model, 0.9)
     trainer.fit()
     other = make_trainer(tmp_path / "other")
-    expected = WeightAverage(other.state.model, 0.9)
+    expected = EMA(other.state.model, 0.9)
     for step in range(6):
         other.total_steps = step + 1
         other.fit()
@@ -244,7 +244,7 @@ def test_nan_stops_before_the_optimizer_and_names_the_step(tmp_path):
     batches = [batch(step) for step in range(6)]
     batches[3][0][0, 0, 0, 0] = float("nan")
     trainer = make_trainer(tmp_path, batches=iter(batches), save_every=1)
-    with pytest.raises(GaveUp, match="the loss is nan at step 4"):
+    with pytest.raises(TrainingFailed, match="the loss is nan at step 4"):
         trainer.fit()
     assert trainer.saves == [1, 2, 3]
     assert all(parameter.isfinite().all() for parameter in trainer.state.model.parameters())
@@ -289,7 +289,7 @@ def test_an_fp16_overflow_repeats_the_step_at_a_lower_scale(tmp_path):
         "_growth_tracker": 0,
     }
     steps_of_average = []
-    average = WeightAverage(trainer.state.model, 0.9)
+    average = EMA(trainer.state.model, 0.9)
     average.update = lambda model, step: steps_of_average.append(step)
     trainer.state.average = average
     trainer.fit()
@@ -378,9 +378,9 @@ def test_best_is_higher_accuracy_then_lower_loss():
 
 
 def test_every():
-    due = every(2.5, 11)
+    due = every_interval(2.5, 11)
     assert [step for step in range(12) if due(step)] == [3, 5, 8, 10, 11]
-    assert [step for step in range(4) if every(0.5, 3)(step)] == [1, 2, 3]
+    assert [step for step in range(4) if every_interval(0.5, 3)(step)] == [1, 2, 3]
 
 
 class Limited(torch.nn.Linear):
@@ -398,12 +398,12 @@ class Limited(torch.nn.Linear):
 
 def test_the_micro_batch_is_halved_until_it_fits():
     fits = {
-        limit: fitting_micro_batch(Limited(limit), (1, 2, 2), 100, Precision("fp32", CPU))
+        limit: find_micro_batch_size(Limited(limit), (1, 2, 2), 100, Precision("fp32", CPU))
         for limit in (1, 12, 60, 100, 500)
     }
     assert fits == {1: 1, 12: 7, 60: 50, 100: 100, 500: 100}
     model = Limited(3)
-    fitting_micro_batch(model, (1, 2, 2), 8, Precision("fp32", CPU))
+    find_micro_batch_size(model, (1, 2, 2), 8, Precision("fp32", CPU))
     assert model.weight.grad is None
     with pytest.raises(torch.OutOfMemoryError):
-        fitting_micro_batch(Limited(0), (1, 2, 2), 8, Precision("fp32", CPU))
+        find_micro_batch_size(Limited(0), (1, 2, 2), 8, Precision("fp32", CPU))

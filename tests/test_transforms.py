@@ -116,7 +116,7 @@ def test_squash_and_store_and_look_at():
     assert out.shape == (3, 16, 24)
     expected = np.asarray(image.resize((24, 16), Image.Resampling.BILINEAR)) / 255
     torch.testing.assert_close(
-        preprocessing.to_picture(out[None])[0].permute(1, 2, 0).double(),
+        preprocessing.denormalize(out[None])[0].permute(1, 2, 0).double(),
         torch.from_numpy(expected),
         atol=1e-6,
         rtol=1e-5,
@@ -160,7 +160,7 @@ def test_training_transform_repeats_from_the_seed(tmp_path):
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
     plain = TrainingTransform(preprocessing, None, 0.0)(path)
-    assert torch.equal(plain, to_pixels(preprocessing.fit_size(open_image(path))))
+    assert torch.equal(plain, to_pixels(preprocessing.resize_and_crop(open_image(path))))
 
 
 def random_pieces(path, size, seeds, channels=3):

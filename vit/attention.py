@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vit.data.image_files import find_pictures
-from vit.errors import ConfigError, run, writing
+from vit.data.image_files import find_image_files
+from vit.errors import ConfigError, run_command, writing_to
 from vit.figures.attention import (
+    displayable_images,
     head_panels,
     image_panels,
+    layers_to_show,
     shorten,
-    shown_layers,
-    shown_pictures,
     tile,
 )
 from vit.model.attention_maps import trace_images
@@ -92,12 +92,12 @@ def main(given: Sequence[str] | None = None) -> None:
     options = arguments(given)
     if options.limit <= 0:
         raise ConfigError(f"--limit must be a positive number, got {options.limit}")
-    paths = find_pictures(options.images)
+    paths = find_image_files(options.images)
     if len(paths) > options.limit:
         print(f"the first {options.limit} of {len(paths)} pictures; more with --limit")
         paths = paths[: options.limit]
     model = load(options.checkpoint)
-    with writing(f"--out {options.out}", "choose another folder"):
+    with writing_to(f"--out {options.out}", "choose another folder"):
         options.out.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(paths), IMAGES_A_GRID):
             draw(model, paths[start : start + IMAGES_A_GRID], start, options.out)
@@ -114,19 +114,19 @@ def draw(model: VisionTransformer, paths: Sequence[Path], start: int, folder: Pa
             paths, likely.values.tolist(), likely.indices.tolist(), strict=True
         )
     ]
-    layers = shown_layers(len(trace.attentions))
+    layers = layers_to_show(len(trace.attentions))
     columns = ["picture", *(f"layer {layer}, mean" for layer in layers), "rollout"]
     note = "Dark to bright: from each map's lowest to its highest patch.\nLayers and heads are counted from 0."
     file = folder / f"attention_{start + 1}-{start + len(paths)}.png"
     save_grid(
         file,
-        image_panels(trace, model, shown_pictures(images, model.preprocessing, side=192)),
+        image_panels(trace, model, displayable_images(images, model.preprocessing, side=192)),
         names,
         columns,
         note,
     )
     print(f"{file}: {len(paths)} pictures")
-    for number, picture in enumerate(shown_pictures(images, model.preprocessing, side=112)):
+    for number, picture in enumerate(displayable_images(images, model.preprocessing, side=112)):
         panels = head_panels(trace, model, picture, number)
         file = folder / f"heads_{start + number + 1}.png"
         save_grid(
@@ -140,4 +140,4 @@ def draw(model: VisionTransformer, paths: Sequence[Path], start: int, folder: Pa
 
 
 if __name__ == "__main__":
-    sys.exit(run("vit.attention", main))
+    sys.exit(run_command("vit.attention", main))

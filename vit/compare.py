@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from vit.checkpoints.run import BEST
 from vit.config.config import flatten, read_yaml
-from vit.errors import ConfigError, run
+from vit.errors import ConfigError, run_command
 from vit.files import read_json
-from vit.text import markdown
+from vit.text import markdown_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,12 +100,12 @@ def compare(folders: Sequence[Path], split: str, workers: int | None) -> str:
     results = [read_json(folder / "result.json") for folder in folders]
     parts = [
         "configuration",
-        markdown([["key", *names], *([key, str(a), str(b)] for key, a, b in changed)])
+        markdown_table([["key", *names], *([key, str(a), str(b)] for key, a, b in changed)])
         if changed
         else "the same, but for where and how often",
         "",
         "metrics",
-        markdown(
+        markdown_table(
             [
                 ["", *names],
                 *([key, *(told(result.get(key)) for result in results)] for key in METRICS),
@@ -152,4 +152,4 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run("vit.compare", main))
+    sys.exit(run_command("vit.compare", main))

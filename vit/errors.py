@@ -25,7 +25,7 @@ class CheckpointError(UserError):
     """A checkpoint or a run folder is missing, damaged or of another model."""
 
 
-class GaveUp(Exception):
+class TrainingFailed(Exception):
     """Training can't go on (a loss that is not finite, memory, disk); the last good checkpoint is kept."""
 
     exit_code = 3
@@ -38,7 +38,7 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def writing(place: object, otherwise: str = "choose another place") -> Iterator[None]:
+def writing_to(place: object, otherwise: str = "choose another place") -> Iterator[None]:
     """Inside: what the disk refuses becomes a ConfigError that names the place and says what to do otherwise. A closed pipe is
     no refusal."""
     try:
@@ -51,11 +51,11 @@ def writing(place: object, otherwise: str = "choose another place") -> Iterator[
         ) from None
 
 
-def run(name: str, command: Callable[[], None]) -> int:
+def run_command(name: str, command: Callable[[], None]) -> int:
     """Run a command of plain arguments (`python -m name`) and return its exit code."""
     try:
         command()
-    except (UserError, GaveUp, Stopped) as error:
+    except (UserError, TrainingFailed, Stopped) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
     return 0

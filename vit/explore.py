@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.errors import CheckpointError, ConfigError, run, writing
+from vit.errors import CheckpointError, ConfigError, run_command, writing_to
 
 if TYPE_CHECKING:
     import torch
@@ -65,14 +65,14 @@ class Example:
 def load_snapshot(path: Path) -> Snapshot:
     """The model of a best checkpoint, or of a run's whole state (last, previous) with the weights it evaluates: the averaged
     ones, where there are any. On the CPU, in evaluation mode. Raises CheckpointError as vit.checkpoints.model.load does."""
-    from vit.checkpoints.file import read_checkpoint, require
-    from vit.checkpoints.model import assemble, select
+    from vit.checkpoints.file import read_checkpoint, require_header_keys
+    from vit.checkpoints.model import build_from_header, strip_prefix
 
     tensors, header = read_checkpoint(path)
-    if require(header, path, "kind")["kind"] == "last":
-        tensors = select(tensors, "average/") or select(tensors, "model/")
+    if require_header_keys(header, path, "kind")["kind"] == "last":
+        tensors = strip_prefix(tensors, "average/") or strip_prefix(tensors, "model/")
     return Snapshot(
-        path, assemble(path, tensors, header), (header.get("progress") or {}).get("step")
+        path, build_from_header(path, tensors, header), (header.get("progress") or {}).get("step")
     )
 
 
@@ -123,14 +123,14 @@ def require_same(found: Snapshot, first: Snapshot) -> None:
 
 def shape(model: "VisionTransformer") -> tuple[Any, ...]:
     """What the maps of two checkpoints must have in common to be shown one after the other; require_same names the parts."""
-    from vit.model.head_pruning import attentions, original_heads
+    from vit.model.head_pruning import attention_modules, num_original_heads
 
     embeddings = model.embeddings
     return (
         model.preprocessing,
         embeddings.patch_embedding.grid_size,
-        len(attentions(model)),
-        original_heads(attentions(model)[0]),
+        len(attention_modules(model)),
+        num_original_heads(attention_modules(model)[0]),
         model.global_pool,
         embeddings.num_prefix,
     )
@@ -156,13 +156,13 @@ def examples_of_data(checkpoint: Path, data_root: str | None, count: int) -> lis
     import torch
 
     from vit.data.loader import evaluation_batches
-    from vit.data.splits import spread_over_classes
+    from vit.data.splits import sample_evenly
     from vit.evaluation.restore import restore
 
     restored = restore(
         checkpoint, {} if data_root is None else {"data.root": data_root}, torch.device("cpu")
     )
-    chosen = spread_over_classes(restored.data.test.labels, count)
+    chosen = sample_evenly(restored.data.test.labels, count)
     images, labels = next(
         evaluation_batches(
             restored.data.test.subset(chosen),
@@ -220,11 +220,14 @@ def logits_without_heads(model: "VisionTransformer", state: "Tensor", layer: int
     enters the layer: what trace() with a head_mask gives, without computing the layers below again."""
     import torch
 
-    from vit.model.head_pruning import attentions, original_heads
+    from vit.model.head_pruning import attention_modules, num_original_heads
 
     first, *later = list(model.encoder.blocks)[layer:]
-    heads = attentions(model)[layer].heads
-    masks = 1 - torch.eye(original_heads(attentions(model)[layer]), device=state.device)[heads]
+    heads = attention_modules(model)[layer].heads
+    masks = (
+        1
+        - torch.eye(num_original_heads(attention_modules(model)[layer]), device=state.device)[heads]
+    )
     state = first.trace(state.expand(len(heads), -1, -1), model.encoder.rotation, masks)[0]  # type: ignore[operator]
     for block in later:
         state = block(state, model.encoder.rotation)
@@ -233,12 +236,14 @@ def logits_without_heads(model: "VisionTransformer", state: "Tensor", layer: int
 
 def page_bytes(snapshots: Sequence[Snapshot], layers: Sequence[int]) -> int:
     """How much one image adds to the page."""
-    from vit.model.head_pruning import attentions
+    from vit.model.head_pruning import attention_modules
 
     embeddings = snapshots[0].model.embeddings
     tokens = embeddings.num_prefix + embeddings.patch_embedding.num_patches
     heads = sum(
-        len(attentions(snapshot.model)[layer].heads) for snapshot in snapshots for layer in layers
+        len(attention_modules(snapshot.model)[layer].heads)
+        for snapshot in snapshots
+        for layer in layers
     )
     maps, rows = heads + len(snapshots) * len(layers), heads + len(snapshots)
     height, width = embeddings.patch_embedding.image_size
@@ -287,8 +292,8 @@ def page(
     """
     import torch
 
-    from vit.figures.attention import COLOURS
-    from vit.model.head_pruning import attentions, original_heads
+    from vit.figures.attention import COLORMAP
+    from vit.model.head_pruning import attention_modules, num_original_heads
 
     first = snapshots[0].model
     embeddings, blobs = first.embeddings, {}
@@ -303,16 +308,16 @@ def page(
         "layers": list(layers),
         "grid": list(embeddings.patch_embedding.grid_size),
         "size": list(embeddings.patch_embedding.image_size),
-        "heads": original_heads(attentions(first)[0]),
-        "colours": COLOURS.mul(255).round().int().tolist(),
+        "heads": num_original_heads(attention_modules(first)[0]),
+        "colours": COLORMAP.mul(255).round().int().tolist(),
         "width": embeddings.patch_embedding.projection.out_channels,
-        "depth": len(attentions(first)),
+        "depth": len(attention_modules(first)),
         "images": [{"name": example.name, "label": example.label} for example in examples],
         "snapshots": [
             {
                 "file": "/".join(snapshot.path.parts[-3:]),
                 "step": snapshot.step,
-                "heads": [attentions(snapshot.model)[layer].heads for layer in layers],
+                "heads": [attention_modules(snapshot.model)[layer].heads for layer in layers],
             }
             for snapshot in snapshots
         ],
@@ -326,7 +331,7 @@ def page(
                 encoded(chances),
             )
     for number, example in enumerate(examples):
-        picture = first.preprocessing.to_picture(example.image[None])[0].expand(3, -1, -1)
+        picture = first.preprocessing.denormalize(example.image[None])[0].expand(3, -1, -1)
         blobs[f"picture-{number}"] = encoded(
             picture.mul(255).round().to(torch.uint8).permute(1, 2, 0)
         )
@@ -391,11 +396,11 @@ def main(given: Sequence[str] | None = None) -> None:
 
 def explore(options: argparse.Namespace) -> None:
     # Imported here so that --help and a mistaken command answer at once.
-    from vit.data.image_files import find_pictures
+    from vit.data.image_files import find_image_files
     from vit.runtime.device import choose_device
 
     device = choose_device(options.device)
-    paths = find_pictures(options.images)
+    paths = find_image_files(options.images)
     snapshots = load_snapshots([options.checkpoint, *options.also])
     depth = len(snapshots[0].model.encoder.blocks)
     layers: list[int] = sorted(set(options.layers or range(depth)))
@@ -407,7 +412,7 @@ def explore(options: argparse.Namespace) -> None:
     wanted = options.limit if options.limit is None or not paths else min(options.limit, len(paths))
     count = choose_count(wanted, an_image, len(snapshots))
     temporary = options.out.with_name(f".{options.out.name}.writing")
-    with writing(
+    with writing_to(
         f"--out {options.out}"
     ):  # before the work, so that a place that can't be written to is told at once
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -420,7 +425,7 @@ def explore(options: argparse.Namespace) -> None:
         else:
             examples = examples_of_data(options.checkpoint, options.data_root, count)
         html = page(snapshots, examples, layers, device).encode()
-        with writing(f"--out {options.out}"):
+        with writing_to(f"--out {options.out}"):
             temporary.write_bytes(html)
             os.replace(temporary, options.out)
     finally:
@@ -432,4 +437,4 @@ def explore(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run("vit.explore", main))
+    sys.exit(run_command("vit.explore", main))

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
-from vit.errors import ConfigError, run, writing
+from vit.errors import ConfigError, run_command, writing_to
 from vit.weights import huggingface, npz, own, timm, torchvision
-from vit.weights.description import Weights, two
+from vit.weights.description import Weights, as_pair
 from vit.weights.loading import build, read
 
 OPSET = 18  # the oldest that torch's exporter writes without converting
@@ -44,7 +44,7 @@ def write_onnx(weights: Weights, out: Path) -> list[str]:
             f"--format onnx needs {' and '.join(missing)}; install with: pip install onnx onnxscript onnxruntime"
         )
     model = build(weights.path)
-    shape = (2, weights.model["num_channels"], *two(weights.model["image_size"]))
+    shape = (2, weights.model["num_channels"], *as_pair(weights.model["image_size"]))
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     graph = torch.export.export(
         model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
@@ -111,7 +111,7 @@ def export(source: Path | str, kind: str, out: Path | str) -> list[str]:
         raise ConfigError(f"--out {out}: is there already; remove it or choose another")
     folder = None
     try:
-        with writing(f"--out {out}", "choose another"):
+        with writing_to(f"--out {out}", "choose another"):
             out.parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
             notes = FORMATS[kind](weights, folder / out.name)
@@ -142,4 +142,4 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run("vit.export", main))
+    sys.exit(run_command("vit.export", main))

@@ -18,7 +18,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
-def cut_back(path: Path, step: int) -> None:
+def truncate_after_step(path: Path, step: int) -> None:
     """Drop the lines of a .jsonl file that come after a step, those of test, which a run ends with and will write again, and a
     last line that was cut short."""
     if not path.exists():

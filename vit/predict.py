@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from vit.errors import ConfigError, DataError, run, writing
+from vit.errors import ConfigError, DataError, run_command, writing_to
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +121,7 @@ def predict(options: argparse.Namespace) -> None:
     # Imported here so that --help and a mistaken command answer at once.
     import torch
 
-    from vit.checkpoints.file import require
+    from vit.checkpoints.file import require_header_keys
     from vit.checkpoints.model import load_with_header
     from vit.data.image_files import EXTENSIONS
     from vit.runtime.device import choose_device
@@ -135,9 +135,11 @@ def predict(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     model, header = load_with_header(options.checkpoint)
     model = model.to(device)
-    precision = Precision(require(header, options.checkpoint, "precision")["precision"], device)
+    precision = Precision(
+        require_header_keys(header, options.checkpoint, "precision")["precision"], device
+    )
     if options.attention is not None:
-        with writing(f"--attention {options.attention}"):
+        with writing_to(f"--attention {options.attention}"):
             options.attention.mkdir(parents=True, exist_ok=True)
     try:
         with output(out) as file:
@@ -179,7 +181,7 @@ def answer(
             continue
         images, chances = infer(model, precision, batch.pixels)
         top = chances.topk(min(options.top_k, chances.shape[1]), dim=1)
-        with writing(place):
+        with writing_to(place):
             writer.write(
                 batch.paths,
                 [
@@ -192,7 +194,7 @@ def answer(
             )
             file.flush()  # whoever reads the other end of a pipe should not wait for the next
         if options.attention is not None:
-            with writing(f"--attention {options.attention}"):
+            with writing_to(f"--attention {options.attention}"):
                 draw_rollout(model, images, batch.paths, answered + 1, options.attention)
         answered += len(batch.paths)
     if options.out is not None:
@@ -230,13 +232,13 @@ def below(name: str) -> Iterator[str | DataError]:
 
 
 def in_folder(folder: str) -> Iterator[str | DataError]:
-    from vit.data.image_files import EXTENSIONS, is_picture
+    from vit.data.image_files import EXTENSIONS, is_image_file
 
     found, closed = False, []
     for parent, folders, files in os.walk(folder, onerror=closed.append):
         folders.sort()
         for file in sorted(files):
-            if is_picture(file):
+            if is_image_file(file):
                 found = True
                 yield os.path.join(parent, file)
     yield from (
@@ -276,7 +278,9 @@ class Pictures:
             )
         try:
             return item, to_pixels(
-                self.preprocessing.fit_size(open_image(item, self.preprocessing.num_channels))
+                self.preprocessing.resize_and_crop(
+                    open_image(item, self.preprocessing.num_channels)
+                )
             )
         except DataError as error:
             return error
@@ -302,7 +306,7 @@ def read_batches(
     """workers None: none where there are few pictures, else what training would take."""
     from torch.utils.data import DataLoader
 
-    from vit.data.loader import start_worker
+    from vit.data.loader import init_worker
     from vit.runtime.device import loader_workers
 
     if workers is None:
@@ -316,7 +320,7 @@ def read_batches(
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=collate,  # type: ignore[arg-type]
-            worker_init_fn=start_worker,
+            worker_init_fn=init_worker,
             prefetch_factor=2 if workers else None,
         )
     )
@@ -425,7 +429,7 @@ def output(path: Path | None) -> Iterator[TextIO]:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield sys.stdout
         return
-    with writing(f"--out {path}"):
+    with writing_to(f"--out {path}"):
         file = open(path, "w", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
     try:
         yield file
@@ -441,13 +445,13 @@ def draw_rollout(
     of the first of them."""
     from PIL import Image
 
-    from vit.figures.attention import overlay, shown_pictures
+    from vit.figures.attention import displayable_images, overlay
     from vit.model.attention_maps import pooled_row, rollout, trace_images
 
     for start in range(0, len(paths), TRACED_AT_ONCE):
         part = images[start : start + TRACED_AT_ONCE]
         maps = pooled_row(rollout(trace_images(model, part).attentions), model)
-        drawn = overlay(shown_pictures(part, model.preprocessing, OVERLAY_SIDE), maps)
+        drawn = overlay(displayable_images(part, model.preprocessing, OVERLAY_SIDE), maps)
         pixels = (drawn.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         for number, picture in enumerate(pixels, start):
             name = Path(paths[number]).stem[:LONGEST_STEM]
@@ -455,4 +459,4 @@ def draw_rollout(
 
 
 if __name__ == "__main__":
-    sys.exit(run("vit.predict", main))
+    sys.exit(run_command("vit.predict", main))

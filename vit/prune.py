@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit.errors import ConfigError, run, writing
+from vit.errors import ConfigError, run_command, writing_to
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,11 +78,11 @@ def prune(options: argparse.Namespace) -> None:
 
     from vit.checkpoints.file import write_checkpoint
     from vit.data.loader import evaluation_batches
-    from vit.data.splits import spread_over_classes
-    from vit.evaluation.accuracy import interval
+    from vit.data.splits import sample_evenly
+    from vit.evaluation.accuracy import wilson_interval
     from vit.evaluation.restore import restore
     from vit.model.cost import count_macs
-    from vit.model.head_pruning import attentions, importance, least_important, removed_heads
+    from vit.model.head_pruning import attention_modules, importance, least_important, removed_heads
     from vit.runtime.device import choose_device, describe_device, loader_workers
 
     device = choose_device(options.device)
@@ -100,18 +100,18 @@ def prune(options: argparse.Namespace) -> None:
     )
     split = options.split or ("test" if data.val is None else "val")
     images = data.split(split)
-    with writing(
+    with writing_to(
         f"--out {options.out}"
     ):  # before the work, so that a place that can't be written to is told at once
         options.out.parent.mkdir(parents=True, exist_ok=True)
 
-    scored = data.train.subset(spread_over_classes(data.train.labels, SCORING_IMAGES))
+    scored = data.train.subset(sample_evenly(data.train.labels, SCORING_IMAGES))
     scores = importance(
         model, evaluation_batches(scored, SCORING_BATCH, model.preprocessing, workers, device)
     )
     heads = least_important(scores, options.fraction)
     before, after = (
-        sum(len(attention.heads) for attention in attentions(model)),
+        sum(len(attention.heads) for attention in attention_modules(model)),
         sum(map(len, heads.values())),
     )
     if not heads:
@@ -135,7 +135,7 @@ def prune(options: argparse.Namespace) -> None:
     accuracy = {}
     for name, measured in pair.items():
         metrics = accuracy[name] = restored.measure(measured, split, workers)
-        low, high = interval(metrics["top1"], int(metrics["n"]))
+        low, high = wilson_interval(metrics["top1"], int(metrics["n"]))
         print(
             f"{name:7} top-1 {metrics['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f} "
             f"({images})"
@@ -168,7 +168,7 @@ def prune(options: argparse.Namespace) -> None:
         "top1_before": accuracy["before"]["top1"],
         "top1_after": accuracy["after"]["top1"],
     }
-    with writing(f"--out {options.out}"):
+    with writing_to(f"--out {options.out}"):
         write_checkpoint(
             options.out, pruned.state_dict(), {**restored.header, "config": config, "pruning": note}
         )
@@ -213,4 +213,4 @@ def seconds(
 
 
 if __name__ == "__main__":
-    sys.exit(run("vit.prune", main))
+    sys.exit(run_command("vit.prune", main))

@@ -19,9 +19,9 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vit.data.image_files import pictures_below
+from vit.data.image_files import iter_image_files
 from vit.data.tar_index import CLASSES, SPLITS
-from vit.errors import ConfigError, DataError, run, writing
+from vit.errors import ConfigError, DataError, run_command, writing_to
 from vit.shrink import in_processes, shrunk, tell_left_out
 
 
@@ -30,7 +30,7 @@ def pictures_of(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     found = [
         (Path(path), label)
         for label, title in enumerate(classes)
-        for path in pictures_below(folder / title, follow_links=True)
+        for path in iter_image_files(folder / title, follow_links=True)
     ]
     found.sort(key=lambda pair: str(pair[0]))
     random.Random(0).shuffle(found)
@@ -124,7 +124,7 @@ def main(given: Sequence[str] | None = None) -> None:
     if any(options.out.glob("*.tar")):
         raise ConfigError(f"{options.out}: holds shards already; choose a new folder")
     left_out: list[str] = []
-    with writing(options.out, "choose another folder"):
+    with writing_to(options.out, "choose another folder"):
         options.out.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             if (options.folder / split).is_dir():
@@ -145,4 +145,4 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run("vit.shards", main))
+    sys.exit(run_command("vit.shards", main))

@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
-from vit.data.image_files import EXTENSIONS, open_image, opened, pictures_below
-from vit.errors import DataError, run, writing
+from vit.data.image_files import EXTENSIONS, iter_image_files, open_image, open_lazily
+from vit.errors import DataError, run_command, writing_to
 
 
 def shrunk(source: Path, short_side: int | None, quality: int) -> tuple[str, bytes]:
@@ -26,7 +26,7 @@ def shrunk(source: Path, short_side: int | None, quality: int) -> tuple[str, byt
 
     Raises DataError where it can't be read, also where it is to be copied: better now than in training.
     """
-    with opened(source) as image:
+    with open_lazily(source) as image:
         large = short_side is not None and min(image.size) > short_side
     picture = open_image(source)
     if not large or short_side is None:
@@ -83,7 +83,7 @@ def shrink_folder(
     if target.absolute().is_relative_to(source.absolute()):
         raise DataError(f"{target}: lies in {source}; choose a folder beside it")
     found = sorted(
-        Path(path).relative_to(source) for path in pictures_below(source, follow_links=True)
+        Path(path).relative_to(source) for path in iter_image_files(source, follow_links=True)
     )
     if not found:
         raise DataError(f"{source}: no pictures below it (looked for {', '.join(EXTENSIONS)})")
@@ -124,7 +124,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     if options.short_side < 1 or options.workers < 1:
         parser.error("--short-side and --workers must be positive")
-    with writing(options.out, "choose another folder"):
+    with writing_to(options.out, "choose another folder"):
         count, unreadable = shrink_folder(
             options.folder,
             options.out,
@@ -137,4 +137,4 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run("vit.shrink", main))
+    sys.exit(run_command("vit.shrink", main))

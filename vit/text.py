@@ -1,7 +1,7 @@
 """TODO: say what this file is for."""
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """3:05 (minutes and seconds), 2:03:05 (with hours) or 1 day 2:03:05."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -10,7 +10,7 @@ def clock(seconds: float) -> str:
     return f"{days} day{'s' if days > 1 else ''} {told}" if days else told
 
 
-def markdown(cells: list[list[str]]) -> str:
+def markdown_table(cells: list[list[str]]) -> str:
     """A Markdown table, the first row its head, that reads well on a screen too."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [

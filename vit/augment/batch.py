@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vit.augment.boxes import resized_crop_boxes, sample_numbers
-from vit.augment.operations import Change, Policy, apply
+from vit.augment.operations import DrawnOperation, Policy, apply_operation
 
 
 def crop_and_flip(pixels: Tensor, offsets: Tensor, flipped: Tensor, pad: int) -> Tensor:
@@ -88,13 +88,13 @@ def change_groups(pixels: Tensor, numbers: Tensor, policy: Policy) -> Tensor:
     drawn = [policy.draw(own, height, width) for own in numbers.tolist()]
     pixels = pixels.clone()
     for turn in range(max(len(changes) for changes in drawn)):
-        members: dict[Change, list[int]] = {}
+        members: dict[DrawnOperation, list[int]] = {}
         for image, changes in enumerate(drawn):
             if turn < len(changes) and changes[turn].name != "identity":
                 members.setdefault(changes[turn], []).append(image)
         for change, images in members.items():
             chosen = torch.tensor(images).to(pixels.device, non_blocking=True)
-            changed = apply(pixels.index_select(0, chosen), change, policy)
+            changed = apply_operation(pixels.index_select(0, chosen), change, policy)
             assert isinstance(changed, Tensor)
             pixels.index_copy_(0, chosen, changed)
     return pixels

@@ -48,7 +48,7 @@ def sample_numbers(seed: int, epochs: Tensor, indices: Tensor, purpose: str, cou
     return random_uniform(seed, purpose, epochs[:, None], indices[:, None], torch.arange(count))
 
 
-def inside(boxes: Tensor, height: int, width: int, device: torch.device) -> Tensor:
+def box_mask(boxes: Tensor, height: int, width: int, device: torch.device) -> Tensor:
     """Which pixels lie in each image's box: boxes (B, 4) of top, left, height, width → bool (B, 1, height, width)."""
     top, left, box_height, box_width = (
         edge[:, None] for edge in boxes.to(device, non_blocking=True).unbind(1)

@@ -6,11 +6,13 @@ import math
 import torch
 from torch import Tensor
 
-from vit.augment.boxes import erasing_boxes, inside, sample_numbers
+from vit.augment.boxes import box_mask, erasing_boxes, sample_numbers
 from vit.randomness import random_uniform
 
 
-def erase(images: Tensor, epochs: Tensor, indices: Tensor, seed: int, probability: float) -> Tensor:
+def random_erase(
+    images: Tensor, epochs: Tensor, indices: Tensor, seed: int, probability: float
+) -> Tensor:
     """Random erasing: with `probability`, a box of each image is filled with noise, N(0, 1) as the normalised pixels are.
 
     images float (B, C, height, width); epochs, indices (B,) int64 on the CPU.
@@ -26,7 +28,7 @@ def erase(images: Tensor, epochs: Tensor, indices: Tensor, seed: int, probabilit
     )
     numbers = random_uniform(seed, "erasing noise", *samples, places)
     noise = (numbers.clamp(2.0**-25, 1 - 2.0**-24) * 2 - 1).erfinv() * math.sqrt(2)
-    chosen, where = chosen.to(device, non_blocking=True), inside(boxes, height, width, device)
+    chosen, where = chosen.to(device, non_blocking=True), box_mask(boxes, height, width, device)
     erased = torch.where(
         where, noise.reshape(-1, channels, height, width).to(images.dtype), images[chosen]
     )

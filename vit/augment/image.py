@@ -9,8 +9,15 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
-from vit.augment.operations import Policy, apply
-from vit.data.image_files import convert, decode_jpeg, open_image, opened, orientation, to_pixels
+from vit.augment.operations import Policy, apply_operation
+from vit.data.image_files import (
+    decode_jpeg,
+    exif_orientation,
+    open_image,
+    open_lazily,
+    to_mode,
+    to_pixels,
+)
 from vit.data.preprocessing import Preprocessing
 
 
@@ -39,7 +46,9 @@ class TrainingTransform:
         """Raises DataError as opened() does."""
         if self.crop_scale is None:
             pixels = to_pixels(
-                self.preprocessing.fit_size(open_image(path, self.preprocessing.num_channels))
+                self.preprocessing.resize_and_crop(
+                    open_image(path, self.preprocessing.num_channels)
+                )
             )
         else:
             pixels = self.random_crop(path, list(self.crop_scale))
@@ -51,10 +60,10 @@ class TrainingTransform:
         """A random piece of the picture, resized to image_size. Where the piece is at least twice as large, a JPEG is decoded
         smaller, but never so small that the piece would have to be enlarged."""
         (height, width), channels = self.preprocessing.image_size, self.preprocessing.num_channels
-        with opened(path) as image:
+        with open_lazily(path) as image:
             size = (
                 (image.height, image.width)
-                if orientation(image) < 5
+                if exif_orientation(image) < 5
                 else (image.width, image.height)
             )
             top, left, rows, columns = RandomResizedCrop.get_params(
@@ -67,7 +76,7 @@ class TrainingTransform:
             )
             pixels = decode_jpeg(image, channels, shrink)
             if pixels is None:
-                pixels, shrink = to_pixels(convert(ImageOps.exif_transpose(image), channels)), 1
+                pixels, shrink = to_pixels(to_mode(ImageOps.exif_transpose(image), channels)), 1
         rows, columns = round(rows / shrink), round(columns / shrink)
         top, left = (
             min(round(top / shrink), pixels.shape[1] - rows),
@@ -86,7 +95,7 @@ class TrainingTransform:
             for change in policy.draw(
                 torch.rand(policy.numbers).tolist(), image.height, image.width
             ):
-                changed = apply(image, change, policy)
+                changed = apply_operation(image, change, policy)
                 assert isinstance(changed, Image.Image)
                 image = changed
         return to_pixels(image)

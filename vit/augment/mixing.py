@@ -4,11 +4,11 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from vit.augment.boxes import inside
+from vit.augment.boxes import box_mask
 from vit.randomness import random_uniform
 
 
-class Mixing:
+class MixupCutmix:
     """Mixup (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899) of neighbours in a batch.
 
     The order of a batch is random, so images 0 and 1, 2 and 3, … are mixed with each other, each pair with its own share,
@@ -48,7 +48,7 @@ class Mixing:
             else torch.full_like(cut, bool(self.cutmix), dtype=torch.bool)
         )
         kept = torch.where(
-            cuts, beta(share, self.cutmix), beta(share, self.mixup)
+            cuts, beta_quantile(share, self.cutmix), beta_quantile(share, self.mixup)
         )  # of the image itself; λ in the papers
         # Both of a pair keep the same λ: an image's own label then has the share of its own pixels in both
         kept = torch.where(
@@ -63,7 +63,7 @@ class Mixing:
         partner, weights = (numbers.to(device, non_blocking=True) for numbers in (partner, kept))
         partners = images[partner]
         out = torch.where(
-            inside(boxes, height, width, device), partners, partners.lerp(images, blended)
+            box_mask(boxes, height, width, device), partners, partners.lerp(images, blended)
         )
         targets = torch.zeros(count, self.num_classes, device=device)
         targets.scatter_(1, labels[:, None], weights[:, None])
@@ -71,7 +71,7 @@ class Mixing:
         return out, targets
 
 
-def beta(numbers: Tensor, alpha: float) -> Tensor:
+def beta_quantile(numbers: Tensor, alpha: float) -> Tensor:
     """Uniform numbers (n,) → numbers of Beta(alpha, alpha), by the inverse of its distribution; ones for alpha 0."""
     if not alpha:
         return torch.ones_like(numbers)

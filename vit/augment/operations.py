@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as ops
 
 
-class Change(NamedTuple):
+class DrawnOperation(NamedTuple):
     name: str
     strength: float = 0.0
     place: tuple[float, float] = (
@@ -26,7 +26,7 @@ class Policy:
     what turns and moves an image (a batch is interpolated bilinearly where a picture is bicubically)."""
 
     numbers: int
-    draw: Callable[[Sequence[float], int, int], list[Change]]
+    draw: Callable[[Sequence[float], int, int], list[DrawnOperation]]
     fill: tuple[int, ...] | None = None  # None: black
     interpolation: InterpolationMode = InterpolationMode.NEAREST
     origin: float = (
@@ -34,7 +34,7 @@ class Policy:
     )
 
 
-def apply(images: Any, change: Change, policy: Policy) -> Any:
+def apply_operation(images: Any, change: DrawnOperation, policy: Policy) -> Any:
     """The change on a PIL picture, or on every image of a batch, uint8 (B, C, height, width); type and sizes stay."""
     name, strength, place = change
     batch = isinstance(images, Tensor)

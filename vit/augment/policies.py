@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torchvision.transforms import InterpolationMode
 
-from vit.augment.operations import Change, Policy
+from vit.augment.operations import DrawnOperation, Policy
 
 NUMBERS_A_CHANGE = 6  # which, its sign, whether at all, how strong, and a place's row and column
 
@@ -27,35 +27,40 @@ class Operation(NamedTuple):
 
 
 @functools.cache
-def steps(first: float, last: float, bins: int) -> list[float]:
+def linspace_list(first: float, last: float, bins: int) -> list[float]:
     """`bins` numbers from first to last, in torchvision's own float32."""
     return torch.linspace(first, last, bins).tolist()
 
 
-def share(largest: float, bins: int) -> Callable[[float, int], float]:
-    return lambda level, side: steps(0.0, largest, bins)[round(level * (bins - 1))]
+def linear_strength(largest: float, bins: int) -> Callable[[float, int], float]:
+    return lambda level, side: linspace_list(0.0, largest, bins)[round(level * (bins - 1))]
 
 
 def torchvision_operations(bins: int) -> dict[str, Operation]:
     """Strengths as in torchvision's RandAugment (31 bins) and AutoAugment (10)."""
 
     def moved(level: float, side: int) -> float:
-        return share(150.0 / 331.0 * side, bins)(level, side)
+        return linear_strength(150.0 / 331.0 * side, bins)(level, side)
 
     return {
         operation.name: operation
         for operation in [
-            *(Operation(name, share(0.3, bins), signed=True) for name in ("shear_x", "shear_y")),
-            *(Operation(name, moved, signed=True) for name in ("translate_x", "translate_y")),
-            Operation("rotate", share(30.0, bins), signed=True),
             *(
-                Operation(name, share(0.9, bins), signed=True, centre=1.0)
+                Operation(name, linear_strength(0.3, bins), signed=True)
+                for name in ("shear_x", "shear_y")
+            ),
+            *(Operation(name, moved, signed=True) for name in ("translate_x", "translate_y")),
+            Operation("rotate", linear_strength(30.0, bins), signed=True),
+            *(
+                Operation(name, linear_strength(0.9, bins), signed=True, centre=1.0)
                 for name in ("brightness", "saturation", "contrast", "sharpness")
             ),
             Operation("posterize", lambda level, side: 8 - round(4 * level)),
             Operation(
                 "solarize",
-                lambda level, side: 255.0 * steps(1.0, 0.0, bins)[round(level * (bins - 1))],
+                lambda level, side: (
+                    255.0 * linspace_list(1.0, 0.0, bins)[round(level * (bins - 1))]
+                ),
             ),
             *(Operation(name) for name in ("autocontrast", "equalize", "invert")),
         ]
@@ -142,20 +147,20 @@ AUTOAUGMENT_CIFAR10 = [
 ]
 
 
-def drawn(
+def draw_operation(
     operation: Operation, level: float, numbers: Sequence[float], height: int, width: int
-) -> Change:
+) -> DrawnOperation:
     strength = operation.strength(level, height if operation.name == "translate_y" else width)
     if operation.signed and numbers[1] < 0.5:
         strength = -strength
-    return Change(
+    return DrawnOperation(
         operation.name,
         operation.centre + strength,
         (numbers[4], numbers[5]) if operation.name == "cutout" else (0.0, 0.0),
     )
 
 
-def in_turn(numbers: Sequence[float]) -> list[Sequence[float]]:
+def split_numbers(numbers: Sequence[float]) -> list[Sequence[float]]:
     """The numbers of each change, one after another."""
     return [
         numbers[start : start + NUMBERS_A_CHANGE]
@@ -165,20 +170,20 @@ def in_turn(numbers: Sequence[float]) -> list[Sequence[float]]:
 
 def randaugment(
     operations: Sequence[Operation], level: float, probability: float = 1.0, deviation: float = 0.0
-) -> Callable[[Sequence[float], int, int], list[Change]]:
+) -> Callable[[Sequence[float], int, int], list[DrawnOperation]]:
     """As many operations an image as there are numbers for, each drawn anew, of `level` (0 to 1) plus a normal number times
     `deviation`, within 0 and 1, and carried out with `probability` (Cubuk et al. 2020, arXiv:1909.13719)."""
 
-    def draw(numbers: Sequence[float], height: int, width: int) -> list[Change]:
+    def draw(numbers: Sequence[float], height: int, width: int) -> list[DrawnOperation]:
         changes = []
-        for own in in_turn(numbers):
+        for own in split_numbers(numbers):
             if own[2] < probability:
                 normal = (
                     NormalDist().inv_cdf(min(max(own[3], 1e-9), 1 - 1e-9)) if deviation else 0.0
                 )
                 operation = operations[int(own[0] * len(operations))]
                 changes.append(
-                    drawn(
+                    draw_operation(
                         operation,
                         min(1.0, max(0.0, level + deviation * normal)),
                         own,
@@ -191,33 +196,39 @@ def randaugment(
     return draw
 
 
-def autoaugment(numbers: Sequence[float], height: int, width: int) -> list[Change]:
+def autoaugment(numbers: Sequence[float], height: int, width: int) -> list[DrawnOperation]:
     """One of the 25 pairs, each of its two operations with its own probability."""
     changes = []
     pair = AUTOAUGMENT_CIFAR10[int(numbers[0] * len(AUTOAUGMENT_CIFAR10))]
-    for own, (name, probability, magnitude) in zip(in_turn(numbers), pair, strict=True):
+    for own, (name, probability, magnitude) in zip(split_numbers(numbers), pair, strict=True):
         if own[2] < probability:
-            changes.append(drawn(AUTOAUGMENT_OPERATIONS[name], magnitude / 9, own, height, width))
+            changes.append(
+                draw_operation(AUTOAUGMENT_OPERATIONS[name], magnitude / 9, own, height, width)
+            )
     return changes
 
 
-def three_augment(numbers: Sequence[float], height: int, width: int) -> list[Change]:
+def three_augment(numbers: Sequence[float], height: int, width: int) -> list[DrawnOperation]:
     """Grey, solarised or blurred, one of the three (Touvron et al. 2022, arXiv:2204.07118, section 3.2)."""
     return [
-        [Change("greyscale"), Change("solarize", 128.0), Change("blur", 0.1 + 1.9 * numbers[1])][
-            int(numbers[0] * 3)
-        ]
+        [
+            DrawnOperation("greyscale"),
+            DrawnOperation("solarize", 128.0),
+            DrawnOperation("blur", 0.1 + 1.9 * numbers[1]),
+        ][int(numbers[0] * 3)]
     ]
 
 
-def colour_jitter(strength: float) -> Callable[[Sequence[float], int, int], list[Change]]:
+def color_jitter_policy(
+    strength: float,
+) -> Callable[[Sequence[float], int, int], list[DrawnOperation]]:
     """Brightness, contrast and saturation, each by a factor within 1 ± strength, in a random order."""
 
-    def draw(numbers: Sequence[float], height: int, width: int) -> list[Change]:
+    def draw(numbers: Sequence[float], height: int, width: int) -> list[DrawnOperation]:
         lowest = max(0.0, 1 - strength)
         factors = [lowest + (1 + strength - lowest) * number for number in numbers[:3]]
         changes = [
-            Change(name, factor)
+            DrawnOperation(name, factor)
             for name, factor in zip(("brightness", "contrast", "saturation"), factors, strict=True)
         ]
         return [change for _, change in sorted(zip(numbers[3:6], changes, strict=True))]
@@ -272,5 +283,5 @@ def build_policies(
     }
     if name not in policies:
         raise ValueError(f"augment.policy must be one of {', '.join(policies)}, got {name}")
-    jitter = Policy(6, colour_jitter(color_jitter)) if color_jitter else None
+    jitter = Policy(6, color_jitter_policy(color_jitter)) if color_jitter else None
     return [policy for policy in (policies[name], jitter) if policy is not None]

@@ -100,7 +100,7 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, json.loads(metadata["header"])
 
 
-def require(header: dict[str, Any], source: Path | str, *names: str) -> dict[str, Any]:
+def require_header_keys(header: dict[str, Any], source: Path | str, *names: str) -> dict[str, Any]:
     """The header; raises CheckpointError, naming them, where it lacks some of what it should hold."""
     missing = [name for name in names if name not in header]
     if missing:

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit.checkpoints.file import read_checkpoint, require
+from vit.checkpoints.file import read_checkpoint, require_header_keys
 from vit.checkpoints.run import BEST
 from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError, ConfigError
 from vit.model.vision_transformer import VisionTransformer
-from vit.runtime.processes import placed
+from vit.runtime.processes import shard_like
 
 
-def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors below a prefix, by the rest of their names."""
     return {
         name.removeprefix(prefix): tensor
@@ -27,11 +27,11 @@ def build_model(config: dict[str, Any], num_classes: int) -> VisionTransformer:
     """The model of a configuration's `model` node, as plain values; raises ValueError as VisionTransformer does."""
     arguments = {key: value for key, value in config.items() if key != "name"}
     if arguments.get("pruned_heads") is not None:  # older checkpoints have no such key
-        arguments["pruned_heads"] = head_numbers(arguments["pruned_heads"])
+        arguments["pruned_heads"] = parse_pruned_heads(arguments["pruned_heads"])
     return VisionTransformer(num_classes=num_classes, **arguments)
 
 
-def head_numbers(pruned_heads: Any) -> dict[int, list[int]]:
+def parse_pruned_heads(pruned_heads: Any) -> dict[int, list[int]]:
     """{layer: heads} with the layers as numbers again, which are words after JSON; raises ValueError where it is no such."""
     try:
         return {
@@ -56,7 +56,7 @@ def tensor_differences(
     ]
 
 
-def first_of(differences: list[str], count: int) -> str:
+def first_differences(differences: list[str], count: int) -> str:
     more = [f"and {len(differences) - count} more"] if len(differences) > count else []
     return "; ".join(differences[:count] + more)
 
@@ -68,16 +68,20 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> N
         targets, tensors, "belongs to no part of this model", "expected"
     )
     if differences:
-        raise CheckpointError(f"{source}: weights of another model: {first_of(differences, 3)}")
-    model.load_state_dict({name: placed(tensor, targets[name]) for name, tensor in tensors.items()})
+        raise CheckpointError(
+            f"{source}: weights of another model: {first_differences(differences, 3)}"
+        )
+    model.load_state_dict(
+        {name: shard_like(tensor, targets[name]) for name, tensor in tensors.items()}
+    )
 
 
-def assemble(
+def build_from_header(
     path: Path | str, tensors: dict[str, Tensor], header: dict[str, Any]
 ) -> VisionTransformer:
     """The model that a header describes with these weights, as load() gives it. Raises CheckpointError, naming the path, where
     the header describes none, or the weights are of another."""
-    require(header, path, "config", "classes", "preprocessing")
+    require_header_keys(header, path, "config", "classes", "preprocessing")
     try:
         model = build_model(header["config"]["model"], len(header["classes"]))
         preprocessing = Preprocessing.from_dict(header["preprocessing"])
@@ -93,11 +97,11 @@ def assemble(
 def load_with_header(path: Path | str) -> tuple[VisionTransformer, dict[str, Any]]:
     """load() and the file's header, which is read but once."""
     tensors, header = read_checkpoint(path)
-    if require(header, path, "kind")["kind"] != "best":
+    if require_header_keys(header, path, "kind")["kind"] != "best":
         raise CheckpointError(
             f"{path}: holds the whole state of a run, to resume from; use {BEST} beside it"
         )
-    return assemble(path, tensors, header), header
+    return build_from_header(path, tensors, header), header
 
 
 def load(path: Path | str) -> VisionTransformer:

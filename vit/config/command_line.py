@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vit.errors import ConfigError, DataError, GaveUp, Stopped, UserError
+from vit.errors import ConfigError, DataError, Stopped, TrainingFailed, UserError
 from vit.runs.sweep import begun
 
 PATH_KEYS = (
@@ -128,7 +128,9 @@ class AlreadyTold(Exception):
         self.exit_code = exit_code
 
 
-ended: list[UserError | GaveUp | Stopped | AlreadyTold] = []  # how main() ended, where not well
+ended: list[
+    UserError | TrainingFailed | Stopped | AlreadyTold
+] = []  # how main() ended, where not well
 
 
 @contextlib.contextmanager
@@ -140,7 +142,7 @@ def ending(speaks: bool = True) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, GaveUp, Stopped) as error:
+    except (UserError, TrainingFailed, Stopped) as error:
         ended.append(
             error if speaks or isinstance(error, DataError) else AlreadyTold(error.exit_code)
         )

@@ -58,7 +58,9 @@ def adopt(
             for key in ("mean", "std", "eval_crop", "interpolation")
         }
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    return with_changes(plain_config, {key: value for key, value in wanted.items() if key not in given})
+    return with_changes(
+        plain_config, {key: value for key, value in wanted.items() if key not in given}
+    )
 
 
 def notable(flat: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

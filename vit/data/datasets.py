@@ -15,8 +15,8 @@ from urllib.error import URLError
 import numpy as np
 import torch
 
-from vit.data.image_files import EXTENSIONS, pictures_below
-from vit.data.splits import ImageData, Images, check_classes, hold_out, spread_over_classes
+from vit.data.image_files import EXTENSIONS, iter_image_files
+from vit.data.splits import ImageDataset, ImageSplit, check_classes, hold_out, sample_evenly
 from vit.data.tar_index import CLASSES, SPLITS, index_split
 from vit.errors import DataError
 
@@ -45,7 +45,7 @@ def load_data(
     num_classes: int | None,
     num_images: int | None,
     device: torch.device,
-) -> ImageData:
+) -> ImageDataset:
     """Read a data set (not its pictures, where they are files) and cut the splits it lacks out of train, stratified.
 
     The cut depends on the data alone, not on the run's seed, so that every run of a sweep holds out the same images.
@@ -73,20 +73,20 @@ def load_data(
         train, val = hold_out(train, val_fraction, f"{train.title}, held out for validation")
     if limit is not None:
         train, test = (
-            images and images.subset(spread_over_classes(images.labels, limit))
+            images and images.subset(sample_evenly(images.labels, limit))
             for images in (train, test)
         )
-        val = val and val.subset(spread_over_classes(val.labels, limit))
+        val = val and val.subset(sample_evenly(val.labels, limit))
     for images in (train, val, test):
         if images is not None and len(images) == 0:
             raise DataError(
                 f"{images.title}: no image is left; hold out more or fewer with data.val_fraction or "
                 "data.test_fraction, or raise data.limit"
             )
-    return ImageData(classes, train, val, test)
+    return ImageDataset(classes, train, val, test)
 
 
-Splits = tuple[list[str], Images, Images | None, Images | None]
+Splits = tuple[list[str], ImageSplit, ImageSplit | None, ImageSplit | None]
 
 
 def read_digits() -> Splits:
@@ -97,7 +97,7 @@ def read_digits() -> Splits:
     pixels = torch.from_numpy((images / 16 * 255).round().astype(np.uint8)).reshape(-1, 1, 8, 8)
     return (
         [str(digit) for digit in range(10)],
-        Images("digits", torch.from_numpy(labels).long(), pixels),
+        ImageSplit("digits", torch.from_numpy(labels).long(), pixels),
         None,
         None,
     )
@@ -123,7 +123,7 @@ def read_cifar(name: str, root: Path) -> Splits:
             f"into {root} by hand, or try experiment=digits, which needs no download"
         ) from None
     train, test = (
-        Images(
+        ImageSplit(
             f"{title} {split}",
             torch.tensor(part.targets),
             torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
@@ -143,7 +143,7 @@ def make_synthetic(
     labels = torch.arange(num_images) % num_classes
     return (
         [str(label) for label in range(num_classes)],
-        Images("synthetic noise", labels, pixels),
+        ImageSplit("synthetic noise", labels, pixels),
         None,
         None,
     )
@@ -162,18 +162,18 @@ def read_folder(name: str, root: Path) -> Splits:
             f"data={name}: no folder {train_folder.absolute()}; {how} (train/<class>/*.jpg), or say where it is "
             "with data.root=FOLDER, or try experiment=digits, which needs no files"
         )
-    classes, train = list_pictures(train_folder, f"{root.name} train")
+    classes, train = list_class_folders(train_folder, f"{root.name} train")
     val = test = None
     if name == "tiny_imagenet" and (root / "val" / "val_annotations.txt").is_file():
-        test = list_annotated(root / "val", classes)
+        test = read_annotations(root / "val", classes)
     elif (root / "val").is_dir():
-        val_classes, val = list_pictures(root / "val", f"{root.name} val")
+        val_classes, val = list_class_folders(root / "val", f"{root.name} val")
         check_classes(classes, val_classes, root / "val")
         if name != "folder":
             title = "ImageNet val" if is_imagenet(classes) else val.title
             val, test = None, replace(val, title=f"{title}, used as test")
     if name == "folder" and (root / "test").is_dir():
-        test_classes, test = list_pictures(root / "test", f"{root.name} test")
+        test_classes, test = list_class_folders(root / "test", f"{root.name} test")
         check_classes(classes, test_classes, root / "test")
     if name != "folder" and test is None:
         raise DataError(
@@ -208,14 +208,14 @@ def read_shards(root: Path) -> Splits:
     splits = {
         split: None
         if index is None
-        else Images(f"{root.name} {split}", torch.from_numpy(index[1]), paths=index[0])
+        else ImageSplit(f"{root.name} {split}", torch.from_numpy(index[1]), paths=index[0])
         for split, index in found.items()
     }
     assert splits["train"] is not None
     return readable_names(classes), splits["train"], splits["val"], splits["test"]
 
 
-def list_pictures(folder: Path, title: str) -> tuple[list[str], Images]:
+def list_class_folders(folder: Path, title: str) -> tuple[list[str], ImageSplit]:
     """The classes, sorted, and the pictures below folder/<class>/, at any depth, sorted."""
     classes = sorted(
         entry.name
@@ -229,7 +229,7 @@ def list_pictures(folder: Path, title: str) -> tuple[list[str], Images]:
     paths: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(pictures_below(folder / name))
+        found = sorted(iter_image_files(folder / name))
         if not found:
             raise DataError(
                 f"{(folder / name).absolute()}: no pictures in this class folder "
@@ -237,10 +237,10 @@ def list_pictures(folder: Path, title: str) -> tuple[list[str], Images]:
             )
         paths += [os.fsencode(path) for path in found]
         labels += [label] * len(found)
-    return classes, Images(title, torch.tensor(labels), paths=np.array(paths))
+    return classes, ImageSplit(title, torch.tensor(labels), paths=np.array(paths))
 
 
-def list_annotated(folder: Path, classes: list[str]) -> Images:
+def read_annotations(folder: Path, classes: list[str]) -> ImageSplit:
     """Tiny-ImageNet's val as its archive has it: images/ and val_annotations.txt (file, wnid, box)."""
     number = {name: label for label, name in enumerate(classes)}
     rows = [
@@ -249,7 +249,7 @@ def list_annotated(folder: Path, classes: list[str]) -> Images:
         if line.strip()
     ]
     check_classes(classes, sorted({wnid for _, wnid in rows}), folder / "val_annotations.txt")
-    return Images(
+    return ImageSplit(
         "Tiny-ImageNet val, used as test",
         torch.tensor([number[wnid] for _, wnid in rows]),
         paths=np.array([os.fsencode(folder / "images" / file) for file, _ in rows]),

@@ -19,7 +19,7 @@ from torch import Tensor
 from vit.errors import DataError
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
+def find_image_files(paths: Sequence[Path]) -> list[Path]:
     """The files themselves, and for folders the pictures in them at any depth, sorted.
 
     Raises DataError for a path that is not there or a folder without pictures.
@@ -27,7 +27,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(map(Path, pictures_below(path)))
+            inside = sorted(map(Path, iter_image_files(path)))
             if not inside:
                 raise DataError(
                     f"{path}: no pictures in this folder (looked for {', '.join(EXTENSIONS)})"
@@ -68,18 +68,18 @@ UNREADABLE = (
 )
 
 
-def is_picture(name: str) -> bool:
+def is_image_file(name: str) -> bool:
     """Whether a file of this name is taken for a picture: by its extension, and not hidden."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def pictures_below(folder: str | Path, follow_links: bool = False) -> Iterator[str]:
+def iter_image_files(folder: str | Path, follow_links: bool = False) -> Iterator[str]:
     """The paths of the pictures in a folder at any depth, in no order; follow_links: also into linked folders."""
     for parent, _, names in os.walk(folder, followlinks=follow_links):
-        yield from (os.path.join(parent, name) for name in names if is_picture(name))
+        yield from (os.path.join(parent, name) for name in names if is_image_file(name))
 
 
-def open_member(place: str) -> io.BytesIO:
+def open_tar_member(place: str) -> io.BytesIO:
     """The file at "shard.tar!offset+size"."""
     found = MEMBER.fullmatch(place)
     if found is None:
@@ -90,14 +90,14 @@ def open_member(place: str) -> io.BytesIO:
 
 
 @contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
+def open_lazily(path: str | Path) -> Iterator[Image.Image]:
     """The picture in a file, of which only the header is read; or in a member of a shard, named as in vit/shards.py.
 
     Raises DataError, naming the path, for a file that is missing, cut short, too large or no picture, also where that shows
     inside the `with`.
     """
     try:
-        with Image.open(open_member(str(path)) if ".tar!" in str(path) else path) as image:
+        with Image.open(open_tar_member(str(path)) if ".tar!" in str(path) else path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             yield image
@@ -116,11 +116,11 @@ def open_image(path: str | Path, num_channels: int = 3) -> Image.Image:
 
     Raises DataError as opened() does.
     """
-    with opened(path) as image:
-        return convert(ImageOps.exif_transpose(image), num_channels)
+    with open_lazily(path) as image:
+        return to_mode(ImageOps.exif_transpose(image), num_channels)
 
 
-def orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """EXIF's number of an opened picture: 1 upright; from 5 on turned by a quarter, so that the header's sides are swapped."""
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
@@ -135,7 +135,7 @@ def decode_jpeg(image: Image.Image, num_channels: int, shrink: int = 1) -> Tenso
     if (
         image.format != "JPEG"
         or image.mode not in ("RGB", "L")
-        or orientation(image) != 1
+        or exif_orientation(image) != 1
         or file is None
     ):
         return None
@@ -158,7 +158,7 @@ def decode_jpeg(image: Image.Image, num_channels: int, shrink: int = 1) -> Tenso
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def convert(image: Image.Image, num_channels: int) -> Image.Image:
+def to_mode(image: Image.Image, num_channels: int) -> Image.Image:
     """8-bit RGB or grey. 16-bit greys are scaled first, since Pillow would clip them; transparency is laid on white."""
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         values = np.asarray(image, dtype=np.float64)

@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 from vit.augment.image import TrainingTransform
 from vit.data.image_files import open_image, to_pixels
 from vit.data.preprocessing import Preprocessing
-from vit.data.splits import Images
+from vit.data.splits import ImageSplit
 from vit.errors import DataError
 from vit.randomness import random_seed
 
 log = logging.getLogger("vit")
 
 
-class PictureFiles(Dataset):
+class ImageFileDataset(Dataset):
     """Decodes and transforms one picture; an item is (epoch, index), so that workers hold no state.
 
     skip: in the place of a picture that can't be read the next one that can is taken, the same in every epoch.
@@ -31,7 +31,7 @@ class PictureFiles(Dataset):
 
     def __init__(
         self,
-        images: Images,
+        images: ImageSplit,
         preprocessing: Preprocessing,
         transform: TrainingTransform | None,
         seed: int,
@@ -45,7 +45,7 @@ class PictureFiles(Dataset):
             skip,
         )
 
-    def __getitem__(self, item: tuple[int, int]) -> "Decoded | DataError":
+    def __getitem__(self, item: tuple[int, int]) -> "DecodedImage | DataError":
         """A DataError is returned, not raised: a worker would wrap it in its traceback."""
         epoch, first = item
         assert self.images.paths is not None
@@ -62,7 +62,9 @@ class PictureFiles(Dataset):
     def read(self, path: str, epoch: int, index: int) -> Tensor:
         if self.transform is None:
             return to_pixels(
-                self.preprocessing.fit_size(open_image(path, self.preprocessing.num_channels))
+                self.preprocessing.resize_and_crop(
+                    open_image(path, self.preprocessing.num_channels)
+                )
             )
         seed = random_seed(
             self.seed, "sample", epoch, index
@@ -74,7 +76,7 @@ class PictureFiles(Dataset):
 
 
 # One picture: uint8 (C, *image_size), its label, and a line for every picture that could not be read before it
-Decoded = tuple[Tensor, int, list[str]]
+DecodedImage = tuple[Tensor, int, list[str]]
 
 
 MAX_SUBSTITUTES = 10  # so many unreadable pictures in a row are no accident
@@ -83,7 +85,7 @@ MAX_SUBSTITUTES = 10  # so many unreadable pictures in a row are no accident
 MAX_UNREADABLE = 0.01  # share of the pictures that may be skipped
 
 
-def collate(items: list[Decoded | DataError]) -> tuple[Tensor, Tensor, list[str]] | DataError:
+def collate(items: list[DecodedImage | DataError]) -> tuple[Tensor, Tensor, list[str]] | DataError:
     for item in items:
         if isinstance(item, DataError):
             return item
@@ -95,7 +97,7 @@ def collate(items: list[Decoded | DataError]) -> tuple[Tensor, Tensor, list[str]
     )
 
 
-def start_worker(worker: int) -> None:
+def init_worker(worker: int) -> None:
     """The parent answers signals; a worker that died of one would take the batch in progress with it. One thread each."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -112,8 +114,8 @@ def kill_workers() -> None:
         worker.kill()
 
 
-def decoded(
-    dataset: PictureFiles,
+def decode_batches(
+    dataset: ImageFileDataset,
     batches: Sequence[list[tuple[int, int]]] | Iterator[list[tuple[int, int]]],
     workers: int,
     device: torch.device,
@@ -127,7 +129,7 @@ def decoded(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=start_worker,
+        worker_init_fn=init_worker,
         pin_memory=device.type == "cuda",
         prefetch_factor=2 if workers else None,
     )
@@ -149,7 +151,7 @@ def decoded(
 
 
 def evaluation_batches(
-    images: Images,
+    images: ImageSplit,
     batch_size: int,
     preprocessing: Preprocessing,
     workers: int,
@@ -167,8 +169,8 @@ def evaluation_batches(
     own = own.clamp(max=len(images) - 1)
     batches = own.split(batch_size)
     if images.pixels is None:
-        dataset = PictureFiles(images, preprocessing, None, 0)
-        decoder = decoded(
+        dataset = ImageFileDataset(images, preprocessing, None, 0)
+        decoder = decode_batches(
             dataset,
             [[(0, index) for index in batch.tolist()] for batch in batches],
             workers,

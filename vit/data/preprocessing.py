@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from vit.data.image_files import convert, open_image, to_pixels
+from vit.data.image_files import open_image, to_mode, to_pixels
 
 PIL_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -57,7 +57,7 @@ class Preprocessing:
             for key, value in asdict(self).items()
         }
 
-    def fit_size(self, image: Image.Image) -> Image.Image:
+    def resize_and_crop(self, image: Image.Image) -> Image.Image:
         """Resize and crop a picture to image_size, as evaluation sees it."""
         height, width = self.image_size
         resampling = PIL_RESAMPLING[self.interpolation]
@@ -91,7 +91,7 @@ class Preprocessing:
             )
         return images.sub_(self.channels(self.mean, images)).div_(self.channels(self.std, images))
 
-    def to_picture(self, images: Tensor) -> Tensor:
+    def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of to_input's normalisation, for a person to look at: floats in 0..1."""
         return (images * self.channels(self.std, images) + self.channels(self.mean, images)).clamp(
             0, 1
@@ -109,4 +109,6 @@ class Preprocessing:
         """One picture, or the path of one, → float32 (C, *image_size)."""
         if not isinstance(image, Image.Image):
             image = open_image(image, self.num_channels)
-        return self.to_input(to_pixels(self.fit_size(convert(image, self.num_channels)))[None])[0]
+        return self.to_input(
+            to_pixels(self.resize_and_crop(to_mode(image, self.num_channels)))[None]
+        )[0]

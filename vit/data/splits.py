@@ -13,7 +13,7 @@ from vit.randomness import random_bits
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageSplit:
     """One split: labels int64 (n,) and either pixels uint8 (n, C, height, width) or paths, bytes (n,)."""
 
     title: str  # for people: "CIFAR-10 test"
@@ -27,8 +27,8 @@ class Images:
     def __str__(self) -> str:
         return f"{self.title}, {len(self):,} images"
 
-    def subset(self, indices: Tensor, title: str | None = None) -> "Images":
-        return Images(
+    def subset(self, indices: Tensor, title: str | None = None) -> "ImageSplit":
+        return ImageSplit(
             title or self.title,
             self.labels[indices],
             None if self.pixels is None else self.pixels[indices.to(self.pixels.device)],
@@ -45,21 +45,21 @@ class Images:
         assert self.pixels is not None
         return zlib.crc32(self.pixels.cpu().contiguous().numpy().data, checksum)
 
-    def to(self, device: torch.device) -> "Images":
+    def to(self, device: torch.device) -> "ImageSplit":
         """With the pixels on the device; labels and paths stay."""
         return self if self.pixels is None else replace(self, pixels=self.pixels.to(device))
 
 
 @dataclass(frozen=True)
-class ImageData:
+class ImageDataset:
     """A data set: class names in the order of the labels, and its splits; val is None where nothing is held out."""
 
     classes: list[str]
-    train: Images
-    val: Images | None
-    test: Images
+    train: ImageSplit
+    val: ImageSplit | None
+    test: ImageSplit
 
-    def split(self, name: str) -> Images:
+    def split(self, name: str) -> ImageSplit:
         """train, val or test by name; raises DataError where nothing was held out for val."""
         images = {"train": self.train, "val": self.val, "test": self.test}[name]
         if images is None:
@@ -69,7 +69,7 @@ class ImageData:
         return images
 
 
-def class_rank(labels: Tensor) -> Tensor:
+def rank_within_class(labels: Tensor) -> Tensor:
     """Each sample's place in a fixed random order within its class, int64 (n,)."""
     order = torch.argsort(random_bits(0, "split", torch.arange(len(labels))), stable=True)
     order = order[torch.argsort(labels[order], stable=True)]  # by class, random within
@@ -79,17 +79,19 @@ def class_rank(labels: Tensor) -> Tensor:
     return rank
 
 
-def hold_out(images: Images, fraction: float, title: str) -> tuple[Images, Images]:
+def hold_out(images: ImageSplit, fraction: float, title: str) -> tuple[ImageSplit, ImageSplit]:
     """(the rest, the held-out share of every class). A class of two images or more gives at least one and keeps one."""
     counts = torch.bincount(images.labels)[images.labels]
     wanted = (counts * fraction).round().clamp(min=1).minimum(counts - 1)
-    held = class_rank(images.labels) < wanted
+    held = rank_within_class(images.labels) < wanted
     return images.subset((~held).nonzero()[:, 0]), images.subset(held.nonzero()[:, 0], title)
 
 
-def spread_over_classes(labels: Tensor, limit: int) -> Tensor:
+def sample_evenly(labels: Tensor, limit: int) -> Tensor:
     """The indices of `limit` samples, as evenly over the classes as they go, in the data set's order."""
-    return torch.argsort(class_rank(labels) * (labels.max() + 1) + labels)[:limit].sort().values
+    return (
+        torch.argsort(rank_within_class(labels) * (labels.max() + 1) + labels)[:limit].sort().values
+    )
 
 
 def check_classes(classes: list[str], other: list[str], where: Path) -> None:

@@ -43,7 +43,7 @@ def evaluate(
     return {"n": int(n), "loss": loss / n, "top1": top1 / n, "top5": top5 / n}
 
 
-def interval(accuracy: float, n: int) -> tuple[float, float]:
+def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
     """The 95 % interval of an accuracy measured on n samples (Wilson 1927), as two fractions."""
     z = 1.959964
     centre = accuracy + z * z / (2 * n)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vit.data.loader import evaluation_batches
-from vit.data.splits import Images
+from vit.data.splits import ImageSplit
 from vit.errors import CheckpointError, ConfigError
-from vit.evaluation.accuracy import evaluate, interval
+from vit.evaluation.accuracy import evaluate, wilson_interval
 from vit.evaluation.corruptions import MAX_SIDE, SEVERITIES, corrupt
 from vit.evaluation.metrics import (
     confusion_matrix,
@@ -22,7 +22,7 @@ from vit.evaluation.metrics import (
     per_class,
     reliability,
 )
-from vit.evaluation.restore import Restored
+from vit.evaluation.restore import RestoredModel
 from vit.model.vision_transformer import VisionTransformer
 
 NEIGHBOURS, NEIGHBOUR_TEMPERATURE = (
@@ -35,7 +35,7 @@ BINS = 15  # of confidence, as in Guo et al. 2017
 
 
 @dataclass
-class Record:
+class RecordedOutputs:
     """What a model computed for a split, batch after batch, on the CPU: logits float32 (B, C), and the head's inputs, the
     pooled features, float32 (B, D), where they are wanted."""
 
@@ -52,10 +52,12 @@ class Record:
 
 
 @contextlib.contextmanager
-def recorded(model: VisionTransformer, logits: bool, features: bool) -> Iterator[Record]:
+def record_outputs(
+    model: VisionTransformer, logits: bool, features: bool
+) -> Iterator[RecordedOutputs]:
     """Within: every forward pass of the model is kept, so that one pass over a split serves all measurements. The memory is
     n × (C + D) float32; nothing is kept of what is not wanted."""
-    record = Record()
+    record = RecordedOutputs()
 
     def keep_logits(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         record.logit_batches.append(output.detach().float().cpu())
@@ -73,7 +75,7 @@ def recorded(model: VisionTransformer, logits: bool, features: bool) -> Iterator
 
 
 def check_possible(
-    restored: Restored, images: Images, split: str, knn: bool, corruptions: bool
+    restored: RestoredModel, images: ImageSplit, split: str, knn: bool, corruptions: bool
 ) -> None:
     """Raise ConfigError for what can't be measured, before anything is."""
     if knn and split == "train":
@@ -99,19 +101,19 @@ class HeldOut:
 
     logits: Tensor
     labels: Tensor
-    images: Images
+    images: ImageSplit
     same: bool
 
 
 def measure_held_out(
-    restored: Restored, split: str, logits: Tensor, workers: int
+    restored: RestoredModel, split: str, logits: Tensor, workers: int
 ) -> HeldOut | None:
     """None where nothing is held out of train. logits: of the split measured, in case it is val itself."""
     images = restored.data.val
     if images is None:
         return None
     if split != "val":
-        with recorded(restored.model, logits=True, features=False) as record:
+        with record_outputs(restored.model, logits=True, features=False) as record:
             restored.measure(restored.model, "val", workers)
         logits = record.logits
     return HeldOut(logits, images.labels, images, split == "val")
@@ -147,11 +149,11 @@ def calibration(
 
 
 def measure_neighbours(
-    restored: Restored, features: Tensor, labels: Tensor, workers: int
+    restored: RestoredModel, features: Tensor, labels: Tensor, workers: int
 ) -> dict[str, Any]:
     """knn_top1, its interval, and what the bank was: k-NN accuracy of the pooled features, neighbours from train, as
     evaluation sees it. features: of the images measured."""
-    with recorded(restored.model, logits=False, features=True) as bank:
+    with record_outputs(restored.model, logits=False, features=True) as bank:
         restored.measure(restored.model, "train", workers)
     device, train = restored.precision.device, restored.data.train
     predicted = nearest_neighbours(
@@ -165,12 +167,12 @@ def measure_neighbours(
     top1 = (predicted == labels).double().mean().item()
     return {
         "knn_top1": top1,
-        "knn_top1_interval_95": list(interval(top1, len(labels))),
+        "knn_top1_interval_95": list(wilson_interval(top1, len(labels))),
         "knn_bank": str(train),
     }
 
 
-def small_pictures(restored: Restored, images: Images, workers: int) -> Images:
+def small_pictures(restored: RestoredModel, images: ImageSplit, workers: int) -> ImageSplit:
     """With uint8 pixels on the CPU: those of a small data set as they are, files at the size the model sees."""
     if images.pixels is not None:
         return images.to(torch.device("cpu"))
@@ -179,13 +181,13 @@ def small_pictures(restored: Restored, images: Images, workers: int) -> Images:
         images, restored.config.train.batch_size, preprocessing, workers, torch.device("cpu")
     )
     pixels = torch.cat(
-        [(preprocessing.to_picture(inputs) * 255).round().to(torch.uint8) for inputs, _ in batches]
+        [(preprocessing.denormalize(inputs) * 255).round().to(torch.uint8) for inputs, _ in batches]
     )
     return replace(images, pixels=pixels, paths=None)
 
 
 def measure_corruptions(
-    restored: Restored, images: Images, workers: int, tell: Callable[[str], None]
+    restored: RestoredModel, images: ImageSplit, workers: int, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """{"corruptions_top1": the mean over all, "corruptions": {kind: top-1 at severity 1 to 5}}. tell: gets a line a kind."""
     small = small_pictures(restored, images, workers)
@@ -212,8 +214,8 @@ class Measured:
 
     path: Path
     run: Path | None
-    restored: Restored
-    images: Images
+    restored: RestoredModel
+    images: ImageSplit
     logits: Tensor
     held_out: HeldOut | None
     found: dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vit.checkpoints.file import require
+from vit.checkpoints.file import require_header_keys
 from vit.checkpoints.model import build_model, load_with_header
 from vit.checkpoints.run import check_classes
 from vit.config.config import Config, from_dict, group_to_dict, to_dict
@@ -17,7 +17,7 @@ from vit.config.train import TrainingConfig
 from vit.data.datasets import load_data
 from vit.data.loader import evaluation_batches
 from vit.data.preprocessing import Preprocessing
-from vit.data.splits import ImageData
+from vit.data.splits import ImageDataset
 from vit.errors import CheckpointError, ConfigError
 from vit.evaluation.accuracy import evaluate
 from vit.model.vision_transformer import VisionTransformer
@@ -26,13 +26,13 @@ from vit.weights.loading import load_into, read
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoredModel:
     """model: on the device, in evaluation mode, as vit.load gives it. precision: the one it was trained in."""
 
     model: VisionTransformer
     header: dict[str, Any]
     config: Config
-    data: ImageData
+    data: ImageDataset
     precision: Precision
 
     def measure(self, model: VisionTransformer, split: str, workers: int) -> dict[str, float]:
@@ -50,7 +50,7 @@ class Restored:
         )
 
 
-def restore(path: Path, changes: dict[str, Any], device: torch.device) -> Restored:
+def restore(path: Path, changes: dict[str, Any], device: torch.device) -> RestoredModel:
     """changes: keys of the stored configuration to set anew, such as {"data.root": FOLDER} where the data has moved.
 
     Raises CheckpointError, ConfigError or DataError where the file, a change or the data set is not what it should be.
@@ -64,13 +64,13 @@ def restore(path: Path, changes: dict[str, Any], device: torch.device) -> Restor
         device=device,
     )
     check_classes(header["classes"], data.classes, path)
-    precision = require(header, path, "precision")["precision"]
-    return Restored(model.to(device), header, config, data, Precision(precision, device))
+    precision = require_header_keys(header, path, "precision")["precision"]
+    return RestoredModel(model.to(device), header, config, data, Precision(precision, device))
 
 
 def restore_pretrained(
     path: Path, data: dict[str, Any], model: dict[str, Any] | None, device: torch.device
-) -> Restored:
+) -> RestoredModel:
     """Foreign weights on a data set. data: a data node, with a name; model: a model node the weights must fit, or None for
     the model they tell.
 
@@ -124,4 +124,6 @@ def restore_pretrained(
             f"{path}: its head has {built.head.out_features} classes, data={data['name']} has "
             f"{len(found.classes)}; fine-tune with train.py pretrained=… first"
         )
-    return Restored(built.to(device).eval(), {"classes": found.classes}, config, found, precision)
+    return RestoredModel(
+        built.to(device).eval(), {"classes": found.classes}, config, found, precision
+    )

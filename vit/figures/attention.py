@@ -7,14 +7,14 @@ from torchvision.utils import make_grid
 
 from vit.data.preprocessing import Preprocessing
 from vit.model.attention_maps import head_maps, mean_maps, pooled_row, rollout, trace_images
-from vit.model.head_pruning import attentions, original_heads
+from vit.model.head_pruning import attention_modules, num_original_heads
 from vit.model.vision_transformer import Trace, VisionTransformer
 
 LAYERS_SHOWN = 4  # in the grids that have a row for every image
 
 
 # A scale that rises in brightness, so that it also reads in grey: night blue, violet, red, orange, pale yellow
-COLOURS = torch.tensor(
+COLORMAP = torch.tensor(
     [
         (0.04, 0.03, 0.20),
         (0.40, 0.08, 0.46),
@@ -39,24 +39,24 @@ def overlay(pictures: Tensor, maps: Tensor) -> Tensor:
     grey = pictures.mean(
         dim=-3, keepdim=True
     )  # the picture's own colours would be taken for the map's
-    return torch.lerp(grey, colour(heat), 0.45 + 0.4 * heat)
+    return torch.lerp(grey, colorize(heat), 0.45 + 0.4 * heat)
 
 
-def colour(values: Tensor) -> Tensor:
-    """(…, 1, height, width) in 0..1 → (…, 3, height, width), along COLOURS."""
-    scale = COLOURS.to(values)
+def colorize(values: Tensor) -> Tensor:
+    """(…, 1, height, width) in 0..1 → (…, 3, height, width), along COLORMAP."""
+    scale = COLORMAP.to(values)
     place = values[..., 0, :, :] * (len(scale) - 1)
     below = place.long().clamp(max=len(scale) - 2)
     between = (place - below)[..., None]
     return (scale[below] * (1 - between) + scale[below + 1] * between).movedim(-1, -3)
 
 
-def shown_pictures(images: Tensor, preprocessing: Preprocessing, side: int) -> Tensor:
+def displayable_images(images: Tensor, preprocessing: Preprocessing, side: int) -> Tensor:
     """The model's input as RGB in 0..1, (B, 3, height, width), the longer side about `side` pixels.
 
     Small images are enlarged without smoothing: a person should see their pixels.
     """
-    pictures = preprocessing.to_picture(images).expand(-1, 3, -1, -1)
+    pictures = preprocessing.denormalize(images).expand(-1, 3, -1, -1)
     longest = max(pictures.shape[-2:])
     if longest <= side:
         factor = side // longest
@@ -65,23 +65,26 @@ def shown_pictures(images: Tensor, preprocessing: Preprocessing, side: int) -> T
     return F.interpolate(pictures, size, mode="bilinear", antialias=True)
 
 
-def shown_layers(layers: int) -> list[int]:
+def layers_to_show(layers: int) -> list[int]:
     """The first, the last and some evenly between."""
     return sorted({round(place) for place in torch.linspace(0, layers - 1, LAYERS_SHOWN).tolist()})
 
 
 def image_panels(trace: Trace, model: VisionTransformer, pictures: Tensor) -> Tensor:
     """(B, columns, 3, height, width): the picture, some layers' mean maps and the rollout over it."""
-    maps = mean_maps(trace, model)[:, shown_layers(len(trace.attentions))]
+    maps = mean_maps(trace, model)[:, layers_to_show(len(trace.attentions))]
     maps = torch.cat([maps, pooled_row(rollout(trace.attentions), model)[:, None]], dim=1)
     return torch.cat([pictures[:, None], overlay(pictures[:, None], maps)], dim=1)
 
 
 def head_panels(trace: Trace, model: VisionTransformer, picture: Tensor, number: int) -> Tensor:
     """(L, H, 3, height, width): the map of every head over one image of the traced batch; white where a head was removed."""
-    heads = [attention.heads for attention in attentions(model)]
+    heads = [attention.heads for attention in attention_modules(model)]
     panels = torch.ones(
-        len(heads), original_heads(attentions(model)[0]), *picture.shape, device=picture.device
+        len(heads),
+        num_original_heads(attention_modules(model)[0]),
+        *picture.shape,
+        device=picture.device,
     )
     for layer, maps in enumerate(head_maps(trace, model)):
         panels[layer, heads[layer]] = overlay(picture[None], maps[number])
@@ -98,7 +101,7 @@ def attention_figure(
 ) -> Tensor:
     """One picture (3, H, W) in 0..1 on the CPU for a batch of the model's inputs: a row for each, with the image itself, the
     mean maps of some layers and the rollout. Draws no random number and leaves the model as it was."""
-    pictures = shown_pictures(images, preprocessing, side=128)
+    pictures = displayable_images(images, preprocessing, side=128)
     return tile(image_panels(trace_images(model, images), model, pictures), gap=4).cpu()
 
 

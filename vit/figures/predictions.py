@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vit.data.image_files import to_pixels
 from vit.data.preprocessing import Preprocessing
-from vit.figures.attention import colour, shorten, shown_pictures
+from vit.figures.attention import colorize, displayable_images, shorten
 from vit.runs.metrics_log import Tracker
 from vit.runtime.precision import Precision
 
@@ -89,7 +89,7 @@ class Figures:
         )
         with self.precision.autocast():
             logits = model(self.images)
-        pictures = shown_pictures(self.images, self.preprocessing, PICTURE_SIDE)
+        pictures = displayable_images(self.images, self.preprocessing, PICTURE_SIDE)
         figure = prediction_figure(pictures, logits.float().softmax(1), self.labels, self.classes)
         board.add("image", "pictures/predictions on validation images", figure, step)
 
@@ -145,7 +145,7 @@ def confusion_figure(confusion: Tensor, classes: list[str]) -> Tensor:
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
     few = len(classes) <= FEW_CLASSES
     cell = CELL if few else max(1, 640 // len(classes))
-    cells = (colour(shares.sqrt()[None]) * 255).round().byte()  # the root shows small shares
+    cells = (colorize(shares.sqrt()[None]) * 255).round().byte()  # the root shows small shares
     matrix = Image.fromarray(cells.permute(1, 2, 0).numpy())
     matrix = matrix.resize((cell * matrix.width, cell * matrix.height), Image.Resampling.NEAREST)
     font, title = lettering(), "rows: the true class, columns: the predicted one"

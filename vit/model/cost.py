@@ -30,7 +30,7 @@ class WholeSequence(nn.Module):
         return model.head(model.pooler(model.pool(model.encoder(model.embeddings(images)))))
 
 
-def run_on_shapes(model: VisionTransformer, batch_size: int) -> Tensor:
+def forward_on_meta(model: VisionTransformer, batch_size: int) -> Tensor:
     """The logits of a batch of images that has only a shape: nothing is computed or held."""
     whole = WholeSequence(model)
     tensors = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
@@ -47,7 +47,7 @@ def count_macs(model: VisionTransformer) -> int:
     activations, under 2 %, are left out."""
     training = model.training
     with FlopCounterMode(display=False) as counter:
-        run_on_shapes(model.eval(), 1)
+        forward_on_meta(model.eval(), 1)
     model.train(training)
     return counter.get_total_flops() // 2
 
@@ -67,7 +67,7 @@ def stage_shapes(model: VisionTransformer, batch_size: int) -> list[tuple[str, t
 
         handles.append(module.register_forward_hook(record))
     training = model.training
-    run_on_shapes(model.eval(), batch_size)
+    forward_on_meta(model.eval(), batch_size)
     model.train(training)
     for handle in handles:
         handle.remove()

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from vit.model.vision_transformer import Attention, VisionTransformer
 
 
-def attentions(model: "VisionTransformer") -> list["Attention"]:
+def attention_modules(model: "VisionTransformer") -> list["Attention"]:
     return [cast("Attention", block.attention) for block in model.encoder.blocks]
 
 
-def original_heads(attention: "Attention") -> int:
+def num_original_heads(attention: "Attention") -> int:
     """How many heads there were before any was removed."""
     return attention.projection.out_features // attention.head_size
 
@@ -27,8 +27,8 @@ def original_heads(attention: "Attention") -> int:
 def removed_heads(model: "VisionTransformer") -> dict[int, list[int]]:
     """{layer: heads it lost}, layers that have all theirs left out: what `pruned_heads` of a configuration holds."""
     lost = {
-        layer: sorted(set(range(original_heads(attention))) - set(attention.heads))
-        for layer, attention in enumerate(attentions(model))
+        layer: sorted(set(range(num_original_heads(attention))) - set(attention.heads))
+        for layer, attention in enumerate(attention_modules(model))
     }
     return {layer: heads for layer, heads in lost.items() if heads}
 
@@ -41,7 +41,7 @@ def importance(model: "VisionTransformer", batches: Iterable[tuple[Tensor, Tenso
     Raises ValueError where there is no batch.
     """
     model.eval()
-    layers, heads = len(model.encoder.blocks), original_heads(attentions(model)[0])
+    layers, heads = len(model.encoder.blocks), num_original_heads(attention_modules(model)[0])
     sums, samples = torch.zeros(layers, heads, dtype=torch.float64), 0
     for images, labels in batches:
         mask = torch.ones(len(images), layers, heads, device=images.device, requires_grad=True)
@@ -81,7 +81,7 @@ def remove_heads(model: "VisionTransformer", heads: Mapping[int, Sequence[int]])
     The parameters are new ones: build the optimizer afterwards. Raises ValueError, and changes nothing, where a layer or a
     head does not exist, a head was removed before, or a layer would keep none.
     """
-    layers = attentions(model)
+    layers = attention_modules(model)
     for layer, numbers in heads.items():
         if not 0 <= layer < len(layers):
             raise ValueError(
@@ -89,23 +89,23 @@ def remove_heads(model: "VisionTransformer", heads: Mapping[int, Sequence[int]])
             )
         attention = layers[layer]
         for head in numbers:
-            if head not in range(original_heads(attention)):
+            if head not in range(num_original_heads(attention)):
                 raise ValueError(
-                    f"layer {layer} has no head {head} to remove; it has {listed(attention.heads)}"
+                    f"layer {layer} has no head {head} to remove; it has {join_numbers(attention.heads)}"
                 )
             if head not in attention.heads:
                 raise ValueError(
-                    f"head {head} of layer {layer} was removed before; it has {listed(attention.heads)}"
+                    f"head {head} of layer {layer} was removed before; it has {join_numbers(attention.heads)}"
                 )
         if set(numbers) >= set(attention.heads):
             raise ValueError(
-                f"layer {layer} must keep one head at least; it has {listed(attention.heads)}"
+                f"layer {layer} must keep one head at least; it has {join_numbers(attention.heads)}"
             )
     for layer, numbers in heads.items():
         keep_heads(layers[layer], [head for head in layers[layer].heads if head not in numbers])
 
 
-def listed(numbers: Sequence[int]) -> str:
+def join_numbers(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 

@@ -359,10 +359,10 @@ class Block(nn.Module):
         """Copy block n of a whole model's tensors; raises CheckpointError, changing nothing, where they don't fit."""
         from vit.checkpoints.model import (
             load_weights,
-            select,  # which imports this module
+            strip_prefix,  # which imports this module
         )
 
-        load_weights(self, select(dict(weights), f"encoder.blocks.{n}."), f"block {n}")
+        load_weights(self, strip_prefix(dict(weights), f"encoder.blocks.{n}."), f"block {n}")
 
 
 class Encoder(nn.Module):

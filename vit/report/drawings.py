@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from vit.evaluation.accuracy import interval
+from vit.evaluation.accuracy import wilson_interval
 from vit.evaluation.measurements import BINS, Measured
 from vit.evaluation.metrics import reliability
 
@@ -155,7 +155,7 @@ def draw_calibration(theme: Theme, measured: Measured) -> Figure:
         confidence, accuracy, counts = (
             values[there].tolist() for values in (bins.confidence, bins.accuracy, bins.count)
         )
-        ends = [interval(part, int(n)) for part, n in zip(accuracy, counts, strict=True)]
+        ends = [wilson_interval(part, int(n)) for part, n in zip(accuracy, counts, strict=True)]
         reach = [
             [max(0.0, part - low) for part, (low, _) in zip(accuracy, ends, strict=True)],
             [max(0.0, high - part) for part, (_, high) in zip(accuracy, ends, strict=True)],

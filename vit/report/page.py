@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from vit.config.config import flatten
 from vit.data.loader import evaluation_batches
-from vit.data.splits import spread_over_classes
-from vit.evaluation.accuracy import interval
+from vit.data.splits import sample_evenly
+from vit.evaluation.accuracy import wilson_interval
 from vit.evaluation.corruptions import SEVERITIES, corrupt
 from vit.evaluation.measurements import BINS, NEIGHBOURS, Measured, small_pictures
 from vit.evaluation.metrics import PerClass, confidences, confusion_matrix, most_confused, per_class
-from vit.figures.attention import colour, image_panels, shown_layers, shown_pictures
+from vit.figures.attention import colorize, displayable_images, image_panels, layers_to_show
 from vit.files import write_text
 from vit.model.attention_maps import trace_images
 from vit.model.cost import count_macs
@@ -147,7 +147,7 @@ def share(value: float) -> str:
 
 def with_interval(value: float, n: int) -> str:
     """The 95 % interval of a share of n, at least one."""
-    low, high = interval(value, n)
+    low, high = wilson_interval(value, n)
     return f"{100 * low:.1f} to {100 * high:.1f}\u00a0%"
 
 
@@ -431,7 +431,7 @@ def examples_part(folder: Path, measured: Measured) -> list[Html]:
             parts.append(paragraph("None."))
             continue
         names, labels = measured.restored.data.classes, measured.images.labels
-        pictures = shown_pictures(
+        pictures = displayable_images(
             inputs_of(measured, chosen), measured.restored.model.preprocessing, side=160
         )
         items = []
@@ -448,17 +448,17 @@ def examples_part(folder: Path, measured: Measured) -> list[Html]:
 def attention_part(folder: Path, measured: Measured) -> list[Html]:
     """Traced one by one: of a large model the maps of a single image can take half a gigabyte."""
     model, names = measured.restored.model, measured.restored.data.classes
-    chosen = spread_over_classes(measured.images.labels, ATTENTIONS)
+    chosen = sample_evenly(measured.images.labels, ATTENTIONS)
     predicted, items = measured.logits.argmax(dim=1), []
     for number, (index, image) in enumerate(
         zip(chosen.tolist(), inputs_of(measured, chosen), strict=True)
     ):
-        shown = shown_pictures(image[None], model.preprocessing, side=128)
+        shown = displayable_images(image[None], model.preprocessing, side=128)
         panels = image_panels(trace_images(model, image[None]), model, shown)
         true, taken = names[int(measured.images.labels[index])], names[int(predicted[index])]
         told = true if true == taken else f"{true}, taken for {taken}"
         items.append((picture(folder, f"attention_{number + 1:02}", told, mosaic(panels, 4)), told))
-    layers = shown_layers(len(model.encoder.blocks))
+    layers = layers_to_show(len(model.encoder.blocks))
     who = (
         "the class token looks"
         if model.global_pool == "cls"
@@ -510,7 +510,7 @@ def weights_part(folder: Path, model: VisionTransformer) -> list[Html]:
         positions.detach().float().cpu()[0, int(model.embeddings.cls_position) :], patches.grid_size
     )
     low = similarity.min()
-    panels = colour(((similarity - low) / (1 - low).clamp(min=1e-6))[:, :, None].clamp(0, 1))
+    panels = colorize(((similarity - low) / (1 - low).clamp(min=1e-6))[:, :, None].clamp(0, 1))
     factor = max(1, round(560 / (max(patches.grid_size) * max(patches.grid_size))))
     return [
         *parts,

@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vit.evaluation.accuracy import interval
-from vit.text import clock
+from vit.evaluation.accuracy import wilson_interval
+from vit.text import format_duration
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,7 +83,7 @@ def write_card(
             },
         },
         "Cost": {
-            "time": clock(result["seconds"]),
+            "time": format_duration(result["seconds"]),
             "speed": f"{result['images_per_second']:g} images/s, pauses included",
             "device": device,
             "parameters": f"{result['params']:,}",
@@ -136,7 +136,7 @@ def write_card(
 
 
 def told(accuracy: float, n: int) -> str:
-    low, high = interval(accuracy, n)
+    low, high = wilson_interval(accuracy, n)
     return f"{accuracy:.2%} ({low:.2%} to {high:.2%}) of {n:,} images"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vit.errors import CheckpointError, ConfigError, GaveUp, Stopped, UserError
+from vit.errors import CheckpointError, ConfigError, Stopped, TrainingFailed, UserError
 from vit.files import write_json, write_text
 
 log = logging.getLogger("vit")
@@ -123,7 +123,7 @@ class RunFolder:
         """Around a run: where it ends early, result.json says how and why, or, where nothing was begun, no folder is left."""
         try:
             yield self
-        except (UserError, GaveUp, Stopped) as error:
+        except (UserError, TrainingFailed, Stopped) as error:
             if isinstance(error, Stopped) and self.has_checkpoint():
                 error.args = (f"{error}; go on with it by resume={self.path}",)
             if not self.writes:

@@ -15,9 +15,9 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from vit.files import cut_back
+from vit.files import truncate_after_step
 from vit.runs.tensorboard import LAYOUT, TensorBoard
-from vit.text import clock
+from vit.text import format_duration
 
 log = logging.getLogger("vit")
 
@@ -54,7 +54,7 @@ class Tracker:
     ):
         self.writes = writes
         for name in ("metrics.jsonl", "timing.jsonl") if writes else ():
-            cut_back(folder / name, first_step)
+            truncate_after_step(folder / name, first_step)
         self.metrics_file = open(
             folder / "metrics.jsonl" if writes else os.devnull, "a", buffering=1
         )  # noqa: SIM115
@@ -189,7 +189,7 @@ class Tracker:
         self.last_shown = time.monotonic()
         log.info(
             f"epoch {min(step / self.steps_per_epoch, self.epochs()):5.1f}/{self.epochs()}  step {step}  "
-            f"{self.latest}{told}  {clock(self.seconds_left(step))} left"
+            f"{self.latest}{told}  {format_duration(self.seconds_left(step))} left"
         )
 
     def seconds_left(self, step: int) -> float:

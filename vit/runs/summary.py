@@ -1,9 +1,9 @@
 """From a configuration to the parts of a run, and from a run to words for people: what train.py needs beside its story."""
 
 from vit.config.config import Config
-from vit.evaluation.accuracy import interval
+from vit.evaluation.accuracy import wilson_interval
 from vit.runs.folder import RunFolder, log
-from vit.text import clock
+from vit.text import format_duration
 from vit.training.state import Progress
 
 
@@ -26,7 +26,7 @@ def summarize(
     run: RunFolder, progress: Progress, test: dict[str, float], val_title: str, test_title: str
 ) -> None:
     """The last lines of a run: what it reached, where it lies and what to do next."""
-    low, high = interval(test["top1"], int(test["n"]))
+    low, high = wilson_interval(test["top1"], int(test["n"]))
     if progress.best_top1 is not None:
         log.info(
             f"best validation top-1  {progress.best_top1:.2%}, after step {progress.best_step} ({val_title})"
@@ -34,7 +34,9 @@ def summarize(
     log.info(
         f"test top-1             {test['top1']:.2%}, 95 % interval {low:.2%} to {high:.2%} ({test_title})"
     )
-    log.info(f"trained in             {clock(progress.seconds)}; the run lies in {run.path}")
+    log.info(
+        f"trained in             {format_duration(progress.seconds)}; the run lies in {run.path}"
+    )
     log.info(
         f"next\n  python evaluate.py checkpoint={run.path}/checkpoints/best.safetensors\n"
         f"  tensorboard --logdir {'outputs' if run.path.parts[0] == 'outputs' else run.path}\n"

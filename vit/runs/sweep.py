@@ -19,7 +19,7 @@ from typing import Any
 from vit.errors import ConfigError, Stopped
 from vit.files import read_json, write_json
 from vit.runs.folder import wait_until_free
-from vit.text import markdown
+from vit.text import markdown_table
 
 begun: list[Path] = []  # folders of the sweeps that this process drives
 
@@ -210,7 +210,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 row["overrides"],
             ]
         )
-    parts = [markdown(cells)]
+    parts = [markdown_table(cells)]
     if rows and rows[0]["val_top1"] is not None:
         parts.append(f"best: python train.py {shlex.join(rows[0]['overrides'].split())}")
     groups = over_seeds(rows)
@@ -223,7 +223,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             for value in (group["val_top1"], group["test_top1"])
         ]
         means.append([str(group["seeds"]), *spreads, group["overrides"] or "(none)"])
-    return "\n\n".join([*parts, "mean ± standard deviation over seeds", markdown(means)])
+    return "\n\n".join([*parts, "mean ± standard deviation over seeds", markdown_table(means)])
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -7,7 +7,7 @@ from vit.config.config import Config, first_line
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def machine_fault(error: OSError | RuntimeError, config: Config) -> str | None:
+def describe_fault(error: OSError | RuntimeError, config: Config) -> str | None:
     """What to tell a user of a full disk, too little memory or a lost process; None for anything else, which is a bug."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"the disk takes no more ({error.strerror or error}); make room"

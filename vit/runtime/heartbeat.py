@@ -11,15 +11,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vit.runtime.processes import Group
+    from vit.runtime.processes import Processes
 
-SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE = (
+BEAT_SECONDS, MAX_SILENCE_SECONDS = (
     2.0,
     30.0,
 )  # a process that has not been heard of for so long ends the run
 
 
-def watch_each_other(group: "Group") -> None:
+def start_heartbeat(group: "Processes") -> None:
     """Start a thread in which every process says that it lives, and ends the run when another falls silent: one that is
     stopped or whose machine is gone would otherwise be waited for until the collectives' timeout. A process that compiles or
     saves goes on saying so, since this is a thread of its own."""
@@ -34,7 +34,7 @@ def watch_each_other(group: "Group") -> None:
         port,
         is_master=False,
         wait_for_workers=False,
-        timeout=timedelta(seconds=SECONDS_OF_SILENCE),
+        timeout=timedelta(seconds=MAX_SILENCE_SECONDS),
     )
     store.set(f"name {group.rank}", f"{socket.gethostname()} {os.getpid()}")
     group.any(True)
@@ -47,7 +47,7 @@ def watch_each_other(group: "Group") -> None:
     def watch() -> None:
         seen: dict[int, tuple[bytes, float]] = {other: (b"", time.monotonic()) for other in names}
         beat = 0
-        while not group.parted.wait(SECONDS_BETWEEN_BEATS):
+        while not group.parted.wait(BEAT_SECONDS):
             beat += 1
             silent = None
             try:
@@ -57,18 +57,18 @@ def watch_each_other(group: "Group") -> None:
                     told = store.get(key) if store.check([key]) else b""
                     if told != before:
                         seen[other] = (told, time.monotonic())
-                    elif time.monotonic() - since > SECONDS_OF_SILENCE:
+                    elif time.monotonic() - since > MAX_SILENCE_SECONDS:
                         silent = other
             except (RuntimeError, OSError):  # rank 0 keeps the store
                 silent = 0
             if silent is not None and not group.parted.is_set():
-                end_with(group.rank, silent, names.get(silent, ""))
+                exit_after_silence(group.rank, silent, names.get(silent, ""))
 
     group.held = server
     threading.Thread(target=watch, daemon=True, name="watch").start()
 
 
-def end_with(own: int, silent: int, name: str) -> None:
+def exit_after_silence(own: int, silent: int, name: str) -> None:
     """End this process because another has ended or fallen silent, and that one too where it is on this machine."""
     host, _, process = name.partition(" ")
     print(

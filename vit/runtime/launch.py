@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 
-def rank() -> int:
+def process_rank() -> int:
     """This process's number, 0 where it is alone. Rank 0 writes the run folder and speaks to the user."""
     return int(os.environ.get("RANK", 0)) if started_by_torchrun() else 0
 
@@ -16,7 +16,7 @@ def started_by_torchrun() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
-def run_processes(count: int, arguments: Sequence[str]) -> int:
+def launch_processes(count: int, arguments: Sequence[str]) -> int:
     """Run `python arguments…` in as many processes of this machine through torchrun's API; the exit code of the first that
     failed, or 0. A SIGTERM or SIGINT is passed on to them and waited for, so that they can save."""
     from torch.distributed.elastic.multiprocessing.api import SignalException

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vit.runtime.heartbeat import watch_each_other
+from vit.runtime.heartbeat import start_heartbeat
 from vit.runtime.launch import started_by_torchrun
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ COLLECTIVE_TIMEOUT = timedelta(
 
 
 @dataclass
-class Group:
+class Processes:
     """The processes of a run. rank, count: of all; local_rank, local_count: of this machine."""
 
     rank: int = 0
@@ -116,10 +116,10 @@ class Group:
             dist.destroy_process_group()
 
 
-def join(device_type: str) -> Group:
+def join_processes(device_type: str) -> Processes:
     """The group of the processes that torchrun started, or a group of one. Blocks until all are there."""
     if not started_by_torchrun():
-        return Group()
+        return Processes()
     import torch.distributed as dist
 
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
@@ -128,7 +128,7 @@ def join(device_type: str) -> Group:
         if device_type == "cuda"
         else None
     )
-    group = Group(
+    group = Processes(
         dist.get_rank(),
         dist.get_world_size(),
         int(os.environ.get("LOCAL_RANK", 0)),
@@ -136,17 +136,17 @@ def join(device_type: str) -> Group:
         host_group,
     )
     if group.count > 1:
-        watch_each_other(group)
+        start_heartbeat(group)
     return group
 
 
-def whole(tensor: "Tensor") -> "Tensor":
+def gather_full(tensor: "Tensor") -> "Tensor":
     """A tensor that is spread over the processes, put together in each of them (all must call this); others as they are."""
     full = getattr(tensor, "full_tensor", None)
     return tensor if full is None else full()
 
 
-def placed(tensor: "Tensor", like: "Tensor") -> "Tensor":
+def shard_like(tensor: "Tensor", like: "Tensor") -> "Tensor":
     """The inverse of whole(): spread as `like` is, where it is and has the same shape."""
     if not hasattr(like, "device_mesh") or tensor.shape != like.shape:
         return tensor
@@ -157,7 +157,7 @@ def placed(tensor: "Tensor", like: "Tensor") -> "Tensor":
 
 
 @contextlib.contextmanager
-def unsynchronised(model: "nn.Module") -> Iterator[None]:
+def no_gradient_sync(model: "nn.Module") -> Iterator[None]:
     """Gradients computed inside stay with their process (DistributedDataParallel, FSDP2); other models are left alone."""
     if hasattr(model, "set_requires_gradient_sync"):
         model.set_requires_gradient_sync(False)  # pyright: ignore[reportCallIssue]

@@ -7,7 +7,7 @@ from types import FrameType
 from vit.errors import Stopped
 
 
-class StopRequest:
+class StopSignal:
     """Set by SIGTERM, SIGINT or SIGUSR1; the training loop looks at it between micro-steps, saves and ends.
 
     The handler raises nothing itself: in the middle of an import, a library may catch what it must not. A second SIGINT
@@ -18,7 +18,7 @@ class StopRequest:
         self.signal: str | None = None
         self.at_once = False  # while other processes are waited for: then nothing is lost by ending, and nobody looks
 
-    def install(self) -> "StopRequest":
+    def install(self) -> "StopSignal":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self.receive)
         return self

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from vit.augment.batch import BatchAugmentation
-from vit.augment.erasing import erase
+from vit.augment.erasing import random_erase
 from vit.augment.image import TrainingTransform
-from vit.augment.mixing import Mixing
-from vit.data.loader import PictureFiles, decoded
+from vit.augment.mixing import MixupCutmix
+from vit.data.loader import ImageFileDataset, decode_batches
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
-from vit.data.splits import Images
+from vit.data.splits import ImageSplit
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Augmentation:
     picture: TrainingTransform
     batch: BatchAugmentation
     erasing: float
-    mixing: Mixing
+    mixing: MixupCutmix
     skip: bool = False
 
 
 def training_batches(
-    images: Images,
+    images: ImageSplit,
     order: SampleOrder,
     first_step: int,
     last_step: int,
@@ -48,10 +48,10 @@ def training_batches(
             list(zip(*(numbers[part].tolist() for numbers in order.batch(step)), strict=True))
             for step in range(first_step, last_step)
         )
-        dataset = PictureFiles(
+        dataset = ImageFileDataset(
             images, preprocessing, augmentation.picture, order.seed, augmentation.skip
         )
-        pictures = decoded(dataset, items, workers, device)
+        pictures = decode_batches(dataset, items, workers, device)
     for step in range(first_step, last_step):
         epochs, indices = (numbers[part] for numbers in order.batch(step))
         if pictures is not None:
@@ -64,7 +64,7 @@ def training_batches(
             labels = images.labels[indices].to(device, non_blocking=True)
         inputs = preprocessing.to_input(pixels)
         if augmentation.erasing:
-            inputs = erase(inputs, epochs, indices, order.seed, augmentation.erasing)
+            inputs = random_erase(inputs, epochs, indices, order.seed, augmentation.erasing)
         yield (
             augmentation.mixing(inputs, labels, step, part.start or 0)
             if augmentation.mixing

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vit.errors import GaveUp, Stopped
+from vit.errors import Stopped, TrainingFailed
 from vit.model.vision_transformer import VisionTransformer
 from vit.randomness import random_seed
 from vit.runs.metrics_log import Tracker
 from vit.runs.timing import Clock
 from vit.runtime.device import peak_memory
 from vit.runtime.precision import Precision
-from vit.runtime.processes import Group, unsynchronised, whole
-from vit.runtime.signals import StopRequest
+from vit.runtime.processes import Processes, gather_full, no_gradient_sync
+from vit.runtime.signals import StopSignal
 from vit.training.losses import Loss
 from vit.training.plan import Schedule
 from vit.training.state import TrainingState
@@ -76,14 +76,14 @@ class Trainer:
     batches: Generator[tuple[Tensor, Tensor], None, None]
     total_steps: int
     batch_size: int
-    group: Group
+    group: Processes
     micro_batch_size: int | None
     loss: Loss
     clip_norm: float | None
     drop_path_schedule: str
     seed: int
     tracker: Tracker
-    stop: StopRequest
+    stop: StopSignal
     evaluate: Callable[[nn.Module], dict[str, float]] | None
     evaluation_due: Callable[[int], bool]
     save_last: Callable[[], None]
@@ -96,7 +96,7 @@ class Trainer:
     step_share: Callable[[float], float]
 
     def fit(self) -> None:
-        """Train from progress.step to total_steps. Raises Stopped on a signal, after saving; GaveUp where the loss is not
+        """Train from progress.step to total_steps. Raises Stopped on a signal, after saving; TrainingFailed where the loss is not
         finite, with the last checkpoint kept."""
         progress, window = self.state.progress, Window(self.state.progress.window)
         self.scaler = self.precision.scaler()
@@ -190,7 +190,7 @@ class Trainer:
                 torch.manual_seed(
                     random_seed(self.seed, "dropout", step, (self.group.rank << 32) + number)
                 )
-                with contextlib.nullcontext() if number == last else unsynchronised(self.shared):
+                with contextlib.nullcontext() if number == last else no_gradient_sync(self.shared):
                     with self.precision.autocast():
                         logits = self.forward(inputs, piece_keep)
                     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -203,14 +203,14 @@ class Trainer:
             sums = self.group.sum(sums)
             self.scaler.unscale_(self.state.optimizer)
             limit = math.inf if self.clip_norm is None else self.clip_norm
-            norm = whole(nn.utils.clip_grad_norm_(self.state.model.parameters(), limit))
+            norm = gather_full(nn.utils.clip_grad_norm_(self.state.model.parameters(), limit))
             if (
                 labels.device.type == "cpu"
             ):  # reading costs nothing here; on a GPU the window is checked when it is logged
                 self.require_finite(sums[0].item(), self.state.progress.step + 1)
             scale = self.scaler.get_scale()
             if scale < MIN_LOSS_SCALE:
-                raise GaveUp(
+                raise TrainingFailed(
                     f"the fp16 gradients are not finite at step {self.state.progress.step + 1} at any loss scale; try "
                     "train.precision=bf16 or fp32, or a lower optimizer.lr. The last good checkpoint is kept"
                 )
@@ -223,13 +223,13 @@ class Trainer:
 
     def require_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            raise GaveUp(
+            raise TrainingFailed(
                 f"the loss is {loss} at step {step}: training has diverged. The last good checkpoint is kept; try a "
                 "lower optimizer.lr, a longer schedule.warmup, train.clip_norm=1 or train.precision=fp32"
             )
 
     def finite_means(self, window: Window) -> tuple[float, float, float]:
-        """The window's mean loss, top-1 and gradient norm; raises GaveUp, naming the step, where a loss is not finite."""
+        """The window's mean loss, top-1 and gradient norm; raises TrainingFailed, naming the step, where a loss is not finite."""
         rows = torch.stack([row.cpu() for row in window.rows]).double()  # waits for the device
         for offset, loss in enumerate(rows[:, 0].tolist()):
             self.require_finite(loss, self.state.progress.step - len(rows) + offset + 1)

@@ -96,7 +96,7 @@ class Lamb(torch.optim.Optimizer):
                 parameter.sub_(update, alpha=group["lr"])
 
 
-class Together(torch.optim.Optimizer):
+class CombinedOptimizer(torch.optim.Optimizer):
     """Several optimizers of different parameters as one: their groups and states stand side by side."""
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
@@ -167,5 +167,7 @@ def build_optimizer(
             if matrices
             else None
         )
-        return Together([optimizer for optimizer in (muon, adamw) if optimizer is not None])
+        return CombinedOptimizer(
+            [optimizer for optimizer in (muon, adamw) if optimizer is not None]
+        )
     raise ValueError(f"optimizer must be adamw, lamb, sgd or muon, got {name}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from vit.errors import ConfigError
 
 
-def every(interval: float | None, total_steps: int) -> Callable[[int], bool]:
+def every_interval(interval: float | None, total_steps: int) -> Callable[[int], bool]:
     """step → whether a multiple of `interval` steps, which need not be whole, has just been reached, or the end; with None
     never."""
     if interval is None:
@@ -19,7 +19,7 @@ def every(interval: float | None, total_steps: int) -> Callable[[int], bool]:
 Schedule = Callable[[int], float]
 
 
-def duration(value: float | str, total_steps: int, steps_per_epoch: float) -> int:
+def duration_in_steps(value: float | str, total_steps: int, steps_per_epoch: float) -> int:
     """Steps from a share of the run (a number below 1), steps (1 or more) or epochs ("5ep"). Raises ConfigError otherwise."""
     if isinstance(value, str):
         number = value.removesuffix("ep").strip()
@@ -48,8 +48,8 @@ def build_schedule(
     """
     if name not in ("cosine", "linear", "constant"):
         raise ValueError(f"schedule must be cosine, linear or constant, got {name}")
-    warmup_steps = duration(warmup, total_steps, steps_per_epoch)
-    cooldown_steps = duration(cooldown or 0, total_steps, steps_per_epoch)
+    warmup_steps = duration_in_steps(warmup, total_steps, steps_per_epoch)
+    cooldown_steps = duration_in_steps(cooldown or 0, total_steps, steps_per_epoch)
     if warmup_steps >= total_steps:
         raise ConfigError(
             f"schedule.warmup of {warmup_steps} steps leaves nothing of a run of {total_steps}; shorten it"

@@ -2,7 +2,7 @@
 
 from vit.augment.batch import BatchAugmentation
 from vit.augment.image import TrainingTransform
-from vit.augment.mixing import Mixing
+from vit.augment.mixing import MixupCutmix
 from vit.augment.policies import build_policies
 from vit.config.config import Config
 from vit.data.preprocessing import Preprocessing
@@ -23,7 +23,7 @@ def build_augmentation(
             config.seed, preprocessing.image_size, augment.pad, augment.crop_scale, flip, policies
         ),
         augment.erasing,
-        Mixing(
+        MixupCutmix(
             config.seed,
             num_classes,
             augment.mixup,

@@ -6,14 +6,14 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from vit.checkpoints.model import load_weights, select
+from vit.checkpoints.model import load_weights, strip_prefix
 from vit.errors import CheckpointError
 from vit.model.vision_transformer import VisionTransformer
-from vit.runtime.processes import placed, whole
-from vit.training.optimizers import Together
+from vit.runtime.processes import gather_full, shard_like
+from vit.training.optimizers import CombinedOptimizer
 
 
-class WeightAverage:
+class EMA:
     """An exponential moving average of a model's parameters, in float32, to evaluate and save in place of them.
 
     After update t (counted from 0) the decay is min(decay, (1 + t) / (10 + t)), so that the average spans about the last
@@ -69,7 +69,7 @@ class TrainingState:
     progress."""
 
     model: VisionTransformer
-    average: WeightAverage | None
+    average: EMA | None
     optimizer: torch.optim.Optimizer
     progress: Progress
 
@@ -84,7 +84,7 @@ class TrainingState:
             "average": {} if self.average is None else self.average.model.state_dict(),
         }
         return {
-            f"{part}/{name}": whole(tensor)
+            f"{part}/{name}": gather_full(tensor)
             for part, tensors in parts.items()
             for name, tensor in tensors.items()
         }
@@ -96,16 +96,16 @@ class TrainingState:
                 f"{source}: another version of this program wrote its progress ({', '.join(progress)})"
             )
         self.progress = Progress(**progress)
-        load_weights(self.model, select(tensors, "model/"), source)
+        load_weights(self.model, strip_prefix(tensors, "model/"), source)
         load_optimizer_tensors(
             self.model,
             self.optimizer,
-            select(tensors, "optimizer/"),
+            strip_prefix(tensors, "optimizer/"),
             source,
             self.progress.step > 0,
         )
         if self.average is not None:
-            load_weights(self.average.model, select(tensors, "average/"), source)
+            load_weights(self.average.model, strip_prefix(tensors, "average/"), source)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 def state_keys(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[str, ...]:
     """The names of what this optimizer keeps for a parameter once it has made a step."""
-    if isinstance(optimizer, Together):
+    if isinstance(optimizer, CombinedOptimizer):
         optimizer = next(
             own
             for own in optimizer.optimizers
@@ -164,7 +164,7 @@ def load_optimizer_tensors(
     for number, parameter in enumerate(ordered):
         prefix = names[parameter] + "/"
         state[number] = {
-            key.removeprefix(prefix): placed(value, parameter)
+            key.removeprefix(prefix): shard_like(value, parameter)
             for key, value in tensors.items()
             if key.startswith(prefix)
         }

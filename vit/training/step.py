@@ -34,7 +34,7 @@ def split_or_none(keep: Tensor | None, size: int, like: Tensor) -> list[Tensor |
     return list(keep.to(like.device, non_blocking=True).split(size))
 
 
-def fitting_micro_batch(
+def find_micro_batch_size(
     model: nn.Module, image_shape: tuple[int, ...], batch_size: int, precision: Precision
 ) -> int:
     """How many images of (C, height, width) fit into the device's memory at once, in one forward and backward pass, beside the

@@ -14,7 +14,7 @@ from torch import Tensor
 from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError
 from vit.model.positions import sincos1d, sincos2d
-from vit.weights.names import CLS, PATCHES, POSITIONS, ROOT, some
+from vit.weights.names import CLS, PATCHES, POSITIONS, ROOT, list_some
 
 HEADS = {
     1152: 16,
@@ -67,15 +67,18 @@ class Weights:
     header: dict[str, Any] | None = None
 
     def grid(self) -> tuple[int, int]:
-        (height, width), (P, Q) = two(self.model["image_size"]), two(self.model["patch_size"])
+        (height, width), (P, Q) = (
+            as_pair(self.model["image_size"]),
+            as_pair(self.model["patch_size"]),
+        )
         return height // P, width // Q
 
 
-def two(size: Any) -> tuple[int, int]:
+def as_pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def one(size: tuple[int, int]) -> int | list[int]:
+def int_or_pair(size: tuple[int, int]) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
@@ -95,7 +98,7 @@ def squash(model: dict[str, Any]) -> Preprocessing:
     """As the authors' code and Hugging Face see pictures: squashed to the model's size (bilinear), mean and std 0.5."""
     half = (0.5,) * model["num_channels"]
     return Preprocessing(
-        two(model["image_size"]), model["num_channels"], half, half, None, "bilinear"
+        as_pair(model["image_size"]), model["num_channels"], half, half, None, "bilinear"
     )
 
 
@@ -118,7 +121,7 @@ def describe(
     ]
     if missing := [name for name in needed if name not in tensors]:
         raise CheckpointError(
-            f"{path}: {some(missing)} missing (by this project's names), so it isn't a whole ViT; "
+            f"{path}: {list_some(missing)} missing (by this project's names), so it isn't a whole ViT; "
             "is the file complete?"
         )
     kernel = tensors[PATCHES + "projection.weight"]
@@ -139,7 +142,7 @@ def describe(
     patch = (kernel.shape[2] * stride, kernel.shape[3] * stride)
     model: dict[str, Any] = {
         "image_size": 224,
-        "patch_size": one(patch),
+        "patch_size": int_or_pair(patch),
         "num_channels": (tensors[ROOT] if stages else kernel).shape[1],
         "hidden_size": width,
         "num_layers": count_blocks(tensors),
@@ -172,13 +175,13 @@ def describe(
     if POSITIONS in tensors:
         count = tensors[POSITIONS].shape[1]
         if "image_size" in told:
-            (height, breadth), (P, Q) = two(told["image_size"]), patch
+            (height, breadth), (P, Q) = as_pair(told["image_size"]), patch
             extra = count - (height // P) * (breadth // Q)
         else:
             extra = next(
                 (extra for extra in (0, 1) if math.isqrt(count - extra) ** 2 == count - extra), -1
             )
-            model["image_size"] = one(
+            model["image_size"] = int_or_pair(
                 (math.isqrt(count - extra) * patch[0], math.isqrt(count - extra) * patch[1])
             )
         if extra not in (0, 1) or (extra and not model["cls_token"]):
@@ -198,7 +201,7 @@ def describe(
     return model, tuple(assumed)
 
 
-def fit(weights: Weights, name: str, *supported: str) -> Weights:
+def with_learned_positions(weights: Weights, name: str, *supported: str) -> Weights:
     """The same function with a learnt position for every patch and the class token, as other projects' models have.
 
     supported: keys of PLAIN that the format has a place for. Raises CheckpointError, naming the others that are in use.

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from vit.data.preprocessing import PIL_RESAMPLING, Preprocessing
 from vit.errors import CheckpointError
-from vit.weights.description import Weights, describe, fit, one, read_json, squash, two
+from vit.weights.description import (
+    Weights,
+    as_pair,
+    describe,
+    int_or_pair,
+    read_json,
+    squash,
+    with_learned_positions,
+)
 from vit.weights.names import CLS, PATCHES, POSITIONS, to_ours, to_theirs
 
 MARK = "embeddings.patch_embeddings.projection.weight"
@@ -87,7 +95,7 @@ def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
     if config:
         told |= {
             "num_heads": config.get("num_attention_heads", 12),
-            "image_size": one(two(config.get("image_size", 224))),
+            "image_size": int_or_pair(as_pair(config.get("image_size", 224))),
         }
     model, assumed = describe(ours, path, **told)
     labels, classes = config.get("id2label") or {}, None
@@ -124,7 +132,7 @@ def preprocessing_of(path: Path, model: dict[str, Any]) -> Preprocessing:
         )
     eval_crop = None
     if config.get("do_center_crop"):
-        height, width = two(crop) if isinstance(crop, int) else (crop["height"], crop["width"])
+        height, width = as_pair(crop) if isinstance(crop, int) else (crop["height"], crop["width"])
         edge = size.get("shortest_edge")
         if edge is None or height != width:
             raise CheckpointError(
@@ -145,7 +153,7 @@ def preprocessing_of(path: Path, model: dict[str, Any]) -> Preprocessing:
 
 def write(weights: Weights, out: Path) -> list[str]:
     """A folder for ViTForImageClassification.from_pretrained. Raises CheckpointError where the model doesn't fit."""
-    weights = fit(
+    weights = with_learned_positions(
         weights,
         "Hugging Face's ViTForImageClassification",
         "layer_norm_eps",

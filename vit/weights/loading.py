@@ -18,14 +18,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vit.checkpoints.file import FORMAT
-from vit.checkpoints.model import first_of, tensor_differences
+from vit.checkpoints.model import first_differences, tensor_differences
 from vit.errors import CheckpointError
 from vit.model.positions import resize_positions
 from vit.model.resnet_stem import STYLES
 from vit.model.vision_transformer import ACTIVATIONS, VisionTransformer
 from vit.weights import huggingface, jeonsworld, npz, own, timm, torchvision
 from vit.weights.description import Weights
-from vit.weights.names import CLS, PATCHES, POSITIONS, ROOT, some
+from vit.weights.names import CLS, PATCHES, POSITIONS, ROOT, list_some
 
 __all__ = ["Report", "Weights", "build", "load_into", "read"]
 
@@ -89,7 +89,7 @@ def read(path: Path | str) -> Weights:
 
 def unknown(path: Path, names: list[str]) -> CheckpointError:
     return CheckpointError(
-        f"{path}: tensors of no known kind ({some(names) or 'none'}); {LOOKED_FOR}"
+        f"{path}: tensors of no known kind ({list_some(names) or 'none'}); {LOOKED_FOR}"
     )
 
 
@@ -173,7 +173,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.weights.path} ({self.weights.format}): {len(self.used)} tensors used"]
         lines += [
-            f"  {title}: {'; '.join(names) if title == 'resized' else some(names)}"
+            f"  {title}: {'; '.join(names) if title == 'resized' else list_some(names)}"
             for title, names in (
                 ("resized", self.resized),
                 ("freshly initialised", self.fresh),
@@ -221,7 +221,7 @@ def load_into(
     differences += tensor_differences(filled, tensors, "has no place in the model", "the model's")
     if differences:
         raise CheckpointError(
-            f"{weights.path}: weights of another model than this: {first_of(differences, 4)}"
+            f"{weights.path}: weights of another model than this: {first_differences(differences, 4)}"
         )
     zeros = {
         name: torch.zeros_like(expected[name])

@@ -36,7 +36,7 @@ def unit_map(norm: str, projection: str, projection_norm: str) -> dict[str, str]
     }
 
 
-def some(names: list[str]) -> str:
+def list_some(names: list[str]) -> str:
     """A few of many names, for a message."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -65,7 +65,7 @@ def to_ours(
     if unknown:
         raise CheckpointError(
             f"{path}: {kind} weights of another architecture than a plain ViT's: this project has no part "
-            f"for {some(unknown)}; only ViT classifiers can be loaded"
+            f"for {list_some(unknown)}; only ViT classifiers can be loaded"
         )
     return renamed
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vit.errors import CheckpointError
-from vit.weights.description import Weights, describe, fit, squash
+from vit.weights.description import Weights, describe, squash, with_learned_positions
 from vit.weights.names import (
     CLS,
     PATCHES,
@@ -154,7 +154,7 @@ def to_jax(tensor: Tensor, name: str, heads: int) -> np.ndarray:
 
 def write(weights: Weights, out: Path) -> list[str]:
     """vit_jax's names. Returns notes for the user; raises CheckpointError where the model doesn't fit."""
-    weights = fit(
+    weights = with_learned_positions(
         weights,
         "Google's .npz",
         "representation_size",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vit.checkpoints.file import read_checkpoint, require, write_checkpoint
-from vit.checkpoints.model import head_numbers, select
+from vit.checkpoints.file import read_checkpoint, require_header_keys, write_checkpoint
+from vit.checkpoints.model import parse_pruned_heads, strip_prefix
 from vit.data.preprocessing import Preprocessing
 from vit.weights.description import Weights, describe, squash
 
@@ -23,16 +23,16 @@ def read_own(path: Path) -> Weights:
     Raises CheckpointError as vit.checkpoints.file.read_checkpoint does.
     """
     tensors, header = read_checkpoint(path)
-    require(header, path, "kind", "config", "classes", "preprocessing")
+    require_header_keys(header, path, "kind", "config", "classes", "preprocessing")
     if header["kind"] != "best":
-        tensors = select(tensors, "average/") or select(tensors, "model/")
+        tensors = strip_prefix(tensors, "average/") or strip_prefix(tensors, "model/")
     told = {
         key: value
         for key, value in header["config"]["model"].items()
         if value is not None and key not in ("name", "mlp_ratio", "grid_size")
     }
     if told.get("pruned_heads"):
-        told["pruned_heads"] = head_numbers(told["pruned_heads"])
+        told["pruned_heads"] = parse_pruned_heads(told["pruned_heads"])
     model, _ = describe(tensors, path, **told)
     return Weights(
         path,

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from vit.data.preprocessing import PIL_RESAMPLING, Preprocessing
 from vit.errors import CheckpointError
-from vit.weights.description import Weights, describe, fit, one, read_json, squash, two
+from vit.weights.description import (
+    Weights,
+    as_pair,
+    describe,
+    int_or_pair,
+    read_json,
+    squash,
+    with_learned_positions,
+)
 from vit.weights.names import (
     CLS,
     PATCHES,
@@ -93,7 +101,11 @@ def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
         "resnet_style": "timm",
     }
     told |= {"num_heads": arguments["num_heads"]} if "num_heads" in arguments else {}
-    told |= {"image_size": one(two(arguments["img_size"]))} if "img_size" in arguments else {}
+    told |= (
+        {"image_size": int_or_pair(as_pair(arguments["img_size"]))}
+        if "img_size" in arguments
+        else {}
+    )
     if config.get("global_pool", "token") == "avg":
         told["global_pool"] = "mean"
     model, assumed = describe(ours, path, **told)
@@ -140,7 +152,7 @@ def preprocessing_of(seen: dict[str, Any], model: dict[str, Any]) -> Preprocessi
 def write(weights: Weights, out: Path) -> list[str]:
     """A folder for timm.create_model("local-dir:FOLDER", pretrained=True). Raises CheckpointError where the model doesn't
     fit. Returns notes for the user."""
-    weights = fit(
+    weights = with_learned_positions(
         weights,
         "timm",
         "num_registers",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError
-from vit.weights.description import Weights, describe, fit, two
+from vit.weights.description import Weights, as_pair, describe, with_learned_positions
 from vit.weights.names import CLS, PATCHES, POSITIONS, join_qkv, split_qkv, to_ours, to_theirs
 
 MARK = "conv_proj.weight"
@@ -60,9 +60,9 @@ def preprocessing_of(model: dict[str, Any]) -> Preprocessing | None:
     if model["num_channels"] != 3 or size not in (224, *SWAG):
         return None
     if size in SWAG:
-        return Preprocessing(two(size), 3, MEAN, STD, 1.0, "bicubic")
+        return Preprocessing(as_pair(size), 3, MEAN, STD, 1.0, "bicubic")
     resized = 242 if (model["hidden_size"], model["patch_size"]) == (1024, 16) else 256
-    return Preprocessing(two(size), 3, MEAN, STD, size / resized, "bilinear")
+    return Preprocessing(as_pair(size), 3, MEAN, STD, size / resized, "bilinear")
 
 
 def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
@@ -73,7 +73,7 @@ def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
 
 def write(weights: Weights, out: Path) -> list[str]:
     """A .pth for load_state_dict. Returns what to build it with; raises CheckpointError where the model doesn't fit."""
-    weights = fit(weights, "torchvision", "representation_size")
+    weights = with_learned_positions(weights, "torchvision", "representation_size")
     model = weights.model
     if (
         model["num_channels"] != 3
