@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import ROOT, make_pictures
+from helpers import ROOT, make_images
 
 sys.path.insert(0, str(ROOT))
 
@@ -137,7 +137,7 @@ def differences(ours: dict[str, str], theirs: dict[str, str]) -> str:
 
 def kills(work: Path, quick: bool) -> Iterator[Row]:
     """Real processes, killed at random moments from their first second to their last, gone on with by the same command."""
-    make_pictures(work / "pictures", {"train": PICTURES, "test": 8})
+    make_images(work / "pictures", {"train": PICTURES, "test": 8})
     command = [*RUN, "data.root=pictures", "resume=auto"]
     began = time.monotonic()
     code, errors = finish(work, *command, "hydra.run.dir=whole")
@@ -264,7 +264,7 @@ def damage(work: Path, quick: bool) -> Iterator[Row]:
     from vit.checkpoints.run import LAST, PREVIOUS, read_last
     from vit.errors import CheckpointError
 
-    make_pictures(work / "pictures", {"train": 20, "test": 8})
+    make_images(work / "pictures", {"train": 20, "test": 8})
     code, errors = finish(
         work,
         *RUN,
@@ -463,7 +463,7 @@ def data_sets(work: Path) -> Iterator[tuple[str, list[str], str]]:
     """Folders and pictures that are not what they should be."""
 
     def spoilt(name: str, spoil: Callable[[Path], object]) -> list[str]:
-        root = make_pictures(work / name, {"train": 12, "val": 8, "test": 8})
+        root = make_images(work / name, {"train": 12, "val": 8, "test": 8})
         spoil(root)
         return [
             *RUN,
@@ -476,7 +476,7 @@ def data_sets(work: Path) -> Iterator[tuple[str, list[str], str]]:
         ]
 
     jpeg = (
-        make_pictures(work / "source", {"train": 1}, size=(80, 80)) / "train" / "cat" / "0.jpg"
+        make_images(work / "source", {"train": 1}, size=(80, 80)) / "train" / "cat" / "0.jpg"
     ).read_bytes()
     layouts: dict[str, tuple[Callable[[Path], object], str]] = {
         "no_train": (lambda root: shutil.rmtree(root / "train"), "no_train/train"),
@@ -559,7 +559,7 @@ def checkpoints(work: Path) -> Iterator[tuple[str, list[str], str]]:
     from vit.checkpoints.file import read_checkpoint, write_checkpoint
     from vit.checkpoints.run import BEST, LAST
 
-    make_pictures(work / "pictures", {"train": 12, "test": 8})
+    make_images(work / "pictures", {"train": 12, "test": 8})
     code, errors = finish(
         work,
         *RUN,
@@ -761,7 +761,7 @@ def hostile(work: Path, quick: bool) -> Iterator[Row]:
 def machine(work: Path, quick: bool) -> Iterator[Row]:
     from vit.checkpoints.run import read_last
 
-    make_pictures(work / "pictures", {"train": 30, "test": 8})
+    make_images(work / "pictures", {"train": 30, "test": 8})
     command = [*RUN, "data.root=pictures", "train.epochs=40", "resume=auto"]
 
     row = Row("no room for a checkpoint: exit 3, told, the one before stays whole, resumable")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_pictures
+from helpers import make_images
 from PIL import Image
 
 from vit.attention import main
@@ -162,7 +162,7 @@ def draw(*arguments) -> int:
 
 
 def test_the_command_draws_grids(best, tmp_path, capsys):
-    pictures = make_pictures(tmp_path / "pictures", {"train": 5})
+    pictures = make_images(tmp_path / "pictures", {"train": 5})
     (pictures / "notes.txt").write_text("no picture")
     Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(tmp_path / "a$b$.png")
     assert (
@@ -185,7 +185,7 @@ def test_the_command_draws_grids(best, tmp_path, capsys):
 
 
 def test_pictures_are_found_at_any_depth(tmp_path):
-    pictures = make_pictures(tmp_path / "pictures", {"b": 1, "a": 2}, ("cat",))
+    pictures = make_images(tmp_path / "pictures", {"b": 1, "a": 2}, ("cat",))
     found = find_image_files([pictures, pictures / "b" / "cat" / "0.jpg"])
     assert [str(path.relative_to(pictures)) for path in found] == [
         "a/cat/0.jpg",

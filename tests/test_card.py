@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 
-from conftest import ROOT, TINY, train
+from helpers import ROOT, TINY, train
 
 import vit.runs.card
 from vit.evaluation.accuracy import wilson_interval

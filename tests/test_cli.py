@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY, make_pictures, rows, run, train
+from helpers import ROOT, TINY, make_images, rows, run, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vit
@@ -236,7 +236,7 @@ def test_a_sweep_survives_a_failing_job_and_ends_in_a_table(tmp_path):
 
 
 def test_ones_own_folder_of_pictures(tmp_path):
-    make_pictures(tmp_path / "my pictures (ü)", {"train": 40, "test": 10}, ("cat", "dog", "fox"))
+    make_images(tmp_path / "my pictures (ü)", {"train": 40, "test": 10}, ("cat", "dog", "fox"))
     done = train(
         tmp_path,
         "data=folder",

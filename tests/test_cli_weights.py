@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from conftest import TINY, make_pictures, run, train
+from helpers import TINY, make_images, run, train
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -27,7 +27,7 @@ def timm_file(tmp_path):
 
 
 def test_fine_tuning_and_a_linear_probe_from_foreign_weights(tmp_path, timm_file):
-    make_pictures(tmp_path / "pictures", {"train": 20, "test": 6}, ("cat", "dog", "fox"))
+    make_images(tmp_path / "pictures", {"train": 20, "test": 6}, ("cat", "dog", "fox"))
     options = [
         "data=folder",
         "data.root=pictures",
@@ -62,7 +62,7 @@ def test_fine_tuning_and_a_linear_probe_from_foreign_weights(tmp_path, timm_file
 
 
 def test_foreign_weights_are_evaluated(tmp_path, timm_file):
-    make_pictures(tmp_path / "pictures", {"train": 10, "test": 6})
+    make_images(tmp_path / "pictures", {"train": 10, "test": 6})
     done = run(
         "evaluate.py",
         f"pretrained={timm_file}",
@@ -117,7 +117,7 @@ def test_attention_is_drawn_while_training(tmp_path):
 
 
 def test_positions_are_resized_either_way(tmp_path, timm_file):
-    make_pictures(tmp_path / "pictures", {"train": 10, "test": 2})
+    make_images(tmp_path / "pictures", {"train": 10, "test": 2})
     options = [
         "data=folder",
         "data.root=pictures",

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_pictures
+from helpers import make_images
 from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
@@ -131,13 +131,13 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch, name):
 def test_folder_with_all_splits_and_folder_with_train_alone(tmp_path):
     whole = load(
         "folder",
-        root=str(make_pictures(tmp_path / "whole", {"train": 6, "val": 3, "test": 2})),
+        root=str(make_images(tmp_path / "whole", {"train": 6, "val": 3, "test": 2})),
         test_fraction=0.1,
     )
     assert [len(whole.train), len(whole.val), len(whole.test)] == [12, 6, 4]
     assert whole.classes == ["cat", "dog"]
     alone = load(
-        "folder", root=str(make_pictures(tmp_path / "alone", {"train": 10})), test_fraction=0.2
+        "folder", root=str(make_images(tmp_path / "alone", {"train": 10})), test_fraction=0.2
     )
     assert [len(alone.train), len(alone.val), len(alone.test)] == [14, 2, 4]
     assert torch.bincount(alone.test.labels).tolist() == [2, 2]
@@ -148,7 +148,7 @@ def test_folder_with_all_splits_and_folder_with_train_alone(tmp_path):
 def test_imagenet_layout_uses_val_as_test_and_says_so(tmp_path):
     data = load(
         "imagenet",
-        root=str(make_pictures(tmp_path, {"train": 10, "val": 3}, ("n01440764", "n01443537"))),
+        root=str(make_images(tmp_path, {"train": 10, "val": 3}, ("n01440764", "n01443537"))),
     )
     assert [len(data.train), len(data.val), len(data.test)] == [18, 2, 6]
     assert "used as test" in data.test.title
@@ -157,8 +157,8 @@ def test_imagenet_layout_uses_val_as_test_and_says_so(tmp_path):
 
 def test_tiny_imagenets_own_layout(tmp_path):
     for wnid in ("n1", "n2"):
-        make_pictures(tmp_path / "train" / wnid, {".": 4}, ("images",))
-    make_pictures(tmp_path, {"val": 4}, ("images",))
+        make_images(tmp_path / "train" / wnid, {".": 4}, ("images",))
+    make_images(tmp_path, {"val": 4}, ("images",))
     lines = [f"{i}.jpg\tn{1 + i % 2}\t0\t0\t62\t62" for i in range(4)]
     (tmp_path / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
     data = load("tiny_imagenet", root=str(tmp_path))
@@ -196,7 +196,7 @@ def test_imagenets_thousand_folders_get_readable_names():
     ],
 )
 def test_folders_that_are_wrong_are_refused(tmp_path, spoil, told):
-    root = make_pictures(tmp_path, {"train": 3, "val": 2})
+    root = make_images(tmp_path, {"train": 3, "val": 2})
     spoil(root)
     with pytest.raises(DataError, match=told):
         load("folder", root=str(root), test_fraction=0.2)
@@ -266,7 +266,7 @@ def folder_batches(data, workers, first=0, last=4):
 
 
 def test_any_number_of_workers_gives_the_same_batches(tmp_path):
-    data = load("folder", root=str(make_pictures(tmp_path, {"train": 12})), test_fraction=0.1)
+    data = load("folder", root=str(make_images(tmp_path, {"train": 12})), test_fraction=0.1)
     expected = folder_batches(data, 0)
     for workers in (1, 2):
         for (images, labels), (other_images, other_labels) in zip(
@@ -281,7 +281,7 @@ def test_any_number_of_workers_gives_the_same_batches(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_picture_is_named(tmp_path, workers):
-    data = load("folder", root=str(make_pictures(tmp_path, {"train": 12})), test_fraction=0.1)
+    data = load("folder", root=str(make_images(tmp_path, {"train": 12})), test_fraction=0.1)
     (tmp_path / "train" / "cat" / "3.jpg").write_bytes(b"\xff\xd8 no more")
     with pytest.raises(DataError, match=r"train/cat/3\.jpg: not a readable picture"):
         folder_batches(data, workers, last=6)
@@ -289,7 +289,7 @@ def test_an_unreadable_picture_is_named(tmp_path, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_picture_can_be_replaced_by_another(tmp_path, workers):
-    data = load("folder", root=str(make_pictures(tmp_path, {"train": 12})), test_fraction=0.1)
+    data = load("folder", root=str(make_images(tmp_path, {"train": 12})), test_fraction=0.1)
     preprocessing = Preprocessing((24, 24), 3, (0.5,), (0.25,), 0.875, "bilinear")
     augmentation = Augmentation(
         TrainingTransform(preprocessing, None, 0.0),
@@ -329,7 +329,7 @@ def test_an_unreadable_picture_can_be_replaced_by_another(tmp_path, workers):
 
 
 def test_the_fingerprint_tells_data_sets_apart_but_not_where_they_lie(tmp_path):
-    data = load("folder", root=str(make_pictures(tmp_path / "a", {"train": 12})), test_fraction=0.1)
+    data = load("folder", root=str(make_images(tmp_path / "a", {"train": 12})), test_fraction=0.1)
     (tmp_path / "a").rename(tmp_path / "b")
     moved = load("folder", root=str(tmp_path / "b"), test_fraction=0.1)
     assert moved.train.fingerprint() == data.train.fingerprint()
@@ -344,7 +344,7 @@ def test_the_fingerprint_tells_data_sets_apart_but_not_where_they_lie(tmp_path):
 
 def test_evaluation_sees_every_picture_once_in_order(tmp_path):
     data = load(
-        "folder", root=str(make_pictures(tmp_path, {"train": 5, "test": 5})), test_fraction=0.1
+        "folder", root=str(make_images(tmp_path, {"train": 5, "test": 5})), test_fraction=0.1
     )
     preprocessing = Preprocessing((24, 24), 3, (0.5,), (0.25,), 0.875, "bilinear")
     batches = list(evaluation_batches(data.test, 4, preprocessing, 1, CPU))

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, make_pictures, run
+from helpers import ROOT, make_images, run
 
 from vit.augment.batch import BatchAugmentation
 from vit.augment.image import TrainingTransform
@@ -109,7 +109,7 @@ def test_every_sample_is_some_processs_and_pairs_stay_together(count, batch_size
 @pytest.mark.parametrize("name", ["digits", "folder"])
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_parts_of_a_batch_are_the_batch(tmp_path, name, count):
-    root = str(make_pictures(tmp_path, {"train": 12})) if name == "folder" else None
+    root = str(make_images(tmp_path, {"train": 12})) if name == "folder" else None
     channels = 3 if name == "folder" else 1
     data = load_data(
         name=name,

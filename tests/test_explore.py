@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_pictures
+from helpers import make_images
 from PIL import Image
 
 from vit.checkpoints.file import write_checkpoint
@@ -106,7 +106,7 @@ def shares(page: str, name: str, tokens: int) -> torch.Tensor:
 @pytest.fixture
 def pictures(tmp_path) -> Path:
     """Three pictures, of cat, bird, bird; the folder of one is no class."""
-    root = make_pictures(tmp_path / "pictures", {"test": 1}, ("bird", "cat"))
+    root = make_images(tmp_path / "pictures", {"test": 1}, ("bird", "cat"))
     Image.effect_noise((30, 20), 80).save(root / "a.png")
     return root
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY, train
+from helpers import TINY, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, make_pictures, rows, run
+from helpers import TINY, make_images, rows, run
 from hydra import compose, initialize_config_dir
 
 from train import train
@@ -54,7 +54,7 @@ def test_every_experiment_takes_a_step(experiment, tmp_path):
     if plain["data"]["name"].startswith("cifar"):
         small += ["data=synthetic", "data.num_classes=10", "data.num_images=100"]
     elif plain["data"]["name"] != "digits":
-        small.append(f"data.root={make_pictures(tmp_path / 'pictures', {'train': 20, 'val': 6})}")
+        small.append(f"data.root={make_images(tmp_path / 'pictures', {'train': 20, 'val': 6})}")
         small.append("data.val_fraction=0.2")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = from_composed(compose("train", [f"experiment={experiment}", *small]))

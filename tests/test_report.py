@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_pictures, run
+from helpers import make_images, run
 from scipy.optimize import minimize_scalar
 from sklearn import metrics as sk
 from sklearn.neighbors import KNeighborsClassifier
@@ -464,7 +464,7 @@ def test_what_cannot_be_measured_is_told():
 
 
 def test_pictures_from_files_are_corrupted_as_the_model_sees_them(tmp_path):
-    make_pictures(tmp_path, {"test": 2})
+    make_images(tmp_path, {"test": 2})
     held = restored(["cat", "dog"], 4, image_size=16)
     paths = sorted((tmp_path / "test").rglob("*.jpg"))
     files = ImageSplit(

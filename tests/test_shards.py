@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 import torch
-from conftest import make_pictures, train
+from helpers import make_images, train
 
 from vit.data.datasets import load_data
 from vit.data.image_files import open_image
@@ -32,7 +32,7 @@ def load(root):
 
 
 def write(tmp_path, *arguments, splits=None):
-    make_pictures(tmp_path / "in", splits or {"train": 10, "val": 3, "test": 4})
+    make_images(tmp_path / "in", splits or {"train": 10, "val": 3, "test": 4})
     main(
         [
             str(tmp_path / "in"),

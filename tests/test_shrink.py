@@ -1,7 +1,7 @@
 """Large pictures made smaller once."""
 
 import pytest
-from conftest import make_pictures
+from helpers import make_images
 from PIL import Image
 
 from vit.errors import ConfigError, DataError
@@ -10,7 +10,7 @@ from vit.shrink import main
 
 def test_large_pictures_become_smaller_and_small_ones_are_copied(tmp_path, capsys):
     source, out = tmp_path / "my pictures", tmp_path / "out"
-    make_pictures(source, {"train": 2})
+    make_images(source, {"train": 2})
     small = (source / "train" / "cat" / "0.jpg").read_bytes()
     Image.new("RGB", (900, 600), "red").save(source / "train" / "cat" / "large.jpeg")
     Image.new("RGBA", (300, 500), "blue").save(source / "train" / "dog" / "tall.png")
@@ -27,7 +27,7 @@ def test_large_pictures_become_smaller_and_small_ones_are_copied(tmp_path, capsy
 
 
 def test_unreadable_pictures_are_named_and_the_others_written(tmp_path):
-    make_pictures(tmp_path / "in", {"train": 2})
+    make_images(tmp_path / "in", {"train": 2})
     (tmp_path / "in" / "train" / "cat" / "bad.jpg").write_bytes(b"no picture")
     with pytest.raises(
         DataError, match=r"bad\.jpg: not a readable picture[^$]*1 pictures were left out"
@@ -40,7 +40,7 @@ def test_unreadable_pictures_are_named_and_the_others_written(tmp_path):
 
 
 def test_mistakes_are_told(tmp_path):
-    make_pictures(tmp_path / "in", {"train": 1})
+    make_images(tmp_path / "in", {"train": 1})
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="lies in"):
         main([str(tmp_path / "in"), str(tmp_path / "in" / "small")])

@@ -1,24 +1,41 @@
-"""TODO: say what this file is for."""
+"""Words and numbers for people: durations, shortened names, tables."""
+
+from collections.abc import Sequence
 
 
 def format_duration(seconds: float) -> str:
-    """3:05 (minutes and seconds), 2:03:05 (with hours) or 1 day 2:03:05."""
+    """Seconds as 3:05 (minutes and seconds), 2:03:05 (with hours) or 1 day 2:03:05."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
-    told = f"{hours}:{minutes:02}:{rest:02}" if hours or days else f"{minutes}:{rest:02}"
-    return f"{days} day{'s' if days > 1 else ''} {told}" if days else told
+    if not hours and not days:
+        return f"{minutes}:{rest:02}"
+    clock = f"{hours}:{minutes:02}:{rest:02}"
+    if not days:
+        return clock
+    return f"{days} day{'s' if days > 1 else ''} {clock}"
 
 
-def markdown_table(cells: list[list[str]]) -> str:
-    """A Markdown table, the first row its head, that reads well on a screen too."""
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = [
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in cells
-    ]
-    return "\n".join(
-        [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
-    )
+def shorten(text: str, length: int) -> str:
+    """The text, cut to at most `length` characters, the last of which is then an ellipsis."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, for messages that have to fit on one line."""
+    return str(error).strip().split("\n")[0]
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are padded so that it also reads well on a terminal.
+
+    rows: the first is the header; all have the same number of cells. A `|` in a cell is escaped.
+    """
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = []
+    for row in cells:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append(f"| {' | '.join(padded)} |")
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])

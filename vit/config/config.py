@@ -28,6 +28,7 @@ from vit.config.ranges import (
 from vit.config.runtime import EvaluateRuntimeConfig, RuntimeConfig
 from vit.config.train import TrainingConfig
 from vit.errors import ConfigError
+from vit.text import first_line
 
 Split = Enum("Split", {"train": "train", "val": "val", "test": "test"})
 
@@ -332,7 +333,3 @@ def flatten(container: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             else {f"{prefix}{key}": value}
         )
     return flat
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

@@ -2,7 +2,8 @@
 
 import errno
 
-from vit.config.config import Config, first_line
+from vit.config.config import Config
+from vit.text import first_line
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
