@@ -24,14 +24,14 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from vit.augment.batch import BatchAugmentation
-from vit.augment.image import TrainingTransform
 from vit.augment.mixing import MixupCutmix
 from vit.augment.policies import build_policies
-from vit.data.datasets import list_class_folders
+from vit.data.class_folders import list_class_folders
 from vit.data.image_files import EXTENSIONS
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
 from vit.data.splits import ImageSplit
+from vit.data.training_transform import TrainingTransform
 from vit.shrink import shrink_folder
 from vit.training.batches import Augmentation, training_batches
 

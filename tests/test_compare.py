@@ -7,8 +7,8 @@ import torch
 from scipy.stats import binomtest, chi2
 
 from vit.checkpoints.file import read_checkpoint, write_checkpoint
-from vit.compare import compare, differences, mcnemar
-from vit.errors import ConfigError
+from vit.compare import compare, find_differences, main, mcnemar
+from vit.errors import ConfigError, run_command
 
 
 def test_mcnemars_test_is_the_exact_binomial():
@@ -17,38 +17,55 @@ def test_mcnemars_test_is_the_exact_binomial():
     only_first, only_second, p = mcnemar(first, second)
     assert (only_first, only_second) == (10, 25)
     assert p == pytest.approx(binomtest(10, 35).pvalue)
-    assert p == pytest.approx(
-        chi2.sf((abs(10 - 25) - 1) ** 2 / 35, 1), abs=0.005
-    )  # the usual approximation
+    # The usual approximation, with its continuity correction
+    assert p == pytest.approx(chi2.sf((abs(10 - 25) - 1) ** 2 / 35, 1), abs=0.005)
     assert mcnemar(first, first) == (0, 0, 1.0)
 
 
 def test_differences_name_keys_of_either():
-    first, second = (
-        {"optimizer": {"lr": 1.0, "eps": None}, "seed": 0},
-        {"optimizer": {"lr": 2.0}, "seed": 0, "new": 3},
-    )
-    assert differences(first, second) == [("optimizer.lr", 1.0, 2.0), ("new", None, 3)]
+    first = {"optimizer": {"lr": 1.0, "eps": None}, "seed": 0, "resume": "a"}
+    second = {"optimizer": {"lr": 2.0}, "seed": 0, "resume": "b", "new": 3}
+    assert find_differences(first, second) == [("optimizer.lr", 1.0, 2.0), ("new", None, 3)]
 
 
-def test_two_runs_on_the_same_images(digits_run, tmp_path):
-    folder, _ = digits_run
+@pytest.fixture
+def worse_run(digits_run, tmp_path):
+    """A copy of the run, whose best checkpoint predicts without looking at the image."""
     worse = tmp_path / "worse"
-    shutil.copytree(folder, worse)
+    shutil.copytree(digits_run[0], worse)
     best = worse / "checkpoints" / "best.safetensors"
     tensors, header = read_checkpoint(best)
-    write_checkpoint(
-        best,
-        {
-            name: tensor * 0 if name.startswith("head.weight") else tensor
-            for name, tensor in tensors.items()
-        },
-        header,
-    )
-    told = compare([folder, worse], "test", 0)
-    assert f"{folder} is better" in told
-    assert "p = " in told
-    assert "the same, but for where" in told
+    tensors["head.weight"] = tensors["head.weight"] * 0
+    write_checkpoint(best, tensors, header)
+    return worse
+
+
+def test_two_runs_on_the_same_images(digits_run, worse_run):
+    folder, _ = digits_run
+    text = compare([folder, worse_run], "test", 0)
+    assert f"{folder} is better" in text
+    assert f"{folder} is better" in compare([worse_run, folder], "test", 0)
+    assert "p = " in text
+    assert "the same, apart from" in text
     assert "no more than chance" in compare([folder, folder], "val", 0)
-    with pytest.raises(ConfigError, match="no run folder"):
-        compare([folder, tmp_path], "test", 0)
+
+
+def test_the_tables_show_both_runs(digits_run, worse_run):
+    config = worse_run / "config.yaml"
+    text = config.read_text()
+    assert "\nseed: 0\n" in text
+    config.write_text(text.replace("\nseed: 0\n", "\nseed: 7\n"))
+    (worse_run / "result.json").unlink()
+    lines = compare([digits_run[0], worse_run], "test", 0).splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert ["key", str(digits_run[0]), str(worse_run)] in rows
+    assert ["seed", "0", "7"] in rows
+    assert ["status", "finished", ""] in rows
+
+
+def test_a_folder_that_is_not_a_run(digits_run, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="not a run folder"):
+        compare([digits_run[0], tmp_path], "test", 0)
+    arguments = [str(digits_run[0]), str(tmp_path)]
+    assert run_command("vit.compare", lambda: main(arguments)) == 2
+    assert capsys.readouterr().err.startswith(f"vit.compare: {tmp_path}: ")

@@ -13,7 +13,7 @@ from torchvision.datasets import CIFAR10
 
 from vit.augment.batch import BatchAugmentation
 from vit.augment.erasing import random_erase
-from vit.augment.image import TrainingTransform
+from vit.data.training_transform import TrainingTransform
 from vit.augment.mixing import MixupCutmix
 from vit.augment.policies import build_policies
 from vit.data.datasets import is_imagenet, load_data, readable_names

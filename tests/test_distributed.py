@@ -12,13 +12,13 @@ import torch
 from helpers import ROOT, make_images, run
 
 from vit.augment.batch import BatchAugmentation
-from vit.augment.image import TrainingTransform
 from vit.augment.mixing import MixupCutmix
 from vit.augment.policies import build_policies
 from vit.data.datasets import load_data
 from vit.data.loader import evaluation_batches
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
+from vit.data.training_transform import TrainingTransform
 from vit.evaluation.accuracy import evaluate
 from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes

@@ -4,7 +4,7 @@ from vit.randomness import _mix, permutation, random_bits, random_seed, random_u
 
 
 def test_mixing_is_splitmix64():
-    """The first outputs for seed 0 and 1 of the published generator."""
+    """The first outputs of the published generator for the seeds 0 and 1."""
     outputs = _mix(torch.tensor([0, 1]))
     assert [value % 2**64 for value in outputs.tolist()] == [0xE220A8397B1DCDAF, 0x910A2DEC89025CC1]
 
@@ -12,9 +12,8 @@ def test_mixing_is_splitmix64():
 def test_numbers_depend_on_their_counters_alone():
     together = random_uniform(7, "crop", torch.arange(100)[:, None], torch.arange(3))
     assert together.shape == (100, 3)
-    assert torch.equal(
-        together[40:60], random_uniform(7, "crop", torch.arange(40, 60)[:, None], torch.arange(3))
-    )
+    part = random_uniform(7, "crop", torch.arange(40, 60)[:, None], torch.arange(3))
+    assert torch.equal(together[40:60], part)
     assert torch.equal(together[5, 2], random_uniform(7, "crop", 5, 2))
     for other in (
         random_uniform(8, "crop", 5, 2),
@@ -31,7 +30,8 @@ def test_numbers_are_uniform_and_uncorrelated():
     histogram = torch.histc(numbers, 10, 0, 1)
     assert (histogram / 4000 - 1).abs().max() < 0.06
     assert torch.corrcoef(numbers.T)[0, 1].abs() < 0.03
-    assert torch.corrcoef(torch.stack([numbers[:-1, 0], numbers[1:, 0]]))[0, 1].abs() < 0.03
+    neighbors = torch.stack([numbers[:-1, 0], numbers[1:, 0]])
+    assert torch.corrcoef(neighbors)[0, 1].abs() < 0.03
     assert len(random_bits(0, "test", torch.arange(20000)).unique()) == 20000
 
 
@@ -41,7 +41,7 @@ def test_seeds_fit_every_generator():
     assert len(set(seeds)) == 100
 
 
-def test_permutation_is_one_and_repeats():
+def test_a_permutation_holds_every_number_and_repeats():
     order = permutation(1000, 3, "order", 2)
     assert torch.equal(order.sort().values, torch.arange(1000))
     assert torch.equal(order, permutation(1000, 3, "order", 2))

@@ -1,19 +1,14 @@
 """Tar shards: what is written is read again, to the same training as from single files."""
 
-import io
-import json
-import tarfile
-
 import pytest
 import torch
-from helpers import make_images, train
+from helpers import make_images, rows, train
+from PIL import Image
 
 from vit.data.datasets import load_data
 from vit.data.image_files import open_image
 from vit.errors import ConfigError, DataError
 from vit.shards import main
-
-CPU = torch.device("cpu")
 
 
 def load(root):
@@ -27,69 +22,81 @@ def load(root):
         num_channels=3,
         num_classes=None,
         num_images=None,
-        device=CPU,
+        device=torch.device("cpu"),
     )
 
 
 def write(tmp_path, *arguments, splits=None):
+    """Write shards of images in tmp_path/in to tmp_path/out."""
     make_images(tmp_path / "in", splits or {"train": 10, "val": 3, "test": 4})
-    main(
-        [
-            str(tmp_path / "in"),
-            str(tmp_path / "out"),
-            "--per-shard",
-            "8",
-            "--workers",
-            "1",
-            *arguments,
-        ]
-    )
+    pack(tmp_path, *arguments)
     return tmp_path / "out"
 
 
-def test_every_picture_is_found_again_with_its_class(tmp_path):
+def pack(tmp_path, *arguments):
+    folders = [str(tmp_path / "in"), str(tmp_path / "out")]
+    main([*folders, "--per-shard", "8", "--workers", "1", *arguments])
+
+
+def read_member(path):
+    shard, _, position = path.decode().rpartition("!")
+    offset, _, size = position.partition("+")
+    with open(shard, "rb") as file:
+        file.seek(int(offset))
+        return file.read(int(size))
+
+
+def test_every_image_is_found_again_with_its_class(tmp_path):
     data = load(write(tmp_path))
-    assert (data.classes, len(data.train), len(data.val), len(data.test)) == (
-        ["cat", "dog"],
-        20,
-        6,
-        8,
-    )
+    assert data.classes == ["cat", "dog"]
+    assert [len(data.train), len(data.val), len(data.test)] == [20, 6, 8]
     assert len(list((tmp_path / "out").glob("train-*.tar"))) == 3
-    wanted = {
+    expected = {
         (path.read_bytes(), path.parent.name) for path in (tmp_path / "in" / "train").rglob("*.jpg")
     }
-    found = set()
-    for place, label in zip(data.train.paths.tolist(), data.train.labels.tolist(), strict=True):
-        shard, _, where = place.decode().rpartition("!")
-        offset, _, size = where.partition("+")
-        with open(shard, "rb") as file:
-            file.seek(int(offset))
-            found.add((file.read(int(size)), data.classes[label]))
-        assert open_image(place.decode()).size == (40, 30)
-    assert found == wanted
-    again = load(tmp_path / "out")  # by the index that was kept
-    assert again.train.paths.tolist() == data.train.paths.tolist()
-    assert (tmp_path / "out" / ".index-train.npz").exists()
+    names = [data.classes[label] for label in data.train.labels]
+    contents = [read_member(path) for path in data.train.paths.tolist()]
+    assert set(zip(contents, names, strict=True)) == expected
+    for path in data.train.paths.tolist():
+        assert open_image(path.decode()).size == (40, 30)
 
 
-def test_an_index_of_other_shards_is_not_believed(tmp_path):
-    out = write(tmp_path, splits={"train": 10})
-    assert len(load(out).train) > 0
-    (out / "train-000002.tar").unlink()
-    data = load(out)
-    assert len(data.train) + len(data.val) + len(data.test) == 16
-    (out / ".index-train.npz").write_bytes(b"no index")
-    assert len(load(out).train) == len(data.train)
+def test_classes_are_mixed_within_a_shard(tmp_path):
+    data = load(write(tmp_path, splits={"train": 40, "val": 1, "test": 1}))
+    assert 1 < data.train.labels[:8].sum() < 7
 
 
-def test_pictures_can_be_made_smaller_on_the_way(tmp_path):
+def test_without_names_the_classes_are_numbers(tmp_path):
+    out = write(tmp_path)
+    (out / "classes.txt").unlink()
+    assert load(out).classes == ["0", "1"]
+
+
+def test_images_can_be_made_smaller_on_the_way(tmp_path):
     data = load(write(tmp_path, "--short-side", "12"))
-    assert {open_image(place.decode()).size for place in data.train.paths.tolist()} == {(16, 12)}
+    assert {open_image(path.decode()).size for path in data.train.paths.tolist()} == {(16, 12)}
 
 
-def test_training_from_shards_is_training_from_files(tmp_path):
-    """The same pictures in another order, so the losses differ; but it learns, resumes, and any number of workers agree."""
+def test_images_of_other_formats_can_be_made_smaller(tmp_path):
+    """They become JPEGs, whose name in the shard has to fit that of their label."""
+    make_images(tmp_path / "in", {"train": 2})
+    for number in range(4):
+        Image.new("RGBA", (40, 30), "blue").save(tmp_path / "in/train/cat" / f"{number}.png")
+    pack(tmp_path, "--short-side", "12")
+    data = load(tmp_path / "out")
+    assert len(data.train) + len(data.val) + len(data.test) == 8
+
+
+def test_unreadable_images_are_named_and_the_others_written(tmp_path):
+    make_images(tmp_path / "in", {"train": 5})
+    (tmp_path / "in" / "train" / "cat" / "bad.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"(?s)bad\.jpg: .*\n1 images were left out$"):
+        pack(tmp_path)
+    data = load(tmp_path / "out")
+    assert len(data.train) + len(data.val) + len(data.test) == 10
+
+
+def test_training_from_shards_learns_the_same_with_any_number_of_workers(tmp_path):
     out = write(tmp_path, splits={"train": 40})
     losses = []
     for workers in (0, 2):
@@ -107,36 +114,35 @@ def test_training_from_shards_is_training_from_files(tmp_path):
             f"hydra.run.dir=run{workers}",
         )
         assert done.returncode == 0, done.stderr
-        lines = (tmp_path / f"run{workers}" / "metrics.jsonl").read_text().splitlines()
-        losses.append([row["loss"] for row in map(json.loads, lines) if row["split"] == "train"])
+        metrics = rows(tmp_path / f"run{workers}" / "metrics.jsonl")
+        losses.append([row["loss"] for row in metrics if row["split"] == "train"])
     assert losses[0] == losses[1]
     assert losses[0][-1] < losses[0][0]
 
 
-def test_mistakes_are_told(tmp_path):
-    with pytest.raises(DataError, match=r"no .*/train-\*\.tar; write shards"):
+def test_folders_without_shards_or_images_are_refused(tmp_path):
+    with pytest.raises(DataError, match=rf"{tmp_path}/train-\*\.tar; write shards"):
         load(tmp_path)
-    with pytest.raises(DataError, match="no folder train"):
+    with pytest.raises(DataError, match=rf"{tmp_path}: no folder train"):
         main([str(tmp_path), str(tmp_path / "out")])
+
+
+def test_shards_are_not_overwritten(tmp_path):
+    write(tmp_path)
+    with pytest.raises(ConfigError, match="out: already holds shards"):
+        pack(tmp_path)
+
+
+def test_labels_without_a_class_are_refused(tmp_path):
     out = write(tmp_path)
-    with pytest.raises(ConfigError, match="holds shards already"):
-        main([str(tmp_path / "in"), str(out)])
-    (out / "train-000003.tar").write_bytes(b"not a tar")
-    with pytest.raises(DataError, match=r"train-000003\.tar: not a shard"):
+    (out / "classes.txt").write_text("cat\n")
+    with pytest.raises(DataError, match=rf"{out}: labels must be from 0 to 0"):
         load(out)
-    with tarfile.open(out / "train-000003.tar", "w") as tar:
-        member = tarfile.TarInfo("7.cls")
-        member.size = 1
-        tar.addfile(member, io.BytesIO(b"9"))
-    with pytest.raises(DataError, match="7 has not both a picture and a label"):
-        load(out)
-    with tarfile.open(out / "train-000003.tar", "w") as tar:
-        for name, content in (
-            ("7.jpg", (tmp_path / "in" / "train" / "cat" / "0.jpg").read_bytes()),
-            ("7.cls", b"9"),
-        ):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    with pytest.raises(DataError, match="labels must be from 0 to 1"):
-        load(out)
+
+
+@pytest.mark.parametrize("option", ["--per-shard=0", "--short-side=0", "--workers=0"])
+def test_options_out_of_range_are_refused(tmp_path, option, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "in"), str(tmp_path / "out"), option])
+    assert ended.value.code == 2
+    assert option.partition("=")[0] in capsys.readouterr().err

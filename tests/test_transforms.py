@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from vit.augment.image import TrainingTransform
+from vit.data.training_transform import TrainingTransform
 from vit.augment.policies import build_policies
 from vit.data.image_files import decode_jpeg, open_image, to_pixels
 from vit.data.preprocessing import Preprocessing

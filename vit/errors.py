@@ -1,5 +1,7 @@
-"""How a command ends when it doesn't end well. Each class carries its exit code; a bug has none of these and shows its
-traceback (exit 1)."""
+"""How a command ends when it does not end well.
+
+Each class carries its exit code. A bug is none of these: it shows its traceback, with exit code 1.
+"""
 
 import contextlib
 import sys
@@ -7,8 +9,10 @@ from collections.abc import Callable, Iterator
 
 
 class UserError(ValueError):
-    """A mistake in the configuration, the data or a checkpoint. The message is one line that names the key or the path,
-    what was expected and what to do."""
+    """A mistake in the configuration, the data or a checkpoint.
+
+    The message is one line that names the key or the path, what was expected and what to do.
+    """
 
     exit_code = 2
 
@@ -18,7 +22,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set or a picture is missing or not what it should be."""
+    """A data set or an image file is missing or not what it should be."""
 
 
 class CheckpointError(UserError):
@@ -26,29 +30,32 @@ class CheckpointError(UserError):
 
 
 class TrainingFailed(Exception):
-    """Training can't go on (a loss that is not finite, memory, disk); the last good checkpoint is kept."""
+    """Training can't continue: a loss that is not finite, memory, disk. The last checkpoint is
+    kept.
+    """
 
     exit_code = 3
 
 
 class Stopped(Exception):
-    """A signal asked for the end; the state is saved and the run can be resumed."""
+    """A signal asked the run to stop; its state is saved and it can be resumed."""
 
     exit_code = 75
 
 
 @contextlib.contextmanager
-def writing_to(place: object, otherwise: str = "choose another place") -> Iterator[None]:
-    """Inside: what the disk refuses becomes a ConfigError that names the place and says what to do otherwise. A closed pipe is
-    no refusal."""
+def writing_to(place: object, advice: str = "choose another place") -> Iterator[None]:
+    """Inside: what the disk refuses becomes a ConfigError that names the place and gives advice.
+
+    A closed pipe is not a refusal and passes through.
+    """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise ConfigError(
-            f"{place}: can't write there ({error.strerror or error}); {otherwise}"
-        ) from None
+        reason = error.strerror or error
+        raise ConfigError(f"{place}: can't write there ({reason}); {advice}") from None
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:

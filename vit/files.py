@@ -13,12 +13,16 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; it takes the place of `path` at the end.
 
     At every moment either the old file or the new one stands at `path`. Where the block raises, the
-    temporary file is removed and the old file stays. With `durable`, the file and its folder are flushed
+    temporary file is removed and the old file stays. The new file is readable by whom the user's
+    umask allows, however the block creates it. With `durable`, the file and its folder are flushed
     to the disk, so that the new file also survives a power cut. Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.writing")
     try:
+        temporary.write_bytes(b"")
+        permissions = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(permissions)
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -50,7 +54,9 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or {} where there is no such file. Raises OSError and ValueError."""
+    """The object in a JSON file, or {} where there is no such file. Raises OSError and
+    ValueError.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -58,7 +64,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file that are whole; a run that was killed may have left half a line at its end."""
+    """The objects of a .jsonl file that are whole; a run that was killed may have left half a line
+    at its end.
+    """
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -73,8 +81,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def truncate_after_step(path: Path, step: int) -> None:
     """Drop what a resumed run will write again from a .jsonl file whose rows have a `step`.
 
-    Those are the rows after `step`, the row of the test split, which a run ends with, and a last line that
-    was cut short. A file that does not exist is left alone.
+    Those are the rows after `step`, the row of the test split, which a run ends with, and a last
+    line that was cut short. A file that does not exist is left alone.
     """
     if not path.exists():
         return

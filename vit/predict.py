@@ -1,60 +1,68 @@
-"""Labels and probabilities of pictures.
+"""Predict the classes of images and how probable they are.
 
-    python -m vit.predict outputs/…/checkpoints/best.safetensors cat.jpg pictures/ 'more/*.png' --top-k 3
-    find . -name '*.jpg' | python -m vit.predict outputs/…/checkpoints/best.safetensors --format csv --out found.csv
+    python -m vit.predict RUN/checkpoints/best.safetensors cat.jpg photos/ 'more/*.png' --top-k 3
+    find . -name '*.jpg' | python -m vit.predict RUN/checkpoints/best.safetensors --format csv
 
-Pictures are answered in the order given, a batch at a time, so that any number of them needs the same memory. One that
-can't be read is told on stderr and left out; then the exit code is 2 at the end.
+Images are answered in the order given, a batch at a time, so that any number of them needs the same
+memory. One that can't be read is reported on standard error and left out; the exit code is then 2.
 """
 
 import argparse
 import contextlib
 import csv
-import glob
 import io
-import itertools
 import json
 import os
 import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from vit.errors import ConfigError, DataError, run_command, writing_to
+from vit.files import atomic_write
+from vit.text import first_line
 
+# torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
+# and the modules of vit that import it, are imported inside the functions that need them.
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vit.data.preprocessing import Preprocessing
     from vit.model.vision_transformer import VisionTransformer
     from vit.runtime.precision import Precision
 
+# Longer side of the images with their attention, in pixels; a multiple of small images' own size
+OVERLAY_SIDE = 384
 
-FEW = 64  # so many pictures are decoded sooner than worker processes have started
+# Images per explicit forward pass, which keeps an N × N attention matrix for every layer and head
+TRACE_BATCH_SIZE = 8
 
+# Characters of an image's name that its overlay's name keeps; file systems allow 255 bytes
+MAX_STEM_LENGTH = 50
 
-OVERLAY_SIDE = 384  # pixels of the longer side, about
-
-
-TRACED_AT_ONCE = 8  # the explicit attention holds every N × N matrix
-
-
-WIDEST = 80  # a column of the table; what is longer sticks out
-
-
-LONGEST_STEM = (
-    50  # letters of a picture's name in its overlay's, of which a file system takes 255 bytes
-)
+# Widest column of the table, in characters; longer paths stick out
+MAX_COLUMN_WIDTH = 80
 
 
-def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+class Prediction(NamedTuple):
+    """One of the most probable classes of an image: its index, its name, its probability."""
+
+    class_index: int
+    label: str
+    probability: float
+
+    @property
+    def rounded_probability(self) -> float:
+        """The probability with the seven significant digits that a float32 has."""
+        return float(f"{self.probability:.7g}")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m vit.predict",
-        description="Labels and probabilities of pictures.",
-        epilog="Exit code 2 where a picture could not be read; the others are answered.",
+        description="Predict the classes of images and how probable they are.",
+        epilog="The exit code is 2 if an image could not be read; the others are answered.",
     )
     parser.add_argument(
         "checkpoint", type=Path, help="RUN/checkpoints/best.safetensors, or a pruned one"
@@ -63,274 +71,147 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
         "images",
         nargs="*",
         metavar="IMAGES",
-        help="files, folders (with all below them), 'patterns*'; - or nothing: paths from a pipe, one a line",
+        help="files, folders (with their subfolders), 'patterns*'; "
+        "- or nothing: paths from a pipe, one per line",
     )
     parser.add_argument(
         "--format",
         default="table",
-        choices=FORMATS,
-        help="json: one object a line (default: table)",
+        choices=WRITERS,
+        help="json: one object per line (default: table)",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write there, not to the screen")
     parser.add_argument(
-        "--top-k", type=int, default=5, metavar="K", help="labels a picture (default: 5)"
+        "--out", type=Path, metavar="FILE", help="write to this file, not to the screen"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=5, metavar="K", help="labels per image (default: 5)"
     )
     parser.add_argument(
         "--attention",
         type=Path,
         metavar="FOLDER",
-        help="write each picture's attention rollout there as PNG",
+        help="write each image with its attention rollout there, as PNG",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="pictures at once (default: 64)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default: 64)")
     parser.add_argument(
         "--workers",
         type=int,
-        help="processes that decode pictures (default: one a core where there are many "
-        "pictures, eight at most)",
+        help="processes that decode images (default: one per core where there are many images, "
+        "eight at most)",
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    return parser.parse_args(given)
+    return parser.parse_args(arguments)
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    options = arguments(given)
-    for name, least in (("top_k", 1), ("batch_size", 1), ("workers", 0)):
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ConfigError for what can be seen to be wrong before anything is read."""
+    for name, minimum in (("top_k", 1), ("batch_size", 1), ("workers", 0)):
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
+        if value is not None and value < minimum:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} must be {minimum} or more, got {value}")
     if not options.images and sys.stdin.isatty():
         raise ConfigError(
-            "no pictures: give files, folders or 'patterns*', or pipe their paths in, one a line"
+            "no images: give files, folders or 'patterns*', or pipe their paths in, one per line"
         )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    check_options(options)
     try:
         predict(options)
-    except (BrokenPipeError, ConfigError) as error:
-        with contextlib.suppress(
-            OSError
-        ):  # what nobody takes must not be written once more when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(
-            error, BrokenPipeError
-        ):  # whoever reads the output has had enough: a quiet end
-            raise
+    except BrokenPipeError:
+        discard_output()  # whoever reads the output has had enough: no error
+    except ConfigError:
+        discard_output()
+        raise
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def predict(options: argparse.Namespace) -> None:
-    # Imported here so that --help and a mistaken command answer at once.
-    import torch
+def discard_output() -> None:
+    """Drop what is buffered for standard output: Python, as it ends, would fail on it once more."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+
+def predict(options: argparse.Namespace) -> None:
+    """Answer all images.
+
+    Raises DataError at the end if some could not be read, or if there were none.
+    """
     from vit.checkpoints.file import require_header_keys
     from vit.checkpoints.model import load_with_header
-    from vit.data.image_files import EXTENSIONS
     from vit.runtime.device import choose_device
     from vit.runtime.precision import Precision
 
-    out = options.out
-    if out is not None and (out.is_dir() or out.suffix.lower() in (".safetensors", *EXTENSIONS)):
-        raise ConfigError(
-            f"--out {out}: give the name of a text file; this is a folder, a checkpoint or a picture"
-        )
+    check_output_name(options.out)
     device = choose_device(options.device)
     model, header = load_with_header(options.checkpoint)
     model = model.to(device)
-    precision = Precision(
-        require_header_keys(header, options.checkpoint, "precision")["precision"], device
-    )
+    require_header_keys(header, options.checkpoint, "precision")
+    precision = Precision(header["precision"], device)
     if options.attention is not None:
         with writing_to(f"--attention {options.attention}"):
             options.attention.mkdir(parents=True, exist_ok=True)
-    try:
-        with output(out) as file:
-            pictures, bad = answer(model, precision, options, file)
-    except torch.OutOfMemoryError:
-        raise ConfigError(
-            f"--batch-size {options.batch_size}: out of memory; try {max(1, options.batch_size // 2)}"
-        ) from None
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise ConfigError(
-            f"--workers: a process that decodes pictures died ({str(error).splitlines()[0]}); if memory is "
-            "short, lower it"
-        ) from None
-    if bad:
+
+    start = time.perf_counter()
+    with failures_explained(options), open_output(options.out) as file:
+        answered, unreadable = answer_images(model, precision, options, file)
+    if options.out is not None:
+        speed = answered / (time.perf_counter() - start)
+        computed = f"{precision.name} on {device.type}"
+        print(f"written to {options.out}: {answered:,} images, {speed:.0f} images/s ({computed})")
+    if unreadable:
+        total = answered + unreadable
         raise DataError(
-            f"{bad} of {pictures + bad} can't be read, as told above; {pictures} answered"
+            f"{unreadable} of {total} could not be read (listed above); {answered} answered"
         )
-    if not pictures:
-        raise DataError("no path came through the pipe; one a line is expected")
+    if not answered:
+        raise DataError("no path came through the pipe; expected one per line")
 
 
-def answer(
+def answer_images(
     model: "VisionTransformer", precision: "Precision", options: argparse.Namespace, file: TextIO
 ) -> tuple[int, int]:
-    """Write the answers to all pictures, in their order; how many there were, and how many could not be read."""
-    answered = bad = 0
-    place = "standard output" if options.out is None else f"--out {options.out}"
-    writer = FORMATS[options.format](file)
-    began = time.perf_counter()
-    for batch in read_batches(
-        find(options.images or ["-"]), model.preprocessing, options.batch_size, options.workers
-    ):
-        for error in batch.unreadable:
-            print(f"vit.predict: {printable(str(error))}", file=sys.stderr)
-        bad += len(batch.unreadable)
+    """Write the predictions of all images in their order.
+
+    Returns how many images were answered and how many could not be read.
+    """
+    from vit.data.image_stream import find_images, stream_batches
+
+    destination = "standard output" if options.out is None else f"--out {options.out}"
+    writer = WRITERS[options.format](file)
+    answered = 0
+    unreadable = 0
+    paths = find_images(options.images or ["-"])
+    for batch in stream_batches(paths, model.preprocessing, options.batch_size, options.workers):
+        for error in batch.errors:
+            print(f"vit.predict: {escape_unprintable(str(error))}", file=sys.stderr)
+        unreadable += len(batch.errors)
         if batch.pixels is None:
             continue
-        images, chances = infer(model, precision, batch.pixels)
-        top = chances.topk(min(options.top_k, chances.shape[1]), dim=1)
-        with writing_to(place):
-            writer.write(
-                batch.paths,
-                [
-                    [
-                        (label, model.classes[label], chance)
-                        for label, chance in zip(labels, row, strict=True)
-                    ]
-                    for labels, row in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-                ],
-            )
-            file.flush()  # whoever reads the other end of a pipe should not wait for the next
+
+        images, probabilities = infer(model, precision, batch.pixels)
+        predictions = rank_classes(probabilities, model.classes, options.top_k)
+        with writing_to(destination):
+            writer.write(batch.paths, predictions)
+            file.flush()  # so that the reader of a pipe need not wait for the next batch
         if options.attention is not None:
             with writing_to(f"--attention {options.attention}"):
-                draw_rollout(model, images, batch.paths, answered + 1, options.attention)
+                write_overlays(model, images, batch.paths, answered + 1, options.attention)
         answered += len(batch.paths)
-    if options.out is not None:
-        speed = answered / (time.perf_counter() - began)
-        print(
-            f"written to {options.out}: {answered:,} pictures, {speed:.0f} images/s ({precision.name} on "
-            f"{precision.device.type})"
-        )
-    return answered, bad
-
-
-def find(given: Sequence[str]) -> Iterator[str | DataError]:
-    """The paths of the pictures in the order given, one after another: a folder's files sorted, then its folders; a pattern's
-    matches sorted; for "-" what the lines of standard input name. In place of what is not there a DataError that says so."""
-    for name in given:
-        if name == "-":
-            for line in sys.stdin.buffer:
-                if line.strip():
-                    yield from below(os.fsdecode(line.rstrip(b"\r\n")))
-        else:
-            yield from below(name)
-
-
-def below(name: str) -> Iterator[str | DataError]:
-    if os.path.isdir(name):
-        yield from in_folder(name)
-    elif os.path.lexists(name) or not glob.has_magic(name):
-        yield name
-    else:
-        matches = sorted(glob.glob(name, recursive=True))
-        if not matches:
-            yield DataError(f"{name}: no file matches this pattern")
-        for match in matches:
-            yield from in_folder(match) if os.path.isdir(match) else [match]
-
-
-def in_folder(folder: str) -> Iterator[str | DataError]:
-    from vit.data.image_files import EXTENSIONS, is_image_file
-
-    found, closed = False, []
-    for parent, folders, files in os.walk(folder, onerror=closed.append):
-        folders.sort()
-        for file in sorted(files):
-            if is_image_file(file):
-                found = True
-                yield os.path.join(parent, file)
-    yield from (
-        DataError(f"{error.filename}: can't look into this folder ({error.strerror})")
-        for error in closed
-    )
-    if not (found or closed):
-        yield DataError(
-            f"{folder}: no pictures in this folder (looked for {', '.join(EXTENSIONS)})"
-        )
-
-
-@dataclass
-class Batch:
-    """The pictures that could be read, their pixels uint8 (B, C, *image_size) or None without any, and the others' errors."""
-
-    paths: list[str]
-    pixels: "Tensor | None"
-    unreadable: list[DataError]
-
-
-class Pictures:
-    """A data set for torch's loader whose items are the paths themselves, so that they need not be known beforehand."""
-
-    def __init__(self, preprocessing: "Preprocessing"):
-        self.preprocessing = preprocessing
-
-    def __getitem__(self, item: str | DataError) -> "tuple[str, Tensor] | DataError":
-        """An error is returned, not raised, so that the others of its batch are answered."""
-        from vit.data.image_files import open_image, to_pixels
-
-        if isinstance(item, DataError):
-            return item
-        if not os.path.isfile(item):  # opening a named pipe would wait for ever
-            return DataError(
-                f"{item}: {'not a file' if os.path.exists(item) else 'no such file or folder'}"
-            )
-        try:
-            return item, to_pixels(
-                self.preprocessing.resize_and_crop(
-                    open_image(item, self.preprocessing.num_channels)
-                )
-            )
-        except DataError as error:
-            return error
-
-
-def collate(items: "list[tuple[str, Tensor] | DataError]") -> Batch:
-    import torch
-
-    good = [item for item in items if not isinstance(item, DataError)]
-    return Batch(
-        [path for path, _ in good],
-        torch.stack([pixels for _, pixels in good]) if good else None,
-        [item for item in items if isinstance(item, DataError)],
-    )
-
-
-def read_batches(
-    paths: Iterator[str | DataError],
-    preprocessing: "Preprocessing",
-    batch_size: int,
-    workers: int | None,
-) -> Iterator[Batch]:
-    """workers None: none where there are few pictures, else what training would take."""
-    from torch.utils.data import DataLoader
-
-    from vit.data.loader import init_worker
-    from vit.runtime.device import loader_workers
-
-    if workers is None:
-        first = list(itertools.islice(paths, FEW + 1))
-        workers = loader_workers(None) if len(first) > FEW else 0
-        paths = itertools.chain(first, paths)
-    batches = iter(lambda: list(itertools.islice(paths, batch_size)), [])
-    return iter(
-        DataLoader(
-            Pictures(preprocessing),
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=collate,  # type: ignore[arg-type]
-            worker_init_fn=init_worker,
-            prefetch_factor=2 if workers else None,
-        )
-    )
+    return answered, unreadable
 
 
 def infer(
     model: "VisionTransformer", precision: "Precision", pixels: "Tensor"
 ) -> "tuple[Tensor, Tensor]":
-    """uint8 (B, C, *image_size) → the model's inputs, float32 (B, C, *image_size), and the classes' probabilities, float32
-    (B, classes), both on the device."""
+    """Return the model's inputs, (B, C, *image_size), and the probabilities, (B, classes).
+
+    pixels: uint8 (B, C, *image_size). Both results are float32 on the device.
+    """
     import torch
 
     images = model.preprocessing.to_input(pixels.to(precision.device))
@@ -339,91 +220,68 @@ def infer(
     return images, logits.float().softmax(dim=1)
 
 
-Ranked = list[tuple[int, str, float]]  # (class, its name, its probability), the most probable first
-
-
-class JsonLines:
-    """{"image": …, "predictions": [{"class": …, "label": …, "probability": …}, …]}, one a line, in ASCII."""
-
-    def __init__(self, file: TextIO):
-        self.file = file
-
-    def write(self, paths: Sequence[str], answers: Sequence[Ranked]) -> None:
-        for path, ranked in zip(paths, answers, strict=True):
-            predictions = [
-                {"class": label, "label": name, "probability": digits(chance)}
-                for label, name, chance in ranked
-            ]
-            self.file.write(json.dumps({"image": path, "predictions": predictions}) + "\n")
-
-
-class Csv:
-    """A line for each prediction: image, rank from 1, class, label, probability."""
-
-    def __init__(self, file: TextIO):
-        self.rows = csv.writer(file, lineterminator="\n")
-        self.rows.writerow(("image", "rank", "class", "label", "probability"))
-
-    def write(self, paths: Sequence[str], answers: Sequence[Ranked]) -> None:
-        for path, ranked in zip(paths, answers, strict=True):
-            self.rows.writerows(
-                (path, rank, label, name, digits(chance))
-                for rank, (label, name, chance) in enumerate(ranked, 1)
-            )
-
-
-class Table:
-    """For people: columns as wide as what has been shown so far needs, and no character that a terminal would obey."""
-
-    def __init__(self, file: TextIO):
-        self.file, self.widths = file, [0, 0]
-
-    def write(self, paths: Sequence[str], answers: Sequence[Ranked]) -> None:
-        rows = [] if any(self.widths) else [("image", "label", "probability")]
-        for path, ranked in zip(paths, answers, strict=True):
-            rows += [
-                ("" if rank else printable(path), printable(name), f"{chance:11.2%}")
-                for rank, (_, name, chance) in enumerate(ranked)
-            ]
-        self.widths = [
-            min(WIDEST, max(width, *(columns(row[place]) for row in rows)))
-            for place, width in enumerate(self.widths)
+def rank_classes(
+    probabilities: "Tensor", classes: Sequence[str], top_k: int
+) -> list[list[Prediction]]:
+    """The `top_k` most probable classes of every image, best first, or all if there are fewer."""
+    top = probabilities.topk(min(top_k, len(classes)), dim=1)
+    predictions = []
+    for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+        ranked = [
+            Prediction(index, classes[int(index)], value)
+            for index, value in zip(indices, values, strict=True)
         ]
-        for row in rows:
-            padded = [
-                text + " " * (width - columns(text))
-                for text, width in zip(row, self.widths, strict=False)
-            ]
-            self.file.write("  ".join([*padded, row[2]]) + "\n")
+        predictions.append(ranked)
+    return predictions
 
 
-FORMATS = {"table": Table, "json": JsonLines, "csv": Csv}
+def write_overlays(
+    model: "VisionTransformer",
+    images: "Tensor",
+    paths: Sequence[str],
+    first_number: int,
+    folder: Path,
+) -> None:
+    """Write each image, as the model sees it, under its attention rollout.
+
+    images: the model's inputs, (B, C, height, width). The files are folder/<number>_<name>.png,
+    numbered from `first_number` on. Raises OSError.
+    """
+    from PIL import Image
+
+    from vit.figures.attention import displayable_images, overlay
+    from vit.model.attention_maps import pooled_row, rollout, trace_images
+
+    for start in range(0, len(paths), TRACE_BATCH_SIZE):
+        part = images[start : start + TRACE_BATCH_SIZE]
+        maps = pooled_row(rollout(trace_images(model, part).attentions), model)
+        overlays = overlay(displayable_images(part, model.preprocessing, OVERLAY_SIDE), maps)
+        pixels = (overlays.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        for index, image in enumerate(pixels, start):
+            stem = Path(paths[index]).stem[:MAX_STEM_LENGTH]
+            with atomic_write(folder / f"{first_number + index:06}_{stem}.png") as temporary:
+                Image.fromarray(image).save(temporary, format="PNG")
 
 
-def digits(chance: float) -> float:
-    """With the digits that float32 has."""
-    return float(f"{chance:.7g}")
+def check_output_name(path: Path | None) -> None:
+    """Raise ConfigError if --out is an image or a checkpoint, which it would overwrite."""
+    from vit.data.image_files import EXTENSIONS
 
-
-def printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
-def columns(text: str) -> int:
-    """How wide a terminal shows it."""
-    return sum(
-        0
-        if unicodedata.combining(letter)
-        else 2
-        if unicodedata.east_asian_width(letter) in "WF"
-        else 1
-        for letter in text
-    )
+    if path is None:
+        return
+    if path.is_dir() or path.suffix.lower() in (".safetensors", *EXTENSIONS):
+        raise ConfigError(
+            f"--out {path}: give the name of a text file, not of a folder, a checkpoint or an image"
+        )
 
 
 @contextlib.contextmanager
-def output(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or the file at a path, for UTF-8; names of files that are none keep their bytes."""
+def open_output(path: Path | None) -> Iterator[TextIO]:
+    """Open standard output or a file for UTF-8; paths that are no Unicode keep their bytes.
+
+    The file is written directly, not by way of a temporary one: it grows while the command runs,
+    may be a device or a named pipe, and after an interruption holds the answers so far.
+    """
     if path is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
@@ -434,28 +292,122 @@ def output(path: Path | None) -> Iterator[TextIO]:
     try:
         yield file
     finally:
-        with contextlib.suppress(OSError):  # what the last flush could not write has been told
+        # What the last flush could not write has been reported
+        with contextlib.suppress(OSError):
             file.close()
 
 
-def draw_rollout(
-    model: "VisionTransformer", images: "Tensor", paths: Sequence[str], first: int, folder: Path
-) -> None:
-    """Write each picture as the model sees it under its attention rollout as folder/<number>_<name>.png, `first` the number
-    of the first of them."""
-    from PIL import Image
+@contextlib.contextmanager
+def failures_explained(options: argparse.Namespace) -> Iterator[None]:
+    """Turn running out of memory into a ConfigError that names the option to lower."""
+    import torch
 
-    from vit.figures.attention import displayable_images, overlay
-    from vit.model.attention_maps import pooled_row, rollout, trace_images
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        smaller = max(1, options.batch_size // 2)
+        raise ConfigError(
+            f"--batch-size {options.batch_size}: out of memory; try {smaller}"
+        ) from None
+    except RuntimeError as error:
+        # What torch raises when the system kills a decoding process
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ConfigError(
+            f"--workers: a process that decodes images died ({first_line(error)}); "
+            "if memory is short, lower it"
+        ) from None
 
-    for start in range(0, len(paths), TRACED_AT_ONCE):
-        part = images[start : start + TRACED_AT_ONCE]
-        maps = pooled_row(rollout(trace_images(model, part).attentions), model)
-        drawn = overlay(displayable_images(part, model.preprocessing, OVERLAY_SIDE), maps)
-        pixels = (drawn.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        for number, picture in enumerate(pixels, start):
-            name = Path(paths[number]).stem[:LONGEST_STEM]
-            Image.fromarray(picture).save(folder / f"{first + number:06}_{name}.png")
+
+class JsonWriter:
+    """Writes one JSON object per image and line, in ASCII.
+
+    {"image": …, "predictions": [{"class": …, "label": …, "probability": …}, …]}
+    """
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, paths: Sequence[str], predictions: Sequence[Sequence[Prediction]]) -> None:
+        for path, ranked in zip(paths, predictions, strict=True):
+            row = {"image": path, "predictions": [self.as_object(one) for one in ranked]}
+            self.file.write(json.dumps(row) + "\n")
+
+    def as_object(self, prediction: Prediction) -> dict[str, object]:
+        return {
+            "class": prediction.class_index,
+            "label": prediction.label,
+            "probability": prediction.rounded_probability,
+        }
+
+
+class CsvWriter:
+    """Writes one line per prediction: image, rank (from 1), class, label, probability."""
+
+    def __init__(self, file: TextIO):
+        self.csv = csv.writer(file, lineterminator="\n")
+        self.csv.writerow(("image", "rank", "class", "label", "probability"))
+
+    def write(self, paths: Sequence[str], predictions: Sequence[Sequence[Prediction]]) -> None:
+        for path, ranked in zip(paths, predictions, strict=True):
+            for rank, prediction in enumerate(ranked, 1):
+                probability = prediction.rounded_probability
+                self.csv.writerow((path, rank, *prediction[:2], probability))
+
+
+class TableWriter:
+    """Writes a table for people, without any character that a terminal would interpret.
+
+    `vit.text.markdown_table` has to see all rows to know how wide its columns are. This table is
+    written as the answers come, so its columns are as wide as what has been shown so far needs.
+    """
+
+    def __init__(self, file: TextIO):
+        self.file = file
+        self.widths = [0, 0]  # of the columns of images and labels
+        self.rows = [("image", "label", "probability")]
+
+    def write(self, paths: Sequence[str], predictions: Sequence[Sequence[Prediction]]) -> None:
+        for path, ranked in zip(paths, predictions, strict=True):
+            # The path stands in the first of its rows alone
+            image = escape_unprintable(path)
+            for prediction in ranked:
+                label = escape_unprintable(prediction.label)
+                self.rows.append((image, label, f"{prediction.probability:11.2%}"))
+                image = ""
+        self.flush_rows()
+
+    def flush_rows(self) -> None:
+        for column, width in enumerate(self.widths):
+            needed = max(display_width(row[column]) for row in self.rows)
+            self.widths[column] = min(MAX_COLUMN_WIDTH, max(width, needed))
+        for image, label, probability in self.rows:
+            cells = (pad(image, self.widths[0]), pad(label, self.widths[1]), probability)
+            self.file.write("  ".join(cells) + "\n")
+        self.rows.clear()
+
+
+WRITERS = {"table": TableWriter, "json": JsonWriter, "csv": CsvWriter}
+
+
+def escape_unprintable(text: str) -> str:
+    """Replace what a terminal would obey or can't show, such as line breaks, by its escape."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def pad(text: str, width: int) -> str:
+    return text + " " * (width - display_width(text))
+
+
+def display_width(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    return sum(map(char_width, text))
+
+
+def char_width(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 if __name__ == "__main__":

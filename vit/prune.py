@@ -1,38 +1,49 @@
 """Remove the least important attention heads of a checkpoint.
 
-    python -m vit.prune outputs/…/checkpoints/best.safetensors --fraction 0.33 --out pruned.safetensors
+    python -m vit.prune RUN/checkpoints/best.safetensors --fraction 0.33 --out pruned.safetensors
 
-The heads are scored on training images, so that the split the accuracy is measured on has no part in their choice. The
-file written is a checkpoint like the one read: it can be evaluated, fine-tuned and pruned again.
+The heads are scored on training images, so that the split on which accuracy is measured has no
+part in choosing them. The file written is a checkpoint like the one read: it can be evaluated,
+fine-tuned and pruned again.
 """
 
 import argparse
+import copy
+import math
+import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit.errors import ConfigError, run_command, writing_to
 
+# torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
+# and the modules of vit that import it, are imported inside the functions that need them.
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vit.data.splits import ImageSplit
+    from vit.evaluation.restore import RestoredModel
     from vit.model.vision_transformer import VisionTransformer
     from vit.runtime.precision import Precision
 
+# Training images on which the heads are scored, spread over the classes
+SCORING_IMAGES = 2048
 
-SCORING_IMAGES = 2048  # of train at most, spread over the classes
+# Images per backward pass: it keeps the N × N attention matrices of every layer and head
+SCORING_BATCH_SIZE = 32
 
-
-SCORING_BATCH = 32  # the explicit attention keeps every N × N matrix for the backward pass
-
-
+# Timed forward passes of each model, after some that are not timed because the first are slower
 SPEED_ROUNDS = 15
+WARMUP_ROUNDS = 3
 
 
-def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python -m vit.prune", description="Remove the least important heads of a checkpoint."
+        "python -m vit.prune",
+        description="Remove the least important attention heads of a checkpoint.",
     )
     parser.add_argument(
         "checkpoint", type=Path, help="RUN/checkpoints/best.safetensors, or a pruned one"
@@ -41,7 +52,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
         "--fraction",
         type=float,
         required=True,
-        help="share of its heads to remove, between 0 and 1",
+        help="fraction of the heads to remove, between 0 and 1",
     )
     parser.add_argument("--out", type=Path, required=True, help="file for the pruned checkpoint")
     parser.add_argument(
@@ -50,166 +61,206 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
         help="where accuracy is measured (default: val, or test where nothing was held out)",
     )
     parser.add_argument("--limit", type=int, help="images of each split, for a quick try")
-    parser.add_argument("--data-root", help="where the data set lies now")
+    parser.add_argument("--data-root", help="where the data set is now, if it has moved")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    return parser.parse_args(given)
+    return parser.parse_args(arguments)
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    options = arguments(given)
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
     if not 0 < options.fraction < 1:
         raise ConfigError(f"--fraction must be between 0 and 1, got {options.fraction:g}")
     if options.limit is not None and options.limit <= 0:
         raise ConfigError(f"--limit must be a positive number, got {options.limit}")
-    if options.out.is_dir() or (
-        options.out.exists()
-        and options.checkpoint.exists()
-        and options.out.samefile(options.checkpoint)
-    ):
+    if options.out.is_dir() or same_file(options.out, options.checkpoint):
         raise ConfigError(
-            f"--out {options.out}: give the name of a new file; this is a folder or the checkpoint itself"
+            f"--out {options.out}: give the name of a new file, not of a folder or of the "
+            "checkpoint itself"
         )
     prune(options)
 
 
-def prune(options: argparse.Namespace) -> None:
-    # Imported here so that --help and a mistaken command answer at once.
-    import copy
+def same_file(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.samefile(b)
 
-    from vit.checkpoints.file import write_checkpoint
-    from vit.data.loader import evaluation_batches
-    from vit.data.splits import sample_evenly
-    from vit.evaluation.accuracy import wilson_interval
+
+def prune(options: argparse.Namespace) -> None:
     from vit.evaluation.restore import restore
-    from vit.model.cost import count_macs
-    from vit.model.head_pruning import attention_modules, importance, least_important, removed_heads
-    from vit.runtime.device import choose_device, describe_device, loader_workers
+    from vit.runtime.cores import loader_workers
+    from vit.runtime.device import choose_device
 
     device = choose_device(options.device)
     changes = {"data.root": options.data_root, "data.limit": options.limit}
-    restored = restore(
-        options.checkpoint,
-        {key: value for key, value in changes.items() if value is not None},
-        device,
-    )
-    model, data, precision, workers = (
-        restored.model,
-        restored.data,
-        restored.precision,
-        loader_workers(None),
-    )
-    split = options.split or ("test" if data.val is None else "val")
-    images = data.split(split)
-    with writing_to(
-        f"--out {options.out}"
-    ):  # before the work, so that a place that can't be written to is told at once
+    changes = {key: value for key, value in changes.items() if value is not None}
+    restored = restore(options.checkpoint, changes, device)
+    split = options.split or ("test" if restored.data.val is None else "val")
+    images = restored.data.split(split)
+    # Before minutes of work, so that an impossible place is reported at once
+    with writing_to(f"--out {options.out}"):
         options.out.parent.mkdir(parents=True, exist_ok=True)
 
-    scored = data.train.subset(sample_evenly(data.train.labels, SCORING_IMAGES))
-    scores = importance(
-        model, evaluation_batches(scored, SCORING_BATCH, model.preprocessing, workers, device)
-    )
-    heads = least_important(scores, options.fraction)
-    before, after = (
-        sum(len(attention.heads) for attention in attention_modules(model)),
-        sum(map(len, heads.values())),
-    )
-    if not heads:
-        raise ConfigError(
-            f"--fraction {options.fraction:g} removes none of the {before} heads in {len(scores)} layers; raise "
-            "it, but one head stays in every layer"
-        )
-    pruned = copy.deepcopy(model)
+    workers = loader_workers(None)
+    heads = choose_heads(restored, options.fraction, workers)
+    pruned = copy.deepcopy(restored.model)
     pruned.prune_heads(heads)
-    fewer = (
-        ""
-        if after == round(options.fraction * before)
-        else " (fewer than asked, as one stays in every layer)"
-    )
-    print(
-        f"importance of the heads on {scored} (train), and [in brackets] those removed, {after} of {before}{fewer}"
-    )
-    print(table(scores, heads))
 
-    pair = {"before": model, "after": pruned}
-    accuracy = {}
-    for name, measured in pair.items():
-        metrics = accuracy[name] = restored.measure(measured, split, workers)
-        low, high = wilson_interval(metrics["top1"], int(metrics["n"]))
-        print(
-            f"{name:7} top-1 {metrics['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f} "
-            f"({images})"
-        )
-    batch = next(
-        iter(
-            evaluation_batches(
-                images, restored.config.train.batch_size, model.preprocessing, workers, device
-            )
-        )
-    )[0]
-    speed = seconds(list(pair.values()), batch, precision)
-    for (name, measured), took in zip(pair.items(), speed, strict=True):
-        print(
-            f"{name:7} {measured.num_parameters():,} parameters, {count_macs(measured) / 1e6:,.1f} million multiply-adds and "
-            f"{1000 * took / len(batch):.3f} ms an image"
-        )
-    print(
-        f"{speed[0] / speed[1]:.2f} times as fast (batches of {len(batch)}, {precision.name} on "
-        f"{describe_device(device)}, medians of {SPEED_ROUNDS} in turn)"
-    )
+    accuracies = compare_accuracy(restored, pruned, split, workers)
+    compare_speed(restored, pruned, images, workers)
 
-    config = {
-        **restored.header["config"],
-        "model": {**restored.header["config"]["model"], "pruned_heads": removed_heads(pruned)},
-    }
     note = {
         "from": str(options.checkpoint),
         "measured_on": str(images),
-        "top1_before": accuracy["before"]["top1"],
-        "top1_after": accuracy["after"]["top1"],
+        "top1_before": accuracies[0],
+        "top1_after": accuracies[1],
     }
     with writing_to(f"--out {options.out}"):
-        write_checkpoint(
-            options.out, pruned.state_dict(), {**restored.header, "config": config, "pruning": note}
-        )
+        write_pruned(options.out, restored, pruned, note)
     print(f"written to {options.out}")
 
 
-def table(scores: "Tensor", removed: dict[int, list[int]]) -> str:
-    """The importance of every head, a line a layer; [in brackets] those removed now, a dash for those that were before."""
-    lines = ["          " + "".join(f"{f'head {head}':^9}" for head in range(scores.shape[1]))]
+def choose_heads(restored: "RestoredModel", fraction: float, workers: int) -> dict[int, list[int]]:
+    """Score all heads on training images, print the scores, and return those to remove, by layer.
+
+    Raises ConfigError if the fraction is too small to remove any.
+    """
+    from vit.data.loader import evaluation_batches
+    from vit.data.splits import sample_evenly
+    from vit.model.head_pruning import attention_modules, importance, least_important
+
+    model = restored.model
+    train = restored.data.train
+    images = train.subset(sample_evenly(train.labels, SCORING_IMAGES))
+    batches = evaluation_batches(
+        images, SCORING_BATCH_SIZE, model.preprocessing, workers, restored.precision.device
+    )
+    scores = importance(model, batches)
+    heads = least_important(scores, fraction)
+
+    num_heads = sum(len(attention.heads) for attention in attention_modules(model))
+    num_removed = sum(len(removed) for removed in heads.values())
+    if not heads:
+        raise ConfigError(
+            f"--fraction {fraction:g} removes none of the {num_heads} heads in {len(scores)} "
+            "layers; raise it (one head stays in every layer)"
+        )
+    fewer = ""
+    if num_removed < round(fraction * num_heads):
+        fewer = " (fewer than asked, as one stays in every layer)"
+    print(
+        f"importance of the heads on {images} (train), and [in brackets] those removed, "
+        f"{num_removed} of {num_heads}{fewer}"
+    )
+    print(format_scores(scores, heads))
+    return heads
+
+
+def format_scores(scores: "Tensor", removed: dict[int, list[int]]) -> str:
+    """Format the importance of every head, (L, H), as one line per layer.
+
+    Heads that are removed now stand [in brackets]; a dash stands for one that was removed before.
+    """
+    header = "".join(f"{f'head {head}':^9}" for head in range(scores.shape[1]))
+    lines = [" " * 10 + header]
     for layer, row in enumerate(scores.tolist()):
-        shown = [
-            "-"
-            if score != score
-            else f"[{score:.3f}]"
-            if head in removed.get(layer, [])
-            else f"{score:.3f}"
-            for head, score in enumerate(row)
-        ]
-        lines.append(f"layer {layer:<4}" + "".join(f"{word:^9}" for word in shown))
+        removed_here = removed.get(layer, [])
+        cells = [format_score(score, head in removed_here) for head, score in enumerate(row)]
+        lines.append(f"layer {layer:<4}" + "".join(f"{cell:^9}" for cell in cells))
     return "\n".join(line.rstrip() for line in lines)
 
 
-def seconds(
+def format_score(score: float, removed: bool) -> str:
+    if math.isnan(score):
+        return "-"
+    return f"[{score:.3f}]" if removed else f"{score:.3f}"
+
+
+def compare_accuracy(
+    restored: "RestoredModel", pruned: "VisionTransformer", split: str, workers: int
+) -> list[float]:
+    """Measure and print accuracy and loss before and after; return both top-1 accuracies."""
+    from vit.evaluation.accuracy import wilson_interval
+
+    accuracies = []
+    for name, model in (("before", restored.model), ("after", pruned)):
+        metrics = restored.measure(model, split, workers)
+        accuracies.append(metrics["top1"])
+        low, high = wilson_interval(metrics["top1"], int(metrics["n"]))
+        print(
+            f"{name:7} top-1 {metrics['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+            f"loss {metrics['loss']:.4f} ({restored.data.split(split)})"
+        )
+    return accuracies
+
+
+def compare_speed(
+    restored: "RestoredModel", pruned: "VisionTransformer", images: "ImageSplit", workers: int
+) -> None:
+    """Measure and print what an image costs before and after, on one batch of the images."""
+    from vit.data.loader import evaluation_batches
+    from vit.model.cost import count_macs
+    from vit.runtime.device import describe_device
+
+    precision = restored.precision
+    batches = evaluation_batches(
+        images,
+        restored.config.train.batch_size,
+        restored.model.preprocessing,
+        workers,
+        precision.device,
+    )
+    batch, _ = next(batches)
+    models = (restored.model, pruned)
+    times = time_forward_passes(models, batch, precision)
+    for name, model, seconds in zip(("before", "after"), models, times, strict=True):
+        print(
+            f"{name:7} {model.num_parameters():,} parameters, "
+            f"{count_macs(model) / 1e6:,.1f} million multiply-adds and "
+            f"{1000 * seconds / len(batch):.3f} ms per image"
+        )
+    print(
+        f"{times[0] / times[1]:.2f} times as fast (batches of {len(batch)}, {precision.name} on "
+        f"{describe_device(precision.device)}, medians of {SPEED_ROUNDS} in turn)"
+    )
+
+
+def time_forward_passes(
     models: "Sequence[VisionTransformer]", images: "Tensor", precision: "Precision"
 ) -> list[float]:
-    """The median time of a forward pass of each model, measured in turn so that a change of the machine's pace hits all."""
-    import statistics
-    import time
+    """Return the median time in seconds of each model's forward pass.
 
+    The models take turns, so that a change in the machine's speed affects all alike.
+    """
     import torch
 
     times: list[list[float]] = [[] for _ in models]
     with torch.inference_mode(), precision.autocast():
-        for turn in range(SPEED_ROUNDS + 3):
-            for model, row in zip(models, times, strict=True):
-                began = time.perf_counter()
+        for round_number in range(WARMUP_ROUNDS + SPEED_ROUNDS):
+            for model, model_times in zip(models, times, strict=True):
+                start = time.perf_counter()
                 logits = model(images)
                 logits[0, 0].item()  # waits for the device
-                if turn >= 3:  # the first are slower
-                    row.append(time.perf_counter() - began)
-    return [statistics.median(row) for row in times]
+                if round_number >= WARMUP_ROUNDS:
+                    model_times.append(time.perf_counter() - start)
+    return [statistics.median(model_times) for model_times in times]
+
+
+def write_pruned(
+    path: Path,
+    restored: "RestoredModel",
+    pruned: "VisionTransformer",
+    note: dict[str, str | float],
+) -> None:
+    """Write the pruned model with the header of the old one, in which only its heads are changed.
+
+    Raises OSError.
+    """
+    from vit.checkpoints.file import write_checkpoint
+    from vit.model.head_pruning import removed_heads
+
+    header = copy.deepcopy(restored.header)
+    header["config"]["model"]["pruned_heads"] = removed_heads(pruned)
+    header["pruning"] = note
+    write_checkpoint(path, pruned.state_dict(), header)
 
 
 if __name__ == "__main__":

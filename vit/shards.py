@@ -1,49 +1,98 @@
-"""Data sets in tar shards, as WebDataset lays them out: train-000000.tar holds 000123.jpg and its label, 000123.cls.
+"""Write a data set as tar shards, as WebDataset lays them out.
 
-    python -m vit.shards FOLDER OUT --short-side 288       # write them from a folder of pictures (train/<class>/…, val/, test/)
+    python -m vit.shards FOLDER OUT --short-side 288    # FOLDER has train/<class>/…, val/, test/
     python train.py data=shards data.root=OUT
 
-A few large files instead of a million small ones suit network disks. They are read at random, not as a stream: each start
-needs an index of where every picture lies, kept beside them in .index-train.npz, and what follows is as with single files. So
-the order of the samples and their augmentations are functions of (seed, epoch) alone, and a run can be resumed anywhere, with
-any number of processes and workers. The price is a seek a picture; shards in an object store are to be copied first.
+train-000000.tar holds 000000123.jpg and its label, 000000123.cls, and so on. A few large files
+instead of a million small ones suit network disks. They are read at random, not as a stream: each
+start needs an index of where every image lies, which is kept beside them in .index-train.npz, and
+what follows is as with single files. So the order of the samples and their augmentations are
+functions of (seed, epoch) alone, and a run can be resumed anywhere, with any number of processes
+and workers. The price is one seek per image; shards in an object store have to be copied first.
 """
 
 import argparse
+import contextlib
 import functools
 import io
 import os
 import random
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from vit.data.class_folders import class_names
 from vit.data.image_files import iter_image_files
 from vit.data.tar_index import CLASSES, SPLITS
 from vit.errors import ConfigError, DataError, run_command, writing_to
-from vit.shrink import in_processes, shrunk, tell_left_out
+from vit.files import write_text
+from vit.shrink import JPEG_SUFFIXES, map_in_processes, report_unreadable, shrink_image
+
+JPEG_QUALITY = 90  # of images that are made smaller
+
+# Extension, file content, label
+Sample = tuple[str, bytes, int]
 
 
-def pictures_of(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """(picture, label) of folder/<class>/…, in an order that mixes the classes and is the same each time."""
-    found = [
+def list_samples(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """(image file, label) of folder/<class>/…, in an order that mixes the classes.
+
+    The order is the same each time.
+    """
+    samples = [
         (Path(path), label)
-        for label, title in enumerate(classes)
-        for path in iter_image_files(folder / title, follow_links=True)
+        for label, name in enumerate(classes)
+        for path in iter_image_files(folder / name, follow_links=True)
     ]
-    found.sort(key=lambda pair: str(pair[0]))
-    random.Random(0).shuffle(found)
-    return found
+    samples.sort(key=lambda sample: str(sample[0]))
+    random.Random(0).shuffle(samples)
+    return samples
 
 
-def encoded(pair: tuple[Path, int], short_side: int | None) -> tuple[str, bytes, int] | str:
-    """(extension, file, label) of a picture, or a line about one that can't be read."""
-    path, label = pair
+def encode_sample(source: tuple[Path, int], short_side: int | None) -> Sample | str:
+    """The sample as a shard holds it, or a line about an image that cannot be read."""
+    path, label = source
     try:
-        return *shrunk(path, short_side, quality=90), label
+        jpeg = shrink_image(path, short_side, JPEG_QUALITY)
     except DataError as error:
         return str(error)
+    if jpeg is None:
+        return path.suffix, path.read_bytes(), label
+    is_jpeg = path.suffix.lower() in JPEG_SUFFIXES
+    return path.suffix if is_jpeg else ".jpg", jpeg, label
+
+
+class ShardWriter:
+    """Writes samples to out/<split>-000000.tar, -000001.tar and so on, `per_shard` to each."""
+
+    def __init__(self, out: Path, split: str, per_shard: int):
+        self.out = out
+        self.split = split
+        self.per_shard = per_shard
+        self.count = 0  # samples written
+        self.tar: tarfile.TarFile | None = None
+
+    def add(self, sample: Sample) -> None:
+        extension, content, label = sample
+        if self.count % self.per_shard == 0:
+            self.close()
+            shard = self.count // self.per_shard
+            self.tar = tarfile.open(self.out / f"{self.split}-{shard:06}.tar", "w")  # noqa: SIM115
+        self.write_member(f"{self.count:09}{extension}", content)
+        self.write_member(f"{self.count:09}.cls", str(label).encode())
+        self.count += 1
+
+    def write_member(self, name: str, content: bytes) -> None:
+        assert self.tar is not None
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        self.tar.addfile(member, io.BytesIO(content))
+
+    def close(self) -> None:
+        if self.tar is not None:
+            self.tar.close()
+            self.tar = None
 
 
 def write_split(
@@ -51,97 +100,82 @@ def write_split(
     out: Path,
     split: str,
     classes: list[str],
+    *,
     per_shard: int,
     short_side: int | None,
     workers: int,
 ) -> tuple[int, list[str]]:
-    """Write out/<split>-NNNNNN.tar; (pictures written, a line for each that was left out)."""
+    """Write the shards of one split: (number of images, a line for each that was left out)."""
+    encode = functools.partial(encode_sample, short_side=short_side)
+    samples = list_samples(source / split, classes)
     unreadable: list[str] = []
-
-    def readable(
-        results: Iterator[tuple[str, bytes, int] | str],
-    ) -> Iterator[tuple[str, bytes, int]]:
-        for result in results:
-            if isinstance(result, str):
-                unreadable.append(result)
+    with contextlib.closing(ShardWriter(out, split, per_shard)) as writer:
+        for sample in map_in_processes(encode, samples, workers):
+            if isinstance(sample, str):
+                unreadable.append(sample)
             else:
-                yield result
-
-    count = 0
-    tar = None
-    encode = functools.partial(encoded, short_side=short_side)
-    for extension, content, label in readable(
-        in_processes(encode, pictures_of(source / split, classes), workers)
-    ):
-        if count % per_shard == 0:
-            if tar is not None:
-                tar.close()
-            tar = tarfile.open(out / f"{split}-{count // per_shard:06}.tar", "w")  # noqa: SIM115
-        assert tar is not None
-        for name, data in (
-            (f"{count:09}{extension}", content),
-            (f"{count:09}.cls", str(label).encode()),
-        ):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-        count += 1
-    if tar is not None:
-        tar.close()
-    return count, unreadable
+                writer.add(sample)
+    return writer.count, unreadable
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m vit.shards",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folder", type=Path, help="train/<class>/…, and val/ and test/ where there are"
+        "folder", type=Path, help="train/<class>/…, and val/ and test/ where they exist"
     )
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument(
-        "--per-shard", type=int, default=10_000, help="pictures in a shard (default 10,000)"
+        "--per-shard", type=int, default=10_000, help="images in a shard (default 10,000)"
     )
     parser.add_argument(
-        "--short-side", type=int, help="make larger pictures smaller: pixels of the shorter side"
+        "--short-side", type=int, help="make larger images smaller: pixels of the shorter side"
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default one a core)"
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes (default: one per core)",
     )
     options = parser.parse_args(given)
-    if min(options.per_shard, options.workers, options.short_side or 1) < 1:
+    short_side = 1 if options.short_side is None else options.short_side
+    if min(options.per_shard, options.workers, short_side) < 1:
         parser.error("--per-shard, --short-side and --workers must be positive")
+    return options
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    options = parse_arguments(given)
     train = options.folder / "train"
     if not train.is_dir():
         raise DataError(f"{options.folder}: no folder train in it; expected train/<class>/…")
-    classes = sorted(
-        entry.name
-        for entry in os.scandir(train)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+    classes = class_names(train)
     if any(options.out.glob("*.tar")):
-        raise ConfigError(f"{options.out}: holds shards already; choose a new folder")
-    left_out: list[str] = []
+        raise ConfigError(f"{options.out}: already holds shards; choose a new folder")
+
+    unreadable: list[str] = []
     with writing_to(options.out, "choose another folder"):
         options.out.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
-            if (options.folder / split).is_dir():
-                count, unreadable = write_split(
-                    options.folder,
-                    options.out,
-                    split,
-                    classes,
-                    options.per_shard,
-                    options.short_side,
-                    options.workers,
-                )
-                print(f"{split}: {count:,} pictures")
-                left_out += unreadable
-        (options.out / CLASSES).write_text("".join(f"{name}\n" for name in classes))
+            if not (options.folder / split).is_dir():
+                continue
+            count, left_out = write_split(
+                options.folder,
+                options.out,
+                split,
+                classes,
+                per_shard=options.per_shard,
+                short_side=options.short_side,
+                workers=options.workers,
+            )
+            print(f"{split}: {count:,} images")
+            unreadable += left_out
+        write_text(options.out / CLASSES, "".join(f"{name}\n" for name in classes))
     print(f"train with data=shards data.root={options.out}")
-    tell_left_out(left_out)
+    report_unreadable(unreadable)
 
 
 if __name__ == "__main__":

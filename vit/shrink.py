@@ -1,8 +1,12 @@
-"""Make a folder of large pictures smaller once, so that every epoch decodes less: python -m vit.shrink FOLDER OUT.
+"""Make a folder of large images smaller once, so that every epoch decodes less.
 
-Every picture below FOLDER whose shorter side is longer than --short-side is written to the same place below OUT as a JPEG of
-that shorter side, upright; all others are copied as they are. Then train with data.root=OUT. Training crops at 224 px from
-a shorter side of 288 or more look as they did; evaluation after it resizes twice, so compare published numbers on originals.
+    python -m vit.shrink FOLDER OUT
+    python train.py data=imagenet data.root=OUT
+
+Every image below FOLDER whose shorter side is longer than --short-side is written to the same path
+below OUT, upright, as a JPEG of that shorter side; all others are copied as they are. Training
+crops at 224 px from a shorter side of 288 or more look as they did. Evaluation resizes a second
+time, so compare published numbers on the original images.
 """
 
 import argparse
@@ -11,95 +15,106 @@ import io
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from PIL import Image
 
 from vit.data.image_files import EXTENSIONS, iter_image_files, open_image, open_lazily
 from vit.errors import DataError, run_command, writing_to
+from vit.files import atomic_write
+
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def shrunk(source: Path, short_side: int | None, quality: int) -> tuple[str, bytes]:
-    """(extension, file) of a picture: a JPEG whose shorter side is short_side pixels where it is longer, else as it is.
+def shrink_image(source: Path, short_side: int | None, quality: int) -> bytes | None:
+    """The image as a JPEG whose shorter side is `short_side` pixels; None where it is small enough.
 
-    Raises DataError where it can't be read, also where it is to be copied: better now than in training.
+    Without short_side any image is small enough. Raises DataError for an image that cannot be read,
+    also where it is small enough: better now than in training.
     """
     with open_lazily(source) as image:
-        large = short_side is not None and min(image.size) > short_side
-    picture = open_image(source)
-    if not large or short_side is None:
-        return source.suffix, source.read_bytes()
-    factor = short_side / min(picture.size)
+        is_large = short_side is not None and min(image.size) > short_side
+    image = open_image(source)
+    if short_side is None or not is_large:
+        return None
+    factor = short_side / min(image.size)
+    # Rounding must not make the shorter side shorter still
     size = (
-        max(short_side, round(picture.width * factor)),
-        max(short_side, round(picture.height * factor)),
+        max(short_side, round(image.width * factor)),
+        max(short_side, round(image.height * factor)),
     )
     file = io.BytesIO()
-    picture.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
-    return source.suffix if source.suffix.lower() in (
-        ".jpg",
-        ".jpeg",
-    ) else f"{source.suffix}.jpg", file.getvalue()
+    image.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
+    return file.getvalue()
 
 
-def shrink_picture(source: Path, target: Path, short_side: int, quality: int) -> str | None:
-    """Write one picture; a line about it where it can't be read. What stands at target already is left, so that an
-    interrupted command goes on where it was. A picture of another format that is made smaller gets .jpg after its name."""
-    if target.exists() or target.with_name(f"{target.name}.jpg").exists():
+def shrink_file(paths: tuple[Path, Path], short_side: int, quality: int) -> str | None:
+    """Write the image at source to target; return a line about it where it cannot be read.
+
+    An image of another format that is made smaller gets .jpg after its name. What stands at target
+    already is left, so that an interrupted command can be started again.
+    """
+    source, target = paths
+    target_jpeg = target.with_name(f"{target.name}.jpg")
+    if target.exists() or target_jpeg.exists():
         return None
     try:
-        extension, content = shrunk(source, short_side, quality)
+        jpeg = shrink_image(source, short_side, quality)
     except DataError as error:
         return str(error)
+    if jpeg is not None and source.suffix.lower() not in JPEG_SUFFIXES:
+        target = target_jpeg
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.writing")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, target.with_name(target.stem + extension))
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(source.read_bytes() if jpeg is None else jpeg)
     return None
 
 
-def shrink_pair(pair: tuple[Path, Path], short_side: int, quality: int) -> str | None:
-    return shrink_picture(*pair, short_side, quality)
-
-
-def in_processes(call: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
-    """call(item) of every item, in order; by several processes where workers is more than 1."""
+def map_in_processes(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """function(item) of every item, in order; by several processes where workers is more than 1."""
     if workers == 1:
-        yield from map(call, items)
+        yield from map(function, items)
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(call, items, chunksize=16)
+        yield from pool.imap(function, items, chunksize=16)
 
 
 def shrink_folder(
     source: Path, target: Path, *, short_side: int, quality: int, workers: int
 ) -> tuple[int, list[str]]:
-    """(how many pictures stand in target, a line for each that could not be read).
+    """(number of images in target, a line for each image that could not be read).
 
-    Raises DataError where source has no pictures, and where target lies in it.
+    Raises DataError where source has no images, and where target lies in it.
     """
     if target.absolute().is_relative_to(source.absolute()):
         raise DataError(f"{target}: lies in {source}; choose a folder beside it")
-    found = sorted(
-        Path(path).relative_to(source) for path in iter_image_files(source, follow_links=True)
-    )
-    if not found:
-        raise DataError(f"{source}: no pictures below it (looked for {', '.join(EXTENSIONS)})")
-    pairs = [(source / path, target / path) for path in found]
-    shrink = functools.partial(shrink_pair, short_side=short_side, quality=quality)
-    unreadable = [line for line in in_processes(shrink, pairs, workers) if line is not None]
-    return len(found) - len(unreadable), sorted(unreadable)
+    images = [Path(path) for path in iter_image_files(source, follow_links=True)]
+    if not images:
+        raise DataError(f"{source}: no images below it (looked for {', '.join(EXTENSIONS)})")
+    pairs = [(image, target / image.relative_to(source)) for image in sorted(images)]
+    shrink = functools.partial(shrink_file, short_side=short_side, quality=quality)
+    lines = map_in_processes(shrink, pairs, workers)
+    unreadable = sorted(line for line in lines if line is not None)
+    return len(pairs) - len(unreadable), unreadable
 
 
-def tell_left_out(lines: list[str]) -> None:
-    """At the end of a command that wrote all others: raise DataError where pictures could not be read, a line for each."""
+def report_unreadable(lines: list[str]) -> None:
+    """Raise DataError, with a line for each, where images could not be read and were left out.
+
+    For the end of a command that wrote all others.
+    """
     if lines:
-        raise DataError("\n".join([*lines, f"{len(lines)} pictures were left out"]))
+        raise DataError("\n".join([*lines, f"{len(lines)} images were left out"]))
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m vit.shrink",
         description=__doc__,
@@ -119,11 +134,19 @@ def main(given: Sequence[str] | None = None) -> None:
         help="of the JPEGs (default 90)",
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default one a core)"
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes (default: one per core)",
     )
     options = parser.parse_args(given)
     if options.short_side < 1 or options.workers < 1:
         parser.error("--short-side and --workers must be positive")
+    return options
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    options = parse_arguments(given)
     with writing_to(options.out, "choose another folder"):
         count, unreadable = shrink_folder(
             options.folder,
@@ -132,8 +155,8 @@ def main(given: Sequence[str] | None = None) -> None:
             quality=options.quality,
             workers=options.workers,
         )
-    print(f"{count:,} pictures in {options.out}; train with data.root={options.out}")
-    tell_left_out(unreadable)
+    print(f"{count:,} images in {options.out}; train with data.root={options.out}")
+    report_unreadable(unreadable)
 
 
 if __name__ == "__main__":

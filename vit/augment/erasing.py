@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Random erasing of a normalized batch on the device."""
 
 import functools
 import math
@@ -6,30 +6,41 @@ import math
 import torch
 from torch import Tensor
 
-from vit.augment.boxes import box_mask, erasing_boxes, sample_numbers
+from vit.augment.boxes import NUMBERS_PER_BOX, box_mask, erasing_boxes, sample_numbers
 from vit.randomness import random_uniform
 
 
 def random_erase(
     images: Tensor, epochs: Tensor, indices: Tensor, seed: int, probability: float
 ) -> Tensor:
-    """Random erasing: with `probability`, a box of each image is filled with noise, N(0, 1) as the normalised pixels are.
+    """Fill a box of each image with noise (Zhong et al. 2020, arXiv:1708.04896).
 
-    images float (B, C, height, width); epochs, indices (B,) int64 on the CPU.
+    probability: of erasing an image at all. The noise is standard normal, as the normalized
+    pixels are. images float (B, C, height, width); epochs, indices (B,) int64 on the CPU.
     """
-    channels, height, width = images.shape[1:]
+    device = images.device
+    height, width = images.shape[-2:]
     draw = functools.partial(sample_numbers, seed, epochs, indices)
     chosen = (draw("erasing", 1)[:, 0] < probability).nonzero()[:, 0]
-    boxes = erasing_boxes(draw("erased box", 22)[chosen], height, width)
-    device = images.device
-    places = torch.arange(channels * height * width, device=device)
-    samples = (
-        counter[chosen].to(device, non_blocking=True)[:, None] for counter in (epochs, indices)
-    )
-    numbers = random_uniform(seed, "erasing noise", *samples, places)
-    noise = (numbers.clamp(2.0**-25, 1 - 2.0**-24) * 2 - 1).erfinv() * math.sqrt(2)
-    chosen, where = chosen.to(device, non_blocking=True), box_mask(boxes, height, width, device)
-    erased = torch.where(
-        where, noise.reshape(-1, channels, height, width).to(images.dtype), images[chosen]
-    )
+    boxes = erasing_boxes(draw("erased box", NUMBERS_PER_BOX)[chosen], height, width)
+    noise = normal_noise(images.shape[1:], epochs[chosen], indices[chosen], seed, device)
+
+    chosen = chosen.to(device, non_blocking=True)
+    in_box = box_mask(boxes, height, width, device)
+    erased = torch.where(in_box, noise.to(images.dtype), images[chosen])
     return images.index_copy(0, chosen, erased)
+
+
+def normal_noise(
+    shape: torch.Size, epochs: Tensor, indices: Tensor, seed: int, device: torch.device
+) -> Tensor:
+    """Standard normal float32 (n, *shape), a function of (seed, epoch, index, pixel)."""
+    # Made on the device, since there is a number for every pixel
+    epochs = epochs.to(device, non_blocking=True)[:, None]
+    indices = indices.to(device, non_blocking=True)[:, None]
+    pixels = torch.arange(math.prod(shape), device=device)
+    uniform = random_uniform(seed, "erasing noise", epochs, indices, pixels)
+    # The inverse of the normal distribution; 0 itself would give minus infinity
+    uniform = uniform.clamp(2.0**-25, 1 - 2.0**-24)
+    noise = (uniform * 2 - 1).erfinv() * math.sqrt(2)
+    return noise.reshape(-1, *shape)

@@ -1,0 +1,1 @@
+"""Checkpoints: one safetensors file each, the model it holds, and those of a run."""

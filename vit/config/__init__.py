@@ -1,0 +1,3 @@
+"""The configuration: one dataclass a group, what each key may hold, and Hydra's command line. No
+torch here.
+"""

@@ -1,37 +1,47 @@
-"""TODO: say what this file is for."""
+"""The group `augment`: conf/augment/*.yaml."""
 
 from dataclasses import dataclass
-from enum import Enum
 
-PolicyName = Enum(
-    "PolicyName",
-    {
-        "none": "none",
-        "randaugment": "randaugment",
-        "randaugment_big_vision": "randaugment_big_vision",
-        "randaugment_timm": "randaugment_timm",
-        "autoaugment": "autoaugment",
-        "three_augment": "three_augment",
-    },
+from vit.config.settings import (
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    Range,
+    belongs_to,
+    setting,
+)
+
+CROP_SCALE = Range(
+    lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= 1,
+    "[smallest, largest], above 0 and at most 1",
+)
+MAGNITUDE = Range(lambda value: 0 <= value <= 30, "from 0 to 30")
+RANDAUGMENTS = belongs_to(
+    "augment.policy", "randaugment", "randaugment_big_vision", "randaugment_timm"
 )
 
 
 @dataclass
 class AugmentConfig:
-    pad: float = 0.0  # random crop of small images: padding on each side as a share of the side (0.125 of 32 px: 4 px)
-    # Random crop of pictures from files, and of small images where pad is 0: share of the area; null: as in evaluation
-    crop_scale: list[float] | None = None
-    flip: float = 0.0  # probability of mirroring, where data.mirror allows it
-    policy: PolicyName = PolicyName.none  # see vit.augment.policies.build_policies
-    policy_ops: int | None = None  # the RandAugments: operations an image
-    policy_magnitude: float | None = (
-        None  # the RandAugments: of 30 in torchvision's, of 10 in the others
-    )
-    color_jitter: float = (
-        0.0  # brightness, contrast and saturation are each multiplied by a number within 1 ± this
-    )
-    erasing: float = 0.0  # probability of filling a random box with noise
-    mixup: float = 0.0  # α of the Beta distribution of two images' shares; 0: off
-    cutmix: float = 0.0  # likewise, of their areas; with both on, either half the time
-    mix_probability: float | None = None  # of mixing a pair at all; null: 1
-    repeats: int = 1  # times a sample comes in a row, changed otherwise each time
+    """Random changes of the training images."""
+
+    # random crop of small images: padding as a fraction of the side
+    pad: float = setting(PROBABILITY)
+    # Random resized crop of image files, and of small images where pad is 0: fraction of the area;
+    # null: none
+    crop_scale: list[float] | None = setting(CROP_SCALE)
+    flip: float = setting(PROBABILITY)  # probability of mirroring, where data.mirror allows it
+    policy: str = setting()  # a name of vit.augment.policies
+    policy_ops: int | None = setting(POSITIVE, belongs=RANDAUGMENTS)  # operations an image
+    policy_magnitude: float | None = setting(MAGNITUDE, belongs=RANDAUGMENTS)
+    # brightness, contrast, saturation: a factor within 1 ± this
+    color_jitter: float = setting(PROBABILITY)
+    erasing: float = setting(PROBABILITY)  # probability of filling a random box with noise
+    # alpha of the Beta distribution of the two weights; 0: off
+    mixup: float = setting(NOT_NEGATIVE)
+    # likewise, of the areas; with both on, either half the time
+    cutmix: float = setting(NOT_NEGATIVE)
+    mix_probability: float | None = setting(FRACTION)  # of mixing a pair at all; null: 1
+    # times a sample comes in a row, augmented differently each time
+    repeats: int = setting(POSITIVE)

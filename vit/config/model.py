@@ -1,90 +1,62 @@
-"""TODO: say what this file is for."""
+"""The group `model`: conf/model/*.yaml."""
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
-from omegaconf import MISSING
-
-# OmegaConf refuses any word but the members' names, and names these.
-Activation = Enum(
-    "Activation",
-    {
-        "gelu": "gelu",
-        "gelu_tanh": "gelu_tanh",
-        "quick_gelu": "quick_gelu",
-        "relu": "relu",
-        "silu": "silu",
-    },
+from vit.config.settings import (
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    one_of,
+    setting,
 )
 
-
-Position = Enum(
-    "Position",
-    {
-        "learned": "learned",
-        "sincos2d": "sincos2d",
-        "sincos1d": "sincos1d",
-        "rope2d": "rope2d",
-        "none": "none",
-    },
-)
-
-
-PositionResize = Enum("PositionResize", {"bicubic": "bicubic", "linear": "linear"})
-
-
-ResnetStyle = Enum("ResnetStyle", {"jax": "jax", "timm": "timm"})
-
-
-Pool = Enum("Pool", {"cls": "cls", "mean": "mean"})
-
-
-Init = Enum(
-    "Init", {"jax": "jax", "xavier": "xavier", "trunc_normal": "trunc_normal", "local": "local"}
+GRAY_OR_RGB = Range(lambda value: value in (1, 3), "1 (gray) or 3 (RGB)")
+STAGES = Range(
+    lambda value: len(value) > 0 and all(units > 0 for units in value),
+    "a list of positive whole numbers",
 )
 
 
 @dataclass
 class ModelConfig:
-    """The keyword arguments of vit.model.VisionTransformer, less num_classes, which the data set gives."""
+    """The keyword arguments of vit.model.VisionTransformer, which documents them; the data set
+    gives num_classes.
+    """
 
-    name: str = MISSING
-    image_size: Any = MISSING  # pixels: one number or [height, width]
-    patch_size: Any = (
-        MISSING  # pixels: one number or [height, width]; null where grid_size is given
-    )
-    grid_size: Any = None  # patches a side instead of patch_size
-    num_channels: int = 3
-    hidden_size: int = MISSING
-    num_layers: int = MISSING
-    num_heads: int = MISSING
-    mlp_ratio: float = 4.0
-    intermediate_size: int | None = None  # width of the MLP, instead of mlp_ratio
-    activation: Activation = Activation.gelu
-    dropout: float = (
-        0.0  # of the embeddings, the attention's projection and the MLP, where these have no own
-    )
-    embedding_dropout: float | None = None
-    attention_dropout: float = 0.0
-    projection_dropout: float | None = None
-    mlp_dropout: float | None = None
-    drop_path: float = 0.0  # stochastic depth: the last block's rate (train.drop_path_schedule)
-    patch_dropout: float = 0.0  # share of the patches left out in training
-    qkv_bias: bool = True
-    qk_norm: bool = False
-    layer_scale: float | None = None  # initial factor
-    layer_norm_eps: float = 1e-6
-    position: Position = Position.learned
-    cls_token: bool = True
-    cls_position: bool = True  # learned: the class token has a position of its own
-    num_registers: int = 0
-    global_pool: Pool = Pool.cls
-    representation_size: int | None = None  # width of a dense + tanh layer before the head
-    resnet_stages: list[int] | None = (
-        None  # hybrid: units in each stage of the ResNet before the patches
-    )
-    resnet_style: ResnetStyle = ResnetStyle.jax
-    pruned_heads: Any = None  # {layer: [heads to leave out]}
-    init: Init = Init.jax
-    init_range: float = 0.02
+    name: str = setting()
+    image_size: Any = setting()  # pixels: one number or [height, width]
+    # pixels: one number or [height, width]; null where grid_size is given
+    patch_size: Any = setting()
+    grid_size: Any = setting()  # patches a side, instead of patch_size
+    num_channels: int = setting(GRAY_OR_RGB)
+    hidden_size: int = setting(POSITIVE)
+    num_layers: int = setting(POSITIVE)
+    num_heads: int = setting(POSITIVE)
+    mlp_ratio: float = setting(POSITIVE)
+    intermediate_size: int | None = setting(POSITIVE)  # width of the MLP, instead of mlp_ratio
+    activation: str = setting(one_of("gelu", "gelu_tanh", "quick_gelu", "relu", "silu"))
+    dropout: float = setting(BELOW_ONE)
+    embedding_dropout: float | None = setting(BELOW_ONE)  # null: dropout
+    attention_dropout: float = setting(BELOW_ONE)
+    projection_dropout: float | None = setting(BELOW_ONE)  # null: dropout
+    mlp_dropout: float | None = setting(BELOW_ONE)  # null: dropout
+    drop_path: float = setting(BELOW_ONE)  # stochastic depth, see train.drop_path_schedule
+    patch_dropout: float = setting(BELOW_ONE)  # fraction of the patches left out in training
+    qkv_bias: bool = setting()
+    qk_norm: bool = setting()
+    layer_scale: float | None = setting(POSITIVE)  # initial factor
+    layer_norm_eps: float = setting(POSITIVE)
+    position: str = setting(one_of("learned", "sincos2d", "sincos1d", "rope2d", "none"))
+    cls_token: bool = setting()
+    cls_position: bool = setting()  # learned positions: the class token has one of its own
+    num_registers: int = setting(NOT_NEGATIVE)
+    global_pool: str = setting(one_of("cls", "mean"))
+    # width of a dense + tanh layer before the head
+    representation_size: int | None = setting(POSITIVE)
+    resnet_stages: list[int] | None = setting(STAGES)  # hybrid: units in each stage of the ResNet
+    resnet_style: str = setting(one_of("jax", "timm"))
+    pruned_heads: Any = setting()  # {layer: [heads to leave out]}
+    init: str = setting(one_of("jax", "xavier", "trunc_normal", "local"))
+    init_range: float = setting(POSITIVE)

@@ -1,39 +1,52 @@
-"""TODO: say what this file is for."""
+"""The groups `optimizer` and `schedule`: conf/optimizer/*.yaml and conf/schedule/*.yaml."""
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
-from omegaconf import MISSING
-
-OptimizerName = Enum(
-    "OptimizerName", {"adamw": "adamw", "lamb": "lamb", "sgd": "sgd", "muon": "muon"}
+from vit.config.settings import (
+    BELOW_ONE,
+    DURATION,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    Range,
+    belongs_to,
+    one_of,
+    setting,
 )
 
-
-ScheduleName = Enum(
-    "ScheduleName", {"cosine": "cosine", "linear": "linear", "constant": "constant"}
+BETAS = Range(
+    lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value),
+    "two numbers, at least 0 and below 1",
 )
 
 
 @dataclass
 class OptimizerConfig:
-    name: OptimizerName = MISSING
-    lr: float = MISSING  # at the schedule's peak, for the batch size as it is
-    weight_decay: float = 0.0  # of matrices and convolutions alone
-    layer_decay: float | None = (
-        None  # each layer learns at this share of the rate of the layer above it
-    )
-    betas: list[float] | None = None  # adamw, lamb, muon
-    eps: float | None = None  # adamw, lamb, muon
-    momentum: float | None = None  # sgd, muon
-    nesterov: bool | None = None  # sgd, muon
-    adamw_lr: float | None = None  # muon: of all but the blocks' matrices
+    """Which keys below weight and layer decay an optimizer takes is told by the parameters of its
+    builder in vit/training/optimizers.py; null is "not given".
+    """
+
+    name: str = setting()
+    lr: float = setting(POSITIVE)  # at the schedule's peak, for the batch size as it is
+    # of the weights of linear layers and convolutions alone
+    weight_decay: float = setting(NOT_NEGATIVE)
+    # learning rate of a layer relative to the one above it
+    layer_decay: float | None = setting(FRACTION)
+    betas: list[float] | None = setting(BETAS)
+    eps: float | None = setting(POSITIVE)
+    momentum: float | None = setting(BELOW_ONE)
+    nesterov: bool | None = setting()
+    adamw_lr: float | None = setting(POSITIVE)  # Muon: of everything but the blocks' matrices
 
 
 @dataclass
 class ScheduleConfig:
-    name: ScheduleName = MISSING
-    warmup: Any = 0.0  # linear, from 0: a share of the run (0.05), steps (500) or epochs (5ep)
-    final: float | None = None  # learning rate at the end, as a share of the peak
-    cooldown: Any = None  # constant: a straight line down at the end, as long as this; null: none
+    """The learning rate over the run."""
+
+    name: str = setting(one_of("cosine", "linear", "constant"))
+    warmup: Any = setting(DURATION)  # linear, from 0
+    final: float | None = setting(PROBABILITY)  # learning rate at the end, relative to the peak
+    # linear, at the end
+    cooldown: Any = setting(DURATION, belongs=belongs_to("schedule.name", "constant"))

@@ -1,38 +1,41 @@
-"""TODO: say what this file is for."""
+"""The group `runtime`: conf/runtime/default.yaml. Nothing here may change the result of a run."""
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
-Device = Enum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "mps": "mps"})
+from vit.config.settings import (
+    BITS_MAY_DIFFER,
+    FREE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    one_of,
+    setting,
+)
 
-
-Sharding = Enum("Sharding", {"none": "none", "fsdp": "fsdp"})
+DEVICE = one_of("auto", "cpu", "cuda", "mps")
+AUTO_OR_BOOL = Range(lambda value: value in ("auto", True, False), "auto, true or false")
 
 
 @dataclass
 class RuntimeConfig:
-    device: Device = Device.auto
-    compile: Any = "auto"  # auto, true, false
-    workers: int | None = None  # processes that decode pictures; null: one a core, eight at most
-    threads: int | None = None  # of torch on the CPU; null: torch's own choice
-    deterministic: bool = False
-    activation_checkpointing: bool = (
-        False  # compute the blocks' activations again in the backward pass, to save memory
-    )
-    processes: int | None = (
-        None  # to start on this machine, each with a GPU or its share of the cores; null: this one alone
-    )
-    sharding: Sharding = (
-        Sharding.none
-    )  # fsdp: each process keeps a share of weights, averages and optimizer state
+    """How a run is computed."""
+
+    device: str = setting(DEVICE, on_resume=FREE)
+    compile: Any = setting(AUTO_OR_BOOL, on_resume=BITS_MAY_DIFFER)
+    workers: int | None = setting(NOT_NEGATIVE, on_resume=FREE)  # processes that decode image files
+    threads: int | None = setting(POSITIVE, on_resume=BITS_MAY_DIFFER)  # of torch on the CPU
+    deterministic: bool = setting(on_resume=BITS_MAY_DIFFER)
+    activation_checkpointing: bool = setting(on_resume=BITS_MAY_DIFFER)
+    processes: int | None = setting(POSITIVE, on_resume=BITS_MAY_DIFFER)  # to start on this machine
+    sharding: str = setting(one_of("none", "fsdp"), on_resume=BITS_MAY_DIFFER)
 
 
 @dataclass
 class EvaluateRuntimeConfig:
     """RuntimeConfig without compiling: evaluation runs the model as it is, in training too."""
 
-    device: Device = Device.auto
-    workers: int | None = None
-    threads: int | None = None
-    deterministic: bool = False
+    device: str = setting(DEVICE)
+    workers: int | None = setting(NOT_NEGATIVE)
+    threads: int | None = setting(POSITIVE)
+    deterministic: bool = setting()

@@ -1,36 +1,133 @@
-"""Data sets, their splits, and the batches of training and evaluation.
+"""The data sets that can be trained on: one table with a reader for each.
 
-Small data sets stand whole on the device as uint8 and are augmented there a batch at a time; folders of pictures are
-decoded in worker processes. Both give the loop the same thing: normalised images and labels, in an order that is a
-function of (seed, epoch) alone.
+A new data set is a reader function, its entry in DATASETS, and a file in conf/data. Small data sets
+are read into memory. Of folders and shards the paths alone are read; worker processes decode the
+images (vit/data/loader.py).
 """
 
-import hashlib
-import os
-from collections.abc import Sequence
-from dataclasses import replace
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import numpy as np
 import torch
+from torchvision.datasets import CIFAR10, CIFAR100
 
-from vit.data.image_files import EXTENSIONS, iter_image_files
-from vit.data.splits import ImageDataset, ImageSplit, check_classes, hold_out, sample_evenly
+from vit.data.class_folders import (
+    is_imagenet,
+    list_annotated,
+    list_class_folders,
+    list_same_classes,
+    readable_names,
+)
+from vit.data.splits import ImageDataset, ImageSplit, hold_out, sample_evenly
 from vit.data.tar_index import CLASSES, SPLITS, index_split
-from vit.errors import DataError
-
-CLASS_COUNTS = {
-    "digits": 10,
-    "cifar10": 10,
-    "cifar100": 100,
-    "tiny_imagenet": 200,
-    "imagenet": 1000,
-}  # as published
+from vit.errors import ConfigError, DataError
 
 
-# The 1,000 wnids of ILSVRC 2012 in order, joined by newlines: a folder that holds exactly these gets readable class names.
-IMAGENET_WNIDS_SHA256 = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
+class Request(NamedTuple):
+    """What every reader is given.
+
+    name         the key in DATASETS, for messages
+    title        the data set's name for people
+    root         the folder of the data set, where it needs one
+    image_shape  (C, height, width) of the model's input, for images that are made and not read
+    device       where the images are made
+    """
+
+    name: str
+    title: str
+    root: Path
+    image_shape: tuple[int, int, int]
+    device: torch.device
+
+
+class Splits(NamedTuple):
+    """What a reader returns; val and test are None where the data set has none of its own."""
+
+    classes: list[str]
+    train: ImageSplit
+    val: ImageSplit | None = None
+    test: ImageSplit | None = None
+
+
+@dataclass(frozen=True)
+class DatasetReader:
+    """An entry of DATASETS.
+
+    read         Request → Splits; its keyword-only parameters are further keys of the
+    configuration's
+                 data group, required where they have no default
+    title        the data set's name for people
+    num_classes  as published, or None where the files decide
+    needs_root   the files are in a folder, data.root
+    cuts_test    test is cut from train, where the files bring none: data.test_fraction is required
+    """
+
+    read: Callable[..., Splits]
+    title: str
+    num_classes: int | None = None
+    needs_root: bool = True
+    cuts_test: bool = False
+
+    def own_settings(self) -> dict[str, bool]:
+        """The further keys of this data set, and whether each is required."""
+        return {
+            parameter.name: parameter.default is parameter.empty
+            for parameter in inspect.signature(self.read).parameters.values()
+            if parameter.kind == parameter.KEYWORD_ONLY
+        }
+
+    def all_settings(self) -> dict[str, bool]:
+        """All keys that mean something to some data sets only, as own_settings."""
+        keys = self.own_settings()
+        if self.needs_root:
+            keys["root"] = True
+        if self.cuts_test:
+            keys["test_fraction"] = True
+        return keys
+
+
+# What to write, and why, where a required key is missing; else the key alone says enough
+REQUIRED = {
+    "root": "data.root=FOLDER",
+    "test_fraction": "data.test_fraction: its test images are cut from train",
+}
+
+
+def check_dataset(
+    *,
+    name: str,
+    root: str | None,
+    test_fraction: float | None,
+    num_classes: int | None,
+    num_images: int | None,
+) -> None:
+    """Raise ConfigError, naming the key, for settings that do not fit the data set.
+
+    Nothing is read: this is for a data set that is not in the table, a key that it needs and does
+    not have, and a key that would do nothing. None means that a key is not set.
+    """
+    if name not in DATASETS:
+        raise ConfigError(f"data.name must be one of {', '.join(DATASETS)}, got {name}")
+    settings = {
+        "root": root,
+        "test_fraction": test_fraction,
+        "num_classes": num_classes,
+        "num_images": num_images,
+    }
+    keys = DATASETS[name].all_settings()
+    for key, value in settings.items():
+        if value is None and keys.get(key, False):
+            raise ConfigError(f"data={name} needs {REQUIRED.get(key, f'data.{key}')}")
+        if value is not None and key not in keys:
+            owners = [other for other, reader in DATASETS.items() if key in reader.all_settings()]
+            raise ConfigError(
+                f"data.{key} does nothing with data={name}; it belongs to {', '.join(owners)}"
+            )
 
 
 def load_data(
@@ -46,227 +143,221 @@ def load_data(
     num_images: int | None,
     device: torch.device,
 ) -> ImageDataset:
-    """Read a data set (not its pictures, where they are files) and cut the splits it lacks out of train, stratified.
+    """Read a data set and cut the splits that it lacks from train, stratified by class.
 
-    The cut depends on the data alone, not on the run's seed, so that every run of a sweep holds out the same images.
-    Raises DataError where something is missing or inconsistent, naming the path and what to do.
+    Images in files are not read, only listed. The cut depends on the data alone, not on the run's
+    seed. limit: images of each split, spread evenly over the classes. image_size (height, width),
+    num_channels and device are those of images that are made and not read.
+
+    Raises ConfigError as check_dataset does, and DataError, naming the path and what to do, where
+    something is missing or inconsistent.
     """
-    if name == "digits":
-        classes, train, val, test = read_digits()
-    elif name in ("cifar10", "cifar100"):
-        classes, train, val, test = read_cifar(name, Path(str(root)))
-    elif name == "synthetic":
-        assert num_classes
-        assert num_images
-        classes, train, val, test = make_synthetic(
-            num_classes, num_images, (num_channels, *image_size), device
-        )
-    elif name == "shards":
-        classes, train, val, test = read_shards(Path(str(root)))
-    else:
-        classes, train, val, test = read_folder(name, Path(str(root)))
+    settings: dict[str, Any] = {"num_classes": num_classes, "num_images": num_images}
+    check_dataset(name=name, root=root, test_fraction=test_fraction, **settings)
+    reader = DATASETS[name]
+    request = Request(name, reader.title, Path(root or ""), (num_channels, *image_size), device)
+    # After the check, what is set belongs to this data set; what is not has a default in its reader
+    own_settings = {key: value for key, value in settings.items() if value is not None}
+    classes, train, val, test = reader.read(request, **own_settings)
+
+    # The test split is cut first, so that it does not depend on val_fraction
     if test is None:
-        train, test = hold_out(
-            train, test_fraction or 0.0, f"{train.title} (a share of it), used as test"
-        )
+        assert test_fraction is not None
+        title = f"{train.title} (a part of it), used as test"
+        train, test = hold_out(train, test_fraction, title)
     if val is None and val_fraction > 0:
         train, val = hold_out(train, val_fraction, f"{train.title}, held out for validation")
-    if limit is not None:
-        train, test = (
-            images and images.subset(sample_evenly(images.labels, limit))
-            for images in (train, test)
-        )
-        val = val and val.subset(sample_evenly(val.labels, limit))
+
+    train = limited(train, limit)
+    val = None if val is None else limited(val, limit)
+    test = limited(test, limit)
     for images in (train, val, test):
         if images is not None and len(images) == 0:
             raise DataError(
-                f"{images.title}: no image is left; hold out more or fewer with data.val_fraction or "
-                "data.test_fraction, or raise data.limit"
+                f"{images.title}: no image is left; hold out more or fewer with "
+                "data.val_fraction or data.test_fraction, or raise data.limit"
             )
     return ImageDataset(classes, train, val, test)
 
 
-Splits = tuple[list[str], ImageSplit, ImageSplit | None, ImageSplit | None]
+def limited(images: ImageSplit, limit: int | None) -> ImageSplit:
+    """At most `limit` images, spread evenly over the classes; None: all."""
+    if limit is None or len(images) == 0:
+        return images
+    return images.subset(sample_evenly(images.labels, limit))
 
 
-def read_digits() -> Splits:
-    """scikit-learn's bundled digits (UCI optical recognition, Alpaydin & Kaynak 1998); 0..16 scaled to 0..255."""
-    from sklearn.datasets import load_digits
+def read_digits(request: Request) -> Splits:
+    """scikit-learn's bundled digits (UCI optical recognition, Alpaydin & Kaynak 1998)."""
+    from sklearn.datasets import load_digits  # scikit-learn takes a second to import
 
     images, labels = load_digits(return_X_y=True)
-    pixels = torch.from_numpy((images / 16 * 255).round().astype(np.uint8)).reshape(-1, 1, 8, 8)
-    return (
-        [str(digit) for digit in range(10)],
-        ImageSplit("digits", torch.from_numpy(labels).long(), pixels),
-        None,
-        None,
-    )
+    pixels = (images / 16 * 255).round().astype(np.uint8)  # levels are from 0 to 16
+    pixels = torch.from_numpy(pixels).reshape(-1, 1, 8, 8)
+    labels = torch.from_numpy(labels).long()
+    classes = [str(digit) for digit in range(10)]
+    return Splits(classes, ImageSplit(request.title, labels, pixels))
 
 
-def read_cifar(name: str, root: Path) -> Splits:
-    """CIFAR-10 or -100, downloaded and verified by torchvision where it isn't in root yet."""
-    from torchvision.datasets import CIFAR10, CIFAR100
+def read_cifar10(request: Request) -> Splits:
+    """CIFAR-10 (Krizhevsky 2009)."""
+    return read_cifar(CIFAR10, request)
 
-    kind = CIFAR10 if name == "cifar10" else CIFAR100
-    title = "CIFAR-10" if name == "cifar10" else "CIFAR-100"
-    folder = root / kind.base_folder
+
+def read_cifar100(request: Request) -> Splits:
+    """CIFAR-100 (Krizhevsky 2009)."""
+    return read_cifar(CIFAR100, request)
+
+
+def read_cifar(dataset: type[CIFAR10], request: Request) -> Splits:
+    """Either CIFAR, downloaded and verified by torchvision where it is not in root yet."""
+    root = request.root
+    folder = root / dataset.base_folder
     try:
         try:
-            parts = [kind(root, train=train) for train in (True, False)]
-        except RuntimeError:  # not there, or not whole
-            print(f"{title} is not in {folder}: downloading it", flush=True)
-            kind(root, download=True)
-            parts = [kind(root, train=train) for train in (True, False)]
+            parts = [dataset(root, train=train) for train in (True, False)]
+        except RuntimeError:  # not there, or not complete
+            print(f"{request.title} is not in {folder}: downloading it", flush=True)
+            dataset(root, download=True)
+            parts = [dataset(root, train=train) for train in (True, False)]
     except (URLError, OSError, RuntimeError, EOFError) as error:
         raise DataError(
-            f"data={name}: not found in {folder}, and downloading {kind.url} failed ({error}); unpack that archive "
-            f"into {root} by hand, or try experiment=digits, which needs no download"
+            f"data={request.name}: not found in {folder}, and downloading {dataset.url} failed "
+            f"({error}); unpack that archive into {root} by hand, or try experiment=digits, which "
+            "needs no download"
         ) from None
     train, test = (
         ImageSplit(
-            f"{title} {split}",
+            f"{request.title} {split}",
             torch.tensor(part.targets),
             torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
         )
         for split, part in zip(("train", "test"), parts, strict=True)
     )
-    return list(parts[0].classes), train, None, test
+    return Splits(list(parts[0].classes), train, test=test)
 
 
-def make_synthetic(
-    num_classes: int, num_images: int, shape: tuple[int, ...], device: torch.device
-) -> Splits:
-    generator = torch.Generator(device).manual_seed(0)
+def make_synthetic(request: Request, *, num_classes: int, num_images: int) -> Splits:
+    """Noise of the model's image size, for speed tests without a disk or a decoder."""
+    generator = torch.Generator(request.device).manual_seed(0)
     pixels = torch.randint(
-        0, 256, (num_images, *shape), dtype=torch.uint8, device=device, generator=generator
+        0,
+        256,
+        (num_images, *request.image_shape),
+        dtype=torch.uint8,
+        device=request.device,
+        generator=generator,
     )
     labels = torch.arange(num_images) % num_classes
-    return (
-        [str(label) for label in range(num_classes)],
-        ImageSplit("synthetic noise", labels, pixels),
-        None,
-        None,
-    )
+    classes = [str(label) for label in range(num_classes)]
+    return Splits(classes, ImageSplit(request.title, labels, pixels))
 
 
-def read_folder(name: str, root: Path) -> Splits:
-    """root/train/<class>/… with val/ and test/ where there are; ImageNet's and Tiny-ImageNet's val serve as test."""
-    train_folder = root / "train"
-    if not train_folder.is_dir():
-        how = {
-            "imagenet": "get ILSVRC 2012 from https://image-net.org and put its pictures there",
-            "tiny_imagenet": "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there",
-            "folder": "put pictures into one folder a class there",
-        }[name]
-        raise DataError(
-            f"data={name}: no folder {train_folder.absolute()}; {how} (train/<class>/*.jpg), or say where it is "
-            "with data.root=FOLDER, or try experiment=digits, which needs no files"
-        )
-    classes, train = list_class_folders(train_folder, f"{root.name} train")
+def read_folder(request: Request) -> Splits:
+    """root/train/<class>/, and root/val/<class>/ and root/test/<class>/ where they exist."""
+    root = request.root
+    classes, train = list_train_folder(request, "put images into one folder per class there")
     val = test = None
-    if name == "tiny_imagenet" and (root / "val" / "val_annotations.txt").is_file():
-        test = read_annotations(root / "val", classes)
-    elif (root / "val").is_dir():
-        val_classes, val = list_class_folders(root / "val", f"{root.name} val")
-        check_classes(classes, val_classes, root / "val")
-        if name != "folder":
-            title = "ImageNet val" if is_imagenet(classes) else val.title
-            val, test = None, replace(val, title=f"{title}, used as test")
-    if name == "folder" and (root / "test").is_dir():
-        test_classes, test = list_class_folders(root / "test", f"{root.name} test")
-        check_classes(classes, test_classes, root / "test")
-    if name != "folder" and test is None:
-        raise DataError(
-            f"data={name}: no folder {(root / 'val').absolute()}, which is used as test"
-        )
-    return readable_names(classes), train, val, test
+    if (root / "val").is_dir():
+        val = list_same_classes(root / "val", classes, f"{root.name} val")
+    if (root / "test").is_dir():
+        test = list_same_classes(root / "test", classes, f"{root.name} test")
+    return Splits(readable_names(classes), train, val, test)
 
 
-def read_shards(root: Path) -> Splits:
-    """root/train-*.tar, and val-*.tar and test-*.tar where there are; classes.txt names the labels, which else are numbers."""
-    found = {split: index_split(root, split) for split in SPLITS}
-    if found["train"] is None:
-        raise DataError(
-            f"data=shards: no {root.absolute()}/train-*.tar; write shards with python -m vit.shards FOLDER OUT, or "
-            "say where they are with data.root=FOLDER"
-        )
-    top = max(int(labels.max(initial=-1)) for _, labels in filter(None, found.values()))
-    names = root / CLASSES
-    classes = (
-        names.read_text().splitlines()
-        if names.is_file()
-        else [str(label) for label in range(top + 1)]
+def read_imagenet(request: Request) -> Splits:
+    """root/train/<wnid>/ and root/val/<wnid>/; the official validation set is used as test."""
+    classes, train = list_train_folder(
+        request, "get ILSVRC 2012 from https://image-net.org and put its images there"
     )
-    if (
-        top >= len(classes)
-        or min(int(labels.min(initial=0)) for _, labels in filter(None, found.values())) < 0
-    ):
+    test = list_val_as_test(request, classes)
+    return Splits(readable_names(classes), train, test=test)
+
+
+def read_tiny_imagenet(request: Request) -> Splits:
+    """What Tiny-ImageNet's archive unpacks to, or ImageNet's layout; val is used as test."""
+    classes, train = list_train_folder(
+        request, "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there"
+    )
+    val_folder = request.root / "val"
+    if (val_folder / "val_annotations.txt").is_file():
+        test = list_annotated(val_folder, classes, f"{request.title} val, used as test")
+    else:
+        test = list_val_as_test(request, classes)
+    return Splits(readable_names(classes), train, test=test)
+
+
+def list_train_folder(request: Request, advice: str) -> tuple[list[str], ImageSplit]:
+    """(class names, the images of root/train/<class>/).
+
+    advice: how to get the images, for the DataError where there is no such folder.
+    """
+    folder = request.root / "train"
+    if not folder.is_dir():
         raise DataError(
-            f"{root.absolute()}: labels must be from 0 to {len(classes) - 1}, for the {len(classes)} classes of "
-            f"{CLASSES}; found {top}"
+            f"data={request.name}: no folder {folder.absolute()}; {advice} "
+            "(train/<class>/*.jpg), or say where it is with data.root=FOLDER, or try "
+            "experiment=digits, which needs no files"
         )
-    splits = {
-        split: None
-        if index is None
-        else ImageSplit(f"{root.name} {split}", torch.from_numpy(index[1]), paths=index[0])
-        for split, index in found.items()
-    }
-    assert splits["train"] is not None
-    return readable_names(classes), splits["train"], splits["val"], splits["test"]
+    return list_class_folders(folder, f"{request.root.name} train")
 
 
-def list_class_folders(folder: Path, title: str) -> tuple[list[str], ImageSplit]:
-    """The classes, sorted, and the pictures below folder/<class>/, at any depth, sorted."""
-    classes = sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
-    if len(classes) < 2:
+def list_val_as_test(request: Request, classes: list[str]) -> ImageSplit:
+    """root/val/<class>/, under a title that says that it is used as test."""
+    folder = request.root / "val"
+    if not folder.is_dir():
         raise DataError(
-            f"{folder.absolute()}: found {len(classes)} class folders; expected one folder a class, two at least"
+            f"data={request.name}: no folder {folder.absolute()}, which is used as test"
         )
-    paths: list[bytes] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(iter_image_files(folder / name))
-        if not found:
-            raise DataError(
-                f"{(folder / name).absolute()}: no pictures in this class folder "
-                f"(looked for {', '.join(EXTENSIONS)}); add some or remove the folder"
-            )
-        paths += [os.fsencode(path) for path in found]
-        labels += [label] * len(found)
-    return classes, ImageSplit(title, torch.tensor(labels), paths=np.array(paths))
+    # The official name is only for the official classes
+    dataset = "ImageNet" if is_imagenet(classes) else request.root.name
+    return list_same_classes(folder, classes, f"{dataset} val, used as test")
 
 
-def read_annotations(folder: Path, classes: list[str]) -> ImageSplit:
-    """Tiny-ImageNet's val as its archive has it: images/ and val_annotations.txt (file, wnid, box)."""
-    number = {name: label for label, name in enumerate(classes)}
-    rows = [
-        line.split("\t")[:2]
-        for line in (folder / "val_annotations.txt").read_text().splitlines()
-        if line.strip()
-    ]
-    check_classes(classes, sorted({wnid for _, wnid in rows}), folder / "val_annotations.txt")
-    return ImageSplit(
-        "Tiny-ImageNet val, used as test",
-        torch.tensor([number[wnid] for _, wnid in rows]),
-        paths=np.array([os.fsencode(folder / "images" / file) for file, _ in rows]),
-    )
+def read_shards(request: Request) -> Splits:
+    """root/train-*.tar, and val-*.tar and test-*.tar where they exist.
+
+    The labels are numbers; classes.txt names them, where it exists.
+    """
+    root = request.root
+    splits = {split: read_shard_split(root, split) for split in SPLITS}
+    train = splits["train"]
+    if train is None:
+        raise DataError(
+            f"data={request.name}: no {root.absolute()}/train-*.tar; write shards with "
+            "python -m vit.shards FOLDER OUT, or say where they are with data.root=FOLDER"
+        )
+    labels = torch.cat([images.labels for images in splits.values() if images is not None])
+    highest = int(labels.max()) if len(labels) else -1
+    if (root / CLASSES).is_file():
+        classes = (root / CLASSES).read_text(encoding="utf-8").splitlines()
+    else:
+        classes = [str(label) for label in range(highest + 1)]
+    if highest >= len(classes) or (labels < 0).any():
+        raise DataError(
+            f"{root.absolute()}: labels must be from 0 to {len(classes) - 1}, for the "
+            f"{len(classes)} classes of {CLASSES}; found {int(labels.min())} to {highest}"
+        )
+    return Splits(readable_names(classes), train, splits["val"], splits["test"])
 
 
-def is_imagenet(classes: Sequence[str]) -> bool:
-    return (
-        len(classes) == 1000
-        and hashlib.sha256("\n".join(classes).encode()).hexdigest() == IMAGENET_WNIDS_SHA256
-    )
+def read_shard_split(root: Path, split: str) -> ImageSplit | None:
+    index = index_split(root, split)
+    if index is None:
+        return None
+    paths, labels = index
+    return ImageSplit(f"{root.name} {split}", torch.from_numpy(labels), paths=paths)
 
 
-def readable_names(classes: list[str]) -> list[str]:
-    """For ImageNet's 1,000 wnids the English names, which torchvision lists in their order; else the names as they are."""
-    if not is_imagenet(classes):
-        return classes
-    from torchvision.models import ResNet18_Weights
-
-    return list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+DATASETS: dict[str, DatasetReader] = {
+    "digits": DatasetReader(
+        read_digits, "digits", num_classes=10, needs_root=False, cuts_test=True
+    ),
+    "cifar10": DatasetReader(read_cifar10, "CIFAR-10", num_classes=10),
+    "cifar100": DatasetReader(read_cifar100, "CIFAR-100", num_classes=100),
+    "tiny_imagenet": DatasetReader(read_tiny_imagenet, "Tiny-ImageNet", num_classes=200),
+    "imagenet": DatasetReader(read_imagenet, "ImageNet", num_classes=1000),
+    "folder": DatasetReader(read_folder, "folder of images", cuts_test=True),
+    "shards": DatasetReader(read_shards, "tar shards", cuts_test=True),
+    "synthetic": DatasetReader(make_synthetic, "synthetic noise", needs_root=False, cuts_test=True),
+}

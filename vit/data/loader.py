@@ -1,32 +1,47 @@
-"""TODO: say what this file is for."""
+"""Image files decoded by worker processes, and the batches of evaluation.
+
+Workers hold no state: an item is (epoch, index), and everything random about a sample is a
+function of (seed, epoch, index). So any number of workers gives the same batches, and a run may
+start anywhere.
+"""
 
 import atexit
+import itertools
 import logging
 import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vit.augment.image import TrainingTransform
-from vit.data.image_files import open_image, to_pixels
 from vit.data.preprocessing import Preprocessing
 from vit.data.splits import ImageSplit
+from vit.data.training_transform import TrainingTransform
 from vit.errors import DataError
 from vit.randomness import random_seed
 
 log = logging.getLogger("vit")
 
+# uint8 (C, *image_size), the label, and a line about each image that could not be read before it
+DecodedImage = tuple[Tensor, int, list[str]]
+# uint8 (B, C, *image_size), labels int64 (B,), and those lines of all images
+DecodedBatch = tuple[Tensor, Tensor, list[str]]
+
+MAX_SUBSTITUTES = 10  # that many unreadable images in a row are no accident
+MAX_UNREADABLE = 0.01  # fraction of the images that may be skipped
+
 
 class ImageFileDataset(Dataset):
-    """Decodes and transforms one picture; an item is (epoch, index), so that workers hold no state.
+    """Decodes and transforms one image file; an item is (epoch, index).
 
-    skip: in the place of a picture that can't be read the next one that can is taken, the same in every epoch.
+    transform  of training; None: as in evaluation
+    skip       in place of an image that cannot be read, use the next one that can; it is the same
+               in every epoch
     """
 
     def __init__(
@@ -37,68 +52,62 @@ class ImageFileDataset(Dataset):
         seed: int,
         skip: bool = False,
     ):
-        self.images, self.preprocessing, self.transform, self.seed, self.skip = (
-            images,
-            preprocessing,
-            transform,
-            seed,
-            skip,
-        )
+        self.images = images
+        self.preprocessing = preprocessing
+        self.transform = transform
+        self.seed = seed
+        self.skip = skip
 
-    def __getitem__(self, item: tuple[int, int]) -> "DecodedImage | DataError":
+    def __getitem__(self, item: tuple[int, int]) -> DecodedImage | DataError:
         """A DataError is returned, not raised: a worker would wrap it in its traceback."""
         epoch, first = item
         assert self.images.paths is not None
-        failed: list[DataError] = []
-        for tried in range(min(MAX_SUBSTITUTES, len(self.images)) if self.skip else 1):
-            index = (first + tried) % len(self.images)
+        attempts = min(MAX_SUBSTITUTES, len(self.images)) if self.skip else 1
+        errors: list[DataError] = []
+        for attempt in range(attempts):
+            index = (first + attempt) % len(self.images)
+            path = os.fsdecode(self.images.paths[index])
             try:
-                pixels = self.read(os.fsdecode(self.images.paths[index]), epoch, index)
-                return pixels, int(self.images.labels[index]), [str(error) for error in failed]
+                pixels = self.read(path, epoch, index)
             except DataError as error:
-                failed.append(error)
-        return failed[-1]
+                errors.append(error)
+            else:
+                return pixels, int(self.images.labels[index]), [str(error) for error in errors]
+        return errors[-1]
 
     def read(self, path: str, epoch: int, index: int) -> Tensor:
+        """uint8 (C, *image_size); raises DataError for a file that cannot be read."""
         if self.transform is None:
-            return to_pixels(
-                self.preprocessing.resize_and_crop(
-                    open_image(path, self.preprocessing.num_channels)
-                )
-            )
-        seed = random_seed(
-            self.seed, "sample", epoch, index
-        )  # every library a transform may draw from
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002  (NumPy's global generator is one of them)
+            return self.preprocessing.read_pixels(path)
+        seed_libraries(random_seed(self.seed, "sample", epoch, index))
         return self.transform(path)
 
 
-# One picture: uint8 (C, *image_size), its label, and a line for every picture that could not be read before it
-DecodedImage = tuple[Tensor, int, list[str]]
+def seed_libraries(seed: int) -> None:
+    """Seed every generator that a transform may draw from."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (NumPy's global generator is one of them)
 
 
-MAX_SUBSTITUTES = 10  # so many unreadable pictures in a row are no accident
-
-
-MAX_UNREADABLE = 0.01  # share of the pictures that may be skipped
-
-
-def collate(items: list[DecodedImage | DataError]) -> tuple[Tensor, Tensor, list[str]] | DataError:
+def collate(items: list[DecodedImage | DataError]) -> DecodedBatch | DataError:
+    """Stack images to a batch, or give the first error among them."""
+    images: list[DecodedImage] = []
     for item in items:
         if isinstance(item, DataError):
             return item
-    pixels, labels, unreadable = zip(*items, strict=True)
-    return (
-        torch.stack(pixels),
-        torch.tensor(labels),
-        [line for lines in unreadable for line in lines],
-    )
+        images.append(item)
+    pixels, labels, unreadable = zip(*images, strict=True)
+    return torch.stack(pixels), torch.tensor(labels), list(itertools.chain(*unreadable))
 
 
 def init_worker(worker: int) -> None:
-    """The parent answers signals; a worker that died of one would take the batch in progress with it. One thread each."""
+    """Leave signals and cores to the parent.
+
+    A terminal sends Ctrl+C, and a scheduler its SIGTERM, to every process of a group. The parent
+    then finishes its step and saves; a worker that ended at once would take the batch in progress
+    with it. One thread each, since there are as many workers as cores.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -106,23 +115,27 @@ def init_worker(worker: int) -> None:
 
 @atexit.register
 def kill_workers() -> None:
-    """Where a program ends in an error its loaders may still stand, and workers that ignore SIGTERM would be waited for."""
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # torch's handler would raise about the workers that are killed here
+    """End the workers of loaders that an error left running.
+
+    Python would ask them to end by SIGTERM, which they ignore (init_worker), and wait for them for
+    ever. Functions registered later run first, so this one comes before Python's own.
+    """
+    # torch's handler of SIGCHLD would raise an error about every worker that is killed here
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
 
 
 def decode_batches(
     dataset: ImageFileDataset,
-    batches: Sequence[list[tuple[int, int]]] | Iterator[list[tuple[int, int]]],
+    batches: Iterable[list[tuple[int, int]]],
     workers: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures from the loader's processes, uint8 on the device.
+    """Decode batches of (epoch, index): pixels uint8 (B, C, *image_size) and labels on the device.
 
-    Raises the DataError of an unreadable picture, or where more are skipped than may be.
+    workers: processes; 0 decodes in this one. Raises the DataError of an image that cannot be
+    read, or where more images are skipped than may be.
     """
     loader = DataLoader(
         dataset,
@@ -133,21 +146,27 @@ def decode_batches(
         pin_memory=device.type == "cuda",
         prefetch_factor=2 if workers else None,
     )
-    told: set[str] = set()
+    skipped: set[str] = set()
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
         pixels, labels, unreadable = batch
-        for line in dict.fromkeys(unreadable):
-            if line not in told:
-                told.add(line)
-                log.info(f"warning: skipped {line}")
-        if len(told) > max(1, MAX_UNREADABLE * len(dataset.images)):
-            raise DataError(
-                f"{len(told)} of {len(dataset.images)} pictures can't be read, more than {MAX_UNREADABLE:.0%}; the "
-                f"last: {unreadable[-1]}"
-            )
+        report_skipped(unreadable, skipped, len(dataset.images))
         yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def report_skipped(unreadable: list[str], skipped: set[str], num_images: int) -> None:
+    """Log what is not in `skipped` yet and add it; raise DataError where that is too much."""
+    for line in unreadable:
+        if line not in skipped:
+            skipped.add(line)
+            log.info(f"warning: skipped {line}")
+    # One is allowed in the smallest data set, too
+    if len(skipped) > max(1, MAX_UNREADABLE * num_images):
+        raise DataError(
+            f"{len(skipped)} of {num_images} images cannot be read, more than "
+            f"{MAX_UNREADABLE:.0%}; the last: {unreadable[-1]}"
+        )
 
 
 def evaluation_batches(
@@ -161,24 +180,43 @@ def evaluation_batches(
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Every image once, in order, as evaluation sees it; the last batch may be smaller.
 
-    Of several processes each takes every processes-th image, and all as many: one that has none left gets an image whose label
-    is -1, which vit.evaluation doesn't count.
+    Yields float32 (B, C, *image_size) and labels int64 (B,) on the device. Of several processes
+    each takes every processes-th image, and all take equally many: one that has none left gets an
+    image whose label is -1, which vit.evaluation does not count.
     """
-    own = torch.arange(rank, -(-len(images) // processes) * processes, processes)
-    labels = torch.where(own < len(images), images.labels[own.clamp(max=len(images) - 1)], -1)
-    own = own.clamp(max=len(images) - 1)
-    batches = own.split(batch_size)
+    num_images = len(images)
+    rounded_up = -(-num_images // processes) * processes
+    indices = torch.arange(rank, rounded_up, processes)
+    is_padding = indices >= num_images
+    indices = indices.clamp(max=num_images - 1)
+    labels = torch.where(is_padding, -1, images.labels[indices])
+
+    batches = indices.split(batch_size)
     if images.pixels is None:
-        dataset = ImageFileDataset(images, preprocessing, None, 0)
-        decoder = decode_batches(
-            dataset,
-            [[(0, index) for index in batch.tolist()] for batch in batches],
-            workers,
-            device,
-        )
-        stream = (pixels for pixels, _ in decoder)
+        stream = decode_for_evaluation(images, batches, preprocessing, workers, device)
     else:
-        held = images.pixels
-        stream = (held[batch.to(held.device)].to(device) for batch in batches)
+        stream = select_pixels(images.pixels, batches, device)
     for pixels, targets in zip(stream, labels.split(batch_size), strict=True):
         yield preprocessing.to_input(pixels), targets.to(device)
+
+
+def decode_for_evaluation(
+    images: ImageSplit,
+    batches: Iterable[Tensor],
+    preprocessing: Preprocessing,
+    workers: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """The pixels of each batch of indices, from files."""
+    dataset = ImageFileDataset(images, preprocessing, transform=None, seed=0)
+    items = [[(0, index) for index in batch.tolist()] for batch in batches]
+    for pixels, _ in decode_batches(dataset, items, workers, device):
+        yield pixels
+
+
+def select_pixels(
+    pixels: Tensor, batches: Iterable[Tensor], device: torch.device
+) -> Iterator[Tensor]:
+    """The pixels of each batch of indices, from memory."""
+    for batch in batches:
+        yield pixels[batch.to(pixels.device)].to(device)

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""From an image to the model's input in evaluation: resize, crop, match channels, normalize."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,23 +16,15 @@ from vit.data.image_files import open_image, to_mode, to_pixels
 PIL_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def match_channels(pixels: Tensor, num_channels: int) -> Tensor:
-    """(B, c, height, width) → (B, num_channels, …): grey is repeated, RGB becomes luma (ITU-R BT.601)."""
-    if pixels.shape[1] == num_channels:
-        return pixels
-    if num_channels == 1:
-        return transforms.rgb_to_grayscale(pixels)
-    return pixels.expand(-1, num_channels, -1, -1)
-
-
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a picture to the model's input in evaluation; stored in every checkpoint.
+    """Stored in every checkpoint, so that images are prepared as the model knows them.
 
     image_size      (height, width) of the model's input, pixels
     num_channels    1 or 3
     mean, std       of pixels scaled to 0..1, one number or one per channel
-    eval_crop       the shorter side is resized to image_size / eval_crop and the centre cut out; None: squashed to image_size
+    eval_crop       the shorter side is resized to image_size / eval_crop and the center cut out;
+                    None: the whole image is squashed to image_size
     interpolation   bilinear or bicubic, with antialiasing
     """
 
@@ -45,40 +37,60 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """The inverse of to_dict(): lists come back as tuples."""
+        """The inverse of to_dict(); lists come back as tuples."""
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON holds them: lists instead of tuples."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
         }
 
     def resize_and_crop(self, image: Image.Image) -> Image.Image:
-        """Resize and crop a picture to image_size, as evaluation sees it."""
+        """Resize and crop an image to image_size, as evaluation sees it."""
         height, width = self.image_size
-        resampling = PIL_RESAMPLING[self.interpolation]
+        resized = self.resize(image, self.size_before_crop(image.width, image.height))
         if self.eval_crop is None:
-            return (
-                image
-                if image.size == (width, height)
-                else image.resize((width, height), resampling)
-            )
-        # In whole numbers as torchvision and timm have them; the fraction's float may lie just below one
-        rows, columns = int(height / self.eval_crop + 1e-6), int(width / self.eval_crop + 1e-6)
-        if rows * image.width <= columns * image.height:
-            size = (columns, max(height, int(columns * image.height / image.width)))
-        else:
-            size = (max(width, int(rows * image.width / image.height)), rows)
-        resized = image if image.size == size else image.resize(size, resampling)
-        left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
+            return resized
+        left = round((resized.width - width) / 2)
+        top = round((resized.height - height) / 2)
         return resized.crop((left, top, left + width, top + height))
 
+    def size_before_crop(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) to resize an image of this size to, before the center is cut out."""
+        crop_height, crop_width = self.image_size
+        if self.eval_crop is None:
+            return crop_width, crop_height
+        # Whole numbers, as in torchvision and timm; the quotient of floats may lie just below one
+        rows = int(crop_height / self.eval_crop + 1e-6)
+        columns = int(crop_width / self.eval_crop + 1e-6)
+        # The side that is scaled most decides, so that the crop fits
+        if rows * width <= columns * height:
+            return columns, max(crop_height, int(columns * height / width))
+        return max(crop_width, int(rows * width / height)), rows
+
+    def resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """size: (width, height)."""
+        if image.size == size:
+            return image
+        return image.resize(size, PIL_RESAMPLING[self.interpolation])
+
+    def read_pixels(self, path: str | Path) -> Tensor:
+        """Decode, resize and crop an image file: uint8 (C, *image_size).
+
+        Raises DataError, naming the path, for a file that cannot be read.
+        """
+        return to_pixels(self.resize_and_crop(open_image(path, self.num_channels)))
+
     def to_input(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, c, height, width) of any size → float32 (B, C, *image_size), normalised; on the pixels' device."""
+        """uint8 (B, c, height, width) of any size → float32 (B, C, *image_size), normalized.
+
+        On the device of the pixels.
+        """
         # In place: four passes over fresh memory would take five times as long on a CPU
         images = match_channels(pixels, self.num_channels).to(torch.float32, copy=True).div_(255)
         if images.shape[-2:] != self.image_size:
@@ -89,26 +101,42 @@ class Preprocessing:
                 antialias=True,
                 align_corners=False,
             )
-        return images.sub_(self.channels(self.mean, images)).div_(self.channels(self.std, images))
+        mean = self.per_channel(self.mean, images)
+        std = self.per_channel(self.std, images)
+        return images.sub_(mean).div_(std)
 
     def denormalize(self, images: Tensor) -> Tensor:
-        """The inverse of to_input's normalisation, for a person to look at: floats in 0..1."""
-        return (images * self.channels(self.std, images) + self.channels(self.mean, images)).clamp(
-            0, 1
-        )
+        """The inverse of to_input's normalization, to look at: floats in 0..1."""
+        mean = self.per_channel(self.mean, images)
+        std = self.per_channel(self.std, images)
+        return (images * std + mean).clamp(0, 1)
 
-    def channels(self, values: Sequence[float], like: Tensor) -> Tensor:
-        """Per-channel numbers as (1, C, 1, 1); three for one grey channel are averaged, one for RGB is repeated."""
+    def per_channel(self, values: Sequence[float], like: Tensor) -> Tensor:
+        """Numbers as (1, C, 1, 1): three are averaged for gray, one is repeated for RGB."""
         tensor = torch.tensor(values, dtype=like.dtype, device=like.device)
-        tensor = (
-            tensor.mean().expand(1) if self.num_channels == 1 else tensor.expand(self.num_channels)
-        )
+        if self.num_channels == 1:
+            tensor = tensor.mean().expand(1)
+        else:
+            tensor = tensor.expand(self.num_channels)
         return tensor.reshape(1, -1, 1, 1)
 
     def __call__(self, image: Image.Image | str | Path) -> Tensor:
-        """One picture, or the path of one, → float32 (C, *image_size)."""
-        if not isinstance(image, Image.Image):
-            image = open_image(image, self.num_channels)
-        return self.to_input(
-            to_pixels(self.resize_and_crop(to_mode(image, self.num_channels)))[None]
-        )[0]
+        """One image, or the path of one, → float32 (C, *image_size)."""
+        if isinstance(image, Image.Image):
+            image = self.resize_and_crop(to_mode(image, self.num_channels))
+            pixels = to_pixels(image)
+        else:
+            pixels = self.read_pixels(image)
+        return self.to_input(pixels[None])[0]
+
+
+def match_channels(pixels: Tensor, num_channels: int) -> Tensor:
+    """Pixels (B, c, height, width) → (B, num_channels, height, width).
+
+    Gray is repeated; RGB becomes luma (ITU-R BT.601).
+    """
+    if pixels.shape[1] == num_channels:
+        return pixels
+    if num_channels == 1:
+        return transforms.rgb_to_grayscale(pixels)
+    return pixels.expand(-1, num_channels, -1, -1)

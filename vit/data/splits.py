@@ -1,4 +1,8 @@
-"""TODO: say what this file is for."""
+"""The splits of a data set: images with labels, and what is held out or sampled from them.
+
+Which images are held out depends on the labels alone, not on the run's seed, so that every run of a
+sweep holds out the same ones.
+"""
 
 import zlib
 from dataclasses import dataclass, replace
@@ -14,9 +18,15 @@ from vit.randomness import random_bits
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """One split: labels int64 (n,) and either pixels uint8 (n, C, height, width) or paths, bytes (n,)."""
+    """One split, with its images either in memory or in files.
 
-    title: str  # for people: "CIFAR-10 test"
+    title   for people, such as "CIFAR-10 test"
+    labels  int64 (n,)
+    pixels  uint8 (n, C, height, width), or None
+    paths   bytes (n,), or None; see vit/data/image_files.py
+    """
+
+    title: str
     labels: Tensor
     pixels: Tensor | None = None
     paths: np.ndarray | None = None
@@ -28,31 +38,40 @@ class ImageSplit:
         return f"{self.title}, {len(self):,} images"
 
     def subset(self, indices: Tensor, title: str | None = None) -> "ImageSplit":
+        """The images at these indices, int64 (m,), in their order."""
+        pixels = self.pixels
+        paths = self.paths
         return ImageSplit(
             title or self.title,
             self.labels[indices],
-            None if self.pixels is None else self.pixels[indices.to(self.pixels.device)],
-            None if self.paths is None else self.paths[indices.numpy()],
+            None if pixels is None else pixels[indices.to(pixels.device)],
+            None if paths is None else paths[indices.numpy()],
         )
 
     def fingerprint(self) -> int:
-        """A number that other images or labels would hardly have: a checksum of the labels and the pixels, or, for files, of
-        their names and those of their folders (not of where these lie)."""
+        """A checksum that other images or labels would hardly have.
+
+        Of the labels and the pixels or, for files, of their names and their folders' names: the
+        data may be moved.
+        """
         checksum = zlib.crc32(self.labels.numpy().data)
         if self.paths is not None:
-            names = b"\0".join(b"/".join(path.split(b"/")[-2:]) for path in self.paths.tolist())
-            return zlib.crc32(names, checksum)
+            names = [b"/".join(path.split(b"/")[-2:]) for path in self.paths.tolist()]
+            return zlib.crc32(b"\0".join(names), checksum)
         assert self.pixels is not None
         return zlib.crc32(self.pixels.cpu().contiguous().numpy().data, checksum)
 
     def to(self, device: torch.device) -> "ImageSplit":
-        """With the pixels on the device; labels and paths stay."""
+        """With the pixels on the device; labels and paths stay on the CPU."""
         return self if self.pixels is None else replace(self, pixels=self.pixels.to(device))
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set: class names in the order of the labels, and its splits; val is None where nothing is held out."""
+    """A data set: class names in the order of the labels, and its splits.
+
+    val is None where nothing is held out of train.
+    """
 
     classes: list[str]
     train: ImageSplit
@@ -70,38 +89,56 @@ class ImageDataset:
 
 
 def rank_within_class(labels: Tensor) -> Tensor:
-    """Each sample's place in a fixed random order within its class, int64 (n,)."""
+    """The position of each sample in a fixed random order of its class, int64 (n,)."""
     order = torch.argsort(random_bits(0, "split", torch.arange(len(labels))), stable=True)
-    order = order[torch.argsort(labels[order], stable=True)]  # by class, random within
+    # Sorted by class, in random order within one
+    order = order[torch.argsort(labels[order], stable=True)]
     counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts  # where each class starts in `order`
     rank = torch.empty_like(labels)
-    rank[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    rank[order] = torch.arange(len(labels)) - starts[labels[order]]
     return rank
 
 
 def hold_out(images: ImageSplit, fraction: float, title: str) -> tuple[ImageSplit, ImageSplit]:
-    """(the rest, the held-out share of every class). A class of two images or more gives at least one and keeps one."""
-    counts = torch.bincount(images.labels)[images.labels]
-    wanted = (counts * fraction).round().clamp(min=1).minimum(counts - 1)
-    held = rank_within_class(images.labels) < wanted
-    return images.subset((~held).nonzero()[:, 0]), images.subset(held.nonzero()[:, 0], title)
+    """(the rest, the held-out fraction of every class); the latter gets the title.
+
+    A class of two images or more gives at least one and keeps one. A larger fraction holds out the
+    same images and more.
+    """
+    class_sizes = torch.bincount(images.labels)[images.labels]  # of each image's class
+    num_held_out = (class_sizes * fraction).round().clamp(min=1).minimum(class_sizes - 1)
+    is_held_out = rank_within_class(images.labels) < num_held_out
+    rest = images.subset((~is_held_out).nonzero()[:, 0])
+    return rest, images.subset(is_held_out.nonzero()[:, 0], title)
 
 
 def sample_evenly(labels: Tensor, limit: int) -> Tensor:
-    """The indices of `limit` samples, as evenly over the classes as they go, in the data set's order."""
-    return (
-        torch.argsort(rank_within_class(labels) * (labels.max() + 1) + labels)[:limit].sort().values
+    """The indices of `limit` samples in the data set's order, spread evenly over the classes.
+
+    All samples where there are fewer.
+    """
+    num_classes = labels.max() + 1
+    # The first of every class in turn, then the second of every class, and so on
+    order = torch.argsort(rank_within_class(labels) * num_classes + labels)
+    return order[:limit].sort().values
+
+
+def check_classes(classes: list[str], found: list[str], path: Path) -> None:
+    """Raise DataError where the classes found at `path` are not those of train."""
+    if classes == found:
+        return
+    missing = sorted(set(classes) - set(found))
+    extra = sorted(set(found) - set(classes))
+    differences = []
+    if missing:
+        differences.append(f"lacks {first_names(missing)}")
+    if extra:
+        differences.append(f"has besides {first_names(extra)}")
+    raise DataError(
+        f"{path.absolute()}: its classes are not those of train: it {' and '.join(differences)}"
     )
 
 
-def check_classes(classes: list[str], other: list[str], where: Path) -> None:
-    if classes != other:
-        missing, extra = sorted(set(classes) - set(other)), sorted(set(other) - set(classes))
-        told = [
-            f"{what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-            for what, names in (("lacks", missing), ("has besides", extra))
-            if names
-        ]
-        raise DataError(
-            f"{where.absolute()}: its classes are not those of train: it {' and '.join(told)}"
-        )
+def first_names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -1,4 +1,9 @@
-"""TODO: say what this file is for."""
+"""Where every image lies in the tar shards of a data set (written by vit/shards.py).
+
+An image in a shard has a path, "FILE.tar!OFFSET+SIZE", by which vit/data/image_files.py opens it
+like a file. Finding all of them takes reading every shard's headers, so the index is kept in a
+file.
+"""
 
 import os
 import tarfile
@@ -9,64 +14,83 @@ import numpy as np
 
 from vit.data.image_files import EXTENSIONS
 from vit.errors import DataError
+from vit.files import atomic_write
 
-CLASSES = "classes.txt"  # names, one a line, in the order of the labels
-
-
+CLASSES = "classes.txt"  # class names, one a line, in the order of the labels
 SPLITS = ("train", "val", "test")
 
 
-def index_shard(path: Path) -> tuple[list[bytes], list[int]]:
-    """(places of the pictures as vit.data.image_files.open_member takes them, labels) of one shard, in its order.
+def index_split(root: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(paths, bytes (n,); labels, int64 (n,)) of all shards of a split, or None without any shard.
 
-    Raises DataError where the file is no tar, or a picture has no label of a number.
+    Kept in root/.index-<split>.npz as long as the shards' names, sizes and times stay as they are.
+    Raises DataError as index_shard does.
     """
-    pictures: dict[str, bytes] = {}
+    shards = sorted(root.glob(f"{split}-*.tar"))
+    if not shards:
+        return None
+    state = np.array([f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in shards])
+    index_file = root / f".index-{split}.npz"
+    kept = read_index(index_file, state)
+    if kept is not None:
+        return kept
+
+    print(f"{root}: looking up the images in {len(shards)} {split} shards", flush=True)
+    all_paths: list[bytes] = []
+    all_labels: list[int] = []
+    for shard in shards:
+        paths, labels = index_shard(shard)
+        all_paths += paths
+        all_labels += labels
+    index = np.array(all_paths), np.array(all_labels, dtype=np.int64)
+    write_index(index_file, state, *index)
+    return index
+
+
+def read_index(index_file: Path, state: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The index in a file, or None where there is none yet, or one of other shards."""
+    try:
+        with np.load(index_file) as index:
+            if np.array_equal(index["state"], state):
+                return index["places"], index["labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return None
+
+
+def write_index(index_file: Path, state: np.ndarray, paths: np.ndarray, labels: np.ndarray) -> None:
+    """Keep an index for the next start, if the folder can be written."""
+    try:
+        # An open file, since savez appends .npz to a name that lacks it
+        with atomic_write(index_file) as temporary, open(temporary, "wb") as file:
+            np.savez(file, state=state, places=paths, labels=labels)
+    except OSError:
+        pass  # a read-only disk is indexed at each start
+
+
+def index_shard(path: Path) -> tuple[list[bytes], list[int]]:
+    """(paths, labels) of the images of one shard, in its order.
+
+    Raises DataError where the file is no tar, or an image has no label that is a number.
+    """
+    images: dict[str, bytes] = {}  # both by the member's name without its extension
     labels: dict[str, int] = {}
     try:
         with tarfile.open(path) as tar:
             for member in tar:
                 key, extension = os.path.splitext(member.name)
                 if extension.lower() in EXTENSIONS:
-                    pictures[key] = os.fsencode(f"{path}!{member.offset_data}+{member.size}")
+                    images[key] = os.fsencode(f"{path}!{member.offset_data}+{member.size}")
                 elif extension == ".cls":
                     file = tar.extractfile(member)
                     labels[key] = int(file.read()) if file else -1
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise DataError(
-            f"{path}: not a shard of pictures and labels ({error}); write it anew or remove it"
+            f"{path}: not a shard of images and labels ({error}); write it again or remove it"
         ) from None
-    if pictures.keys() != labels.keys():
+    incomplete = sorted(images.keys() ^ labels.keys())
+    if incomplete:
         raise DataError(
-            f"{path}: {sorted(pictures.keys() ^ labels.keys())[0]} has not both a picture and a label (.cls)"
+            f"{path}: {incomplete[0]} lacks its image or its label (.cls); write the shard again"
         )
-    return list(pictures.values()), [labels[key] for key in pictures]
-
-
-def index_split(root: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """(places, bytes (n,); labels, int64 (n,)) of all shards of a split, or None where there are none.
-
-    Kept in root/.index-<split>.npz as long as the shards' names, sizes and times stay as they are.
-    """
-    shards = sorted(root.glob(f"{split}-*.tar"))
-    if not shards:
-        return None
-    state = np.array([f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in shards])
-    kept = root / f".index-{split}.npz"
-    try:
-        with np.load(kept) as index:
-            if np.array_equal(index["state"], state):
-                return index["places"], index["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        pass  # not there yet, or of other shards
-    print(f"{root}: looking up the pictures in {len(shards)} {split} shards", flush=True)
-    found = [index_shard(path) for path in shards]
-    places = np.array([place for part, _ in found for place in part])
-    labels = np.array([label for _, part in found for label in part], dtype=np.int64)
-    try:
-        unfinished = kept.with_name(f"{kept.name}.{os.getpid()}.npz")
-        np.savez(unfinished, state=state, places=places, labels=labels)
-        os.replace(unfinished, kept)
-    except OSError:
-        pass  # a disk that can't be written is indexed at each start
-    return places, labels
+    return list(images.values()), [labels[key] for key in images]

@@ -1,7 +1,13 @@
-"""What evaluate.py measures of a restored model beyond loss and accuracy: calibration, nearest neighbours, corruptions."""
+"""What evaluate.py measures: accuracy always, and what is asked for by a key of its own.
+
+A measurement is a function from a MeasuredModel to numbers for evaluation.json and a line for the
+screen. To add one, write the function, enter it in MEASUREMENTS under its key, and add the key to
+EvaluateConfig and to conf/evaluate.yaml.
+"""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +19,10 @@ from vit.data.loader import evaluation_batches
 from vit.data.splits import ImageSplit
 from vit.errors import CheckpointError, ConfigError
 from vit.evaluation.accuracy import evaluate, wilson_interval
-from vit.evaluation.corruptions import MAX_SIDE, SEVERITIES, corrupt
+from vit.evaluation.corruptions import CORRUPTIONS, MAX_SIDE, NUM_SEVERITIES, corrupt
 from vit.evaluation.metrics import (
-    confusion_matrix,
     fit_temperature,
-    nearest_neighbours,
+    nearest_neighbors,
     negative_log_likelihood,
     per_class,
     reliability,
@@ -25,38 +30,47 @@ from vit.evaluation.metrics import (
 from vit.evaluation.restore import RestoredModel
 from vit.model.vision_transformer import VisionTransformer
 
-NEIGHBOURS, NEIGHBOUR_TEMPERATURE = (
-    20,
-    0.07,
-)  # Wu et al. 2018 vote with 200 of ImageNet's; 20 suit small data sets too
+# Wu et al. 2018 let 200 images of ImageNet vote; 20 suit small data sets too
+NUM_NEIGHBORS = 20
+NEIGHBOR_TEMPERATURE = 0.07
 
+# Of confidence, as in Guo et al. 2017
+CALIBRATION_BINS = 15
 
-BINS = 15  # of confidence, as in Guo et al. 2017
+# Numbers for evaluation.json, and a line for the screen
+Result = tuple[dict[str, Any], str]
 
 
 @dataclass
 class RecordedOutputs:
-    """What a model computed for a split, batch after batch, on the CPU: logits float32 (B, C), and the head's inputs, the
-    pooled features, float32 (B, D), where they are wanted."""
+    """What a model computed for a split, batch after batch, float32 on the CPU.
+
+    logit_batches: (B, C) each.
+    feature_batches: the head's inputs, the pooled features, (B, D) each.
+    """
 
     logit_batches: list[Tensor] = field(default_factory=list)
     feature_batches: list[Tensor] = field(default_factory=list)
 
     @property
     def logits(self) -> Tensor:
+        """(n, C), in the order of the split's images."""
         return torch.cat(self.logit_batches)
 
     @property
     def features(self) -> Tensor:
+        """(n, D), in the order of the split's images."""
         return torch.cat(self.feature_batches)
 
 
 @contextlib.contextmanager
 def record_outputs(
-    model: VisionTransformer, logits: bool, features: bool
+    model: VisionTransformer, logits: bool = False, features: bool = False
 ) -> Iterator[RecordedOutputs]:
-    """Within: every forward pass of the model is kept, so that one pass over a split serves all measurements. The memory is
-    n × (C + D) float32; nothing is kept of what is not wanted."""
+    """Within the block, keep what the model computes, so that one pass serves all measurements.
+
+    The memory is n x (C + D) float32; nothing is kept of what is not asked for.
+    """
     record = RecordedOutputs()
 
     def keep_logits(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -65,8 +79,11 @@ def record_outputs(
     def keep_features(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         record.feature_batches.append(inputs[0].detach().float().cpu())
 
-    handles = [model.register_forward_hook(keep_logits)] if logits else []
-    handles += [model.head.register_forward_pre_hook(keep_features)] if features else []
+    handles = []
+    if logits:
+        handles.append(model.register_forward_hook(keep_logits))
+    if features:
+        handles.append(model.head.register_forward_pre_hook(keep_features))
     try:
         yield record
     finally:
@@ -74,148 +91,229 @@ def record_outputs(
             handle.remove()
 
 
-def check_possible(
-    restored: RestoredModel, images: ImageSplit, split: str, knn: bool, corruptions: bool
-) -> None:
-    """Raise ConfigError for what can't be measured, before anything is."""
-    if knn and split == "train":
-        raise ConfigError(
-            "knn=true looks for neighbours in train, where with split=train every image would find itself; use "
-            "split=val or split=test"
-        )
-    size = (
-        restored.model.preprocessing.image_size
-        if images.pixels is None
-        else tuple(images.pixels.shape[-2:])
-    )
-    if corruptions and max(size) > MAX_SIDE:
-        raise ConfigError(
-            f"corruptions=true is for small pictures, of at most {MAX_SIDE} px: its strengths would hardly be "
-            f"seen in those of {images.title}, {size[0]} x {size[1]} px; leave it out"
-        )
+@dataclass
+class MeasuredModel:
+    """A restored model and the split it is measured on.
+
+    path: its file. split: train, val or test. workers: processes that decode image files.
+    outputs: what the model computed for the images, as far as a measurement needs it; empty before
+    measure_accuracy.
+    """
+
+    path: Path
+    restored: RestoredModel
+    split: str
+    workers: int
+    outputs: RecordedOutputs = field(default_factory=RecordedOutputs)
+
+    @property
+    def images(self) -> ImageSplit:
+        """Raises DataError where nothing was held out for val."""
+        return self.restored.data.split(self.split)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.restored.data.classes
+
+
+def nothing_to_check(model: MeasuredModel) -> None:
+    """The check of a measurement that is always possible."""
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The logits and labels of the validation split, that the temperature is fitted on. same: it is the split measured."""
+class Measurement:
+    """An entry of MEASUREMENTS.
 
-    logits: Tensor
-    labels: Tensor
-    images: ImageSplit
-    same: bool
+    measure: see the module's docstring.
+    check: raises ConfigError where it can't be measured; called before anything is measured.
+    needs: what is recorded for it, of "logits" and "features".
+    """
 
-
-def measure_held_out(
-    restored: RestoredModel, split: str, logits: Tensor, workers: int
-) -> HeldOut | None:
-    """None where nothing is held out of train. logits: of the split measured, in case it is val itself."""
-    images = restored.data.val
-    if images is None:
-        return None
-    if split != "val":
-        with record_outputs(restored.model, logits=True, features=False) as record:
-            restored.measure(restored.model, "val", workers)
-        logits = record.logits
-    return HeldOut(logits, images.labels, images, split == "val")
+    measure: Callable[[MeasuredModel], Result]
+    check: Callable[[MeasuredModel], None] = nothing_to_check
+    needs: frozenset[str] = frozenset()
 
 
-def calibration(
-    logits: Tensor, labels: Tensor, held_out: HeldOut | None, source: Path
-) -> dict[str, Any]:
-    """nll (nats) and ece of the logits as they are, macro_f1, and where something is held out the temperature fitted there with
-    nll and ece of the logits divided by it. Raises CheckpointError where logits are not finite."""
-    if not logits.isfinite().all():
-        raise CheckpointError(
-            f"{source}: some of the model's outputs are not finite numbers, so nothing can be told of them; "
-            "evaluate without report=true, or train again at a lower optimizer.lr"
-        )
-    confusion = confusion_matrix(logits.argmax(dim=1), labels, logits.shape[1])
-    found: dict[str, Any] = {
-        "macro_f1": per_class(confusion).macro_f1(),
-        "nll": negative_log_likelihood(logits, labels),
-        "ece": reliability(logits, labels, BINS).expected_calibration_error(),
-        "temperature": None,
+def measure_accuracy(model: MeasuredModel, needs: frozenset[str]) -> Result:
+    """Loss and accuracy; keeps in model.outputs what the measurements to come need."""
+    restored, images = model.restored, model.images
+    logits, features = "logits" in needs, "features" in needs
+    with record_outputs(restored.model, logits, features) as outputs:
+        start = time.perf_counter()
+        metrics = restored.measure(restored.model, model.split, model.workers)
+        images_per_second = metrics["n"] / (time.perf_counter() - start)
+    model.outputs = outputs
+
+    low, high = wilson_interval(metrics["top1"], int(metrics["n"]))
+    numbers = {
+        "split": model.split,
+        "data": str(images),
+        "checkpoint": str(model.path),
+        **metrics,
+        "top1_interval_95": [low, high],
+        "images_per_second": round(images_per_second, 2),
     }
-    if held_out is not None:
-        temperature = fit_temperature(held_out.logits, held_out.labels)
-        found |= {
-            "temperature": temperature,
-            "nll_at_temperature": negative_log_likelihood(logits, labels, temperature),
-            "ece_at_temperature": reliability(
-                logits, labels, BINS, temperature
-            ).expected_calibration_error(),
-        }
-    return found
+    line = (
+        f"{images}: loss {metrics['loss']:.4f}, top-1 {metrics['top1']:.2%} "
+        f"(95 % interval {low:.2%} to {high:.2%}), top-5 {metrics['top5']:.2%}, "
+        f"n {metrics['n']:,}, {images_per_second:.0f} images/s ({restored.precision.name})"
+    )
+    return numbers, line
 
 
-def measure_neighbours(
-    restored: RestoredModel, features: Tensor, labels: Tensor, workers: int
-) -> dict[str, Any]:
-    """knn_top1, its interval, and what the bank was: k-NN accuracy of the pooled features, neighbours from train, as
-    evaluation sees it. features: of the images measured."""
-    with record_outputs(restored.model, logits=False, features=True) as bank:
-        restored.measure(restored.model, "train", workers)
-    device, train = restored.precision.device, restored.data.train
-    predicted = nearest_neighbours(
-        features.to(device),
+def check_neighbors(model: MeasuredModel) -> None:
+    if model.split == "train":
+        raise ConfigError(
+            "knn=true looks for neighbors in train, where with split=train every image would find "
+            "itself; use split=val or split=test"
+        )
+
+
+def measure_neighbors(model: MeasuredModel) -> Result:
+    """Accuracy of the nearest neighbors' vote by the pooled features.
+
+    The neighbors are images of train, prepared as in evaluation.
+    """
+    restored, labels = model.restored, model.images.labels
+    train = restored.data.train
+    with record_outputs(restored.model, features=True) as bank:
+        restored.measure(restored.model, "train", model.workers)
+
+    device = restored.precision.device
+    predicted = nearest_neighbors(
+        model.outputs.features.to(device),
         bank.features.to(device),
         train.labels.to(device),
-        len(restored.data.classes),
-        NEIGHBOURS,
-        NEIGHBOUR_TEMPERATURE,
-    ).cpu()
-    top1 = (predicted == labels).double().mean().item()
-    return {
+        len(model.classes),
+        NUM_NEIGHBORS,
+        NEIGHBOR_TEMPERATURE,
+    )
+    top1 = (predicted.cpu() == labels).double().mean().item()
+    numbers = {
         "knn_top1": top1,
         "knn_top1_interval_95": list(wilson_interval(top1, len(labels))),
         "knn_bank": str(train),
     }
+    line = f"top-1 of the {NUM_NEIGHBORS} nearest neighbors {top1:.2%}, from {train}"
+    return numbers, line
 
 
-def small_pictures(restored: RestoredModel, images: ImageSplit, workers: int) -> ImageSplit:
-    """With uint8 pixels on the CPU: those of a small data set as they are, files at the size the model sees."""
+def check_corruptions(model: MeasuredModel) -> None:
+    images = model.images
+    height, width = model.restored.model.preprocessing.image_size
     if images.pixels is not None:
-        return images.to(torch.device("cpu"))
-    preprocessing = restored.model.preprocessing
-    batches = evaluation_batches(
-        images, restored.config.train.batch_size, preprocessing, workers, torch.device("cpu")
-    )
-    pixels = torch.cat(
-        [(preprocessing.denormalize(inputs) * 255).round().to(torch.uint8) for inputs, _ in batches]
-    )
-    return replace(images, pixels=pixels, paths=None)
+        height, width = images.pixels.shape[-2:]
+    if max(height, width) > MAX_SIDE:
+        raise ConfigError(
+            f"corruptions=true is for small images, of at most {MAX_SIDE} px: its strengths would "
+            f"hardly show in those of {images.title}, {height} x {width} px; leave it out"
+        )
 
 
-def measure_corruptions(
-    restored: RestoredModel, images: ImageSplit, workers: int, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """{"corruptions_top1": the mean over all, "corruptions": {kind: top-1 at severity 1 to 5}}. tell: gets a line a kind."""
-    small = small_pictures(restored, images, workers)
-    assert small.pixels is not None
-    device, preprocessing = restored.precision.device, restored.model.preprocessing
-    found: dict[str, list[float]] = {}
-    for kind in SEVERITIES:
-        found[kind] = []
-        for severity in range(1, 6):
-            worse = replace(small, pixels=corrupt(small.pixels, kind, severity))
+def measure_corruptions(model: MeasuredModel) -> Result:
+    """Top-1 under every corruption at every severity; prints a line for each corruption."""
+    restored = model.restored
+    images = load_pixels(restored, model.images, model.workers)
+    assert images.pixels is not None
+    accuracies: dict[str, list[float]] = {}
+    for kind in CORRUPTIONS:
+        accuracies[kind] = []
+        for severity in range(1, NUM_SEVERITIES + 1):
+            corrupted = replace(images, pixels=corrupt(images.pixels, kind, severity))
             batches = evaluation_batches(
-                worse, restored.config.train.batch_size, preprocessing, 0, device
+                corrupted,
+                restored.config.train.batch_size,
+                restored.model.preprocessing,
+                workers=0,
+                device=restored.precision.device,
             )
-            found[kind].append(evaluate(restored.model, batches, restored.precision)["top1"])
-        tell(f"{kind}: top-1 {', '.join(f'{top1:.1%}' for top1 in found[kind])} at severity 1 to 5")
-    every = [top1 for row in found.values() for top1 in row]
-    return {"corruptions_top1": sum(every) / len(every), "corruptions": found}
+            accuracies[kind].append(evaluate(restored.model, batches, restored.precision)["top1"])
+        row = ", ".join(f"{top1:.1%}" for top1 in accuracies[kind])
+        print(f"{kind}: top-1 {row} at severity 1 to {NUM_SEVERITIES}")
+
+    every = [top1 for row in accuracies.values() for top1 in row]
+    mean = sum(every) / len(every)
+    numbers = {"corruptions_top1": mean, "corruptions": accuracies}
+    return numbers, f"top-1 under corruptions, their mean {mean:.2%}"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """run: the checkpoint's run folder, None where it lies in none. logits: float32 (n, C) on the CPU, in the order of images.
-    held_out: None where nothing was. found: what evaluation.json holds."""
+def load_pixels(restored: RestoredModel, images: ImageSplit, workers: int) -> ImageSplit:
+    """The split with uint8 pixels on the CPU.
 
-    path: Path
-    run: Path | None
-    restored: RestoredModel
-    images: ImageSplit
-    logits: Tensor
-    held_out: HeldOut | None
-    found: dict[str, Any]
+    Images of a small data set stay as they are; image files are read at the model's size.
+    """
+    cpu = torch.device("cpu")
+    if images.pixels is not None:
+        return images.to(cpu)
+    preprocessing = restored.model.preprocessing
+    batch_size = restored.config.train.batch_size
+    pixels = []
+    for inputs, _ in evaluation_batches(images, batch_size, preprocessing, workers, cpu):
+        values = preprocessing.denormalize(inputs) * 255
+        pixels.append(values.round().to(torch.uint8))
+    return replace(images, pixels=torch.cat(pixels), paths=None)
+
+
+def measure_calibration(model: MeasuredModel) -> Result:
+    """Macro F1, loss and ECE, and the two last with the temperature fitted on the validation split.
+
+    The temperature is None where nothing is held out. Raises CheckpointError where the logits are
+    not finite.
+    """
+    logits, labels = model.outputs.logits, model.images.labels
+    if not logits.isfinite().all():
+        raise CheckpointError(
+            f"{model.path}: some outputs of the model are not finite numbers, so there is nothing "
+            "to report; evaluate without report=true, or train again at a lower optimizer.lr"
+        )
+    ece = reliability(logits, labels, CALIBRATION_BINS).expected_calibration_error()
+    numbers: dict[str, Any] = {
+        "macro_f1": per_class(logits.argmax(dim=1), labels, logits.shape[1]).macro_f1(),
+        "nll": negative_log_likelihood(logits, labels),
+        "ece": ece,
+        "temperature": None,
+    }
+    line = f"macro F1 {numbers['macro_f1']:.2%}, expected calibration error {ece:.2%}"
+
+    held_out = model.restored.data.val
+    if held_out is None:
+        return numbers, line
+    temperature = fit_temperature(validation_logits(model), held_out.labels)
+    scaled = reliability(logits, labels, CALIBRATION_BINS, temperature)
+    numbers["temperature"] = temperature
+    numbers["nll_at_temperature"] = negative_log_likelihood(logits, labels, temperature)
+    numbers["ece_at_temperature"] = scaled.expected_calibration_error()
+    line += f", {numbers['ece_at_temperature']:.2%} at temperature {temperature:.3f}"
+    return numbers, line
+
+
+def validation_logits(model: MeasuredModel) -> Tensor:
+    """The logits for the validation split, which may be the one that is measured."""
+    if model.split == "val":
+        return model.outputs.logits
+    restored = model.restored
+    with record_outputs(restored.model, logits=True) as outputs:
+        restored.measure(restored.model, "val", model.workers)
+    return outputs.logits
+
+
+# By the key of evaluate.py that asks for it; the report's page draws on the numbers of all
+MEASUREMENTS = {
+    "knn": Measurement(measure_neighbors, check_neighbors, needs=frozenset({"features"})),
+    "corruptions": Measurement(measure_corruptions, check_corruptions),
+    "report": Measurement(measure_calibration, needs=frozenset({"logits"})),
+}
+
+
+def measure_all(
+    model: MeasuredModel, measurements: Sequence[Measurement]
+) -> tuple[dict[str, Any], list[str]]:
+    """Accuracy and the measurements asked for: numbers for evaluation.json and lines to show."""
+    needs = frozenset(need for measurement in measurements for need in measurement.needs)
+    numbers, line = measure_accuracy(model, needs)
+    lines = [line]
+    for measurement in measurements:
+        more_numbers, line = measurement.measure(model)
+        numbers |= more_numbers
+        lines.append(line)
+    return numbers, lines

@@ -1,183 +1,205 @@
-"""What can be told of logits and labels: accuracy by class, confusion, calibration, nearest neighbours. Pure functions.
+"""What logits and labels tell: accuracy by class, confusions, calibration, nearest neighbors.
 
-Everywhere: logits float (n, C), labels int64 (n,) in 0..C-1, both of one device, n at least 1.
+Pure functions. Throughout, `logits` are floats (n, C) and `labels` int64 (n,) from 0 to C - 1,
+both on one device, with n at least 1.
 
-Sources: calibration, Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599); nearest neighbours,
-Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv:1805.01978), section 3.4.
+Sources: calibration, Guo et al. 2017, "On Calibration of Modern Neural Networks"
+(arXiv:1706.04599); nearest neighbors, Wu et al. 2018, "Unsupervised Feature Learning via
+Non-Parametric Instance Discrimination" (arXiv:1805.01978), section 3.4.
 """
 
+import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import brentq
+from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 
-CHUNK = 4096  # rows at a time where float64 copies or products are made, so that 50,000 × 1,000 logits need little memory
+# Rows that are copied to float64 or multiplied at a time: bounds the memory that 50,000 x 1,000
+# logits take
+CHUNK = 4096
+NEIGHBOR_CHUNK = 256
 
-
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
-
-
-def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
-    """The share of samples whose label is among the k largest logits (or all C, where there are fewer)."""
-    ranked = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (ranked == labels[:, None]).any(dim=1).double().mean().item()
-
-
-def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts, int64 (C, C): rows are the true classes, columns the predicted ones."""
-    return torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(
-        classes, classes
-    )
+# The temperature is searched for between these
+MIN_TEMPERATURE = 0.01
+MAX_TEMPERATURE = 100.0
+TEMPERATURE_TOLERANCE = 1e-9  # relative
 
 
 @dataclass(frozen=True)
 class PerClass:
-    """One number a class, float64 (C,); support, int64 (C,), counts its samples. Of what is not defined, such as the recall
-    of a class without samples, the value is 0, as scikit-learn's with zero_division=0."""
+    """One number for each class, (C,): float64, and int64 for `support`, its number of samples.
 
-    precision: Tensor  # of the samples predicted as it, the share that are
-    recall: Tensor  # of its samples, the share predicted as it
-    f1: Tensor  # 2 · precision · recall / (precision + recall)
-    support: Tensor
+    What is not defined, such as the recall of a class without samples, is 0.
+    """
+
+    precision: np.ndarray  # of the samples predicted as the class, the fraction that are
+    recall: np.ndarray  # of the samples of the class, the fraction predicted as it
+    f1: np.ndarray  # harmonic mean of precision and recall
+    support: np.ndarray
 
     def macro_f1(self) -> float:
-        """The mean F1 of the classes that have samples, each counted alike."""
-        return self.f1[self.support > 0].mean().item()
+        """The mean F1 of the classes that have samples, each with the same weight."""
+        return float(self.f1[self.support > 0].mean())
 
 
-def per_class(confusion: Tensor) -> PerClass:
-    """Of a confusion_matrix."""
-    right, support, predicted = (
-        confusion.diagonal().double(),
-        confusion.sum(dim=1),
-        confusion.sum(dim=0),
+def per_class(predicted: Tensor, labels: Tensor, num_classes: int) -> PerClass:
+    """Precision, recall, F1 and support of every class from predicted and true classes, (n,)."""
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels.cpu().numpy(),
+        predicted.cpu().numpy(),
+        labels=np.arange(num_classes),
+        zero_division=0,
     )
-    return PerClass(
-        precision=right / predicted.clamp(min=1),
-        recall=right / support.clamp(min=1),
-        f1=2 * right / (support + predicted).clamp(min=1),
-        support=support,
-    )
+    return PerClass(np.asarray(precision), np.asarray(recall), np.asarray(f1), np.asarray(support))
 
 
 def most_confused(confusion: Tensor, count: int) -> list[tuple[int, int, int]]:
-    """The `count` largest counts off the diagonal as (true class, predicted class, count), none of them 0; ties by class."""
-    wrong = confusion.clone()
-    wrong.fill_diagonal_(0)
-    found = wrong.flatten().sort(descending=True, stable=True)
-    classes = len(confusion)
-    return [
-        (place // classes, place % classes, number)
-        for number, place in zip(
-            found.values[:count].tolist(), found.indices[:count].tolist(), strict=True
-        )
-        if number
-    ]
+    """The pairs of classes that are taken for each other most often.
+
+    confusion: counts, int64 (C, C), rows are the true classes.
+
+    Returns at most `count` tuples (true class, predicted class, images), none with 0 images, the
+    most frequent first and equal ones in the order of the classes.
+    """
+    num_classes = len(confusion)
+    mistakes = confusion.clone().fill_diagonal_(0).flatten()
+    cells = mistakes.argsort(descending=True, stable=True)[:count]
+    pairs = []
+    for cell, images in zip(cells.tolist(), mistakes[cells].tolist(), strict=True):
+        if images > 0:
+            pairs.append((cell // num_classes, cell % num_classes, images))
+    return pairs
+
+
+def chunks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits as float64 with their labels, some thousand rows at a time."""
+    for rows, targets in zip(logits.split(CHUNK), labels.split(CHUNK), strict=True):
+        yield rows.double(), targets
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
-    """The mean of -log softmax(logits / temperature) at the labels, in nats; summed in float64."""
+    """The mean of -log softmax(logits / temperature) at the labels, in nats."""
     losses = [
-        F.cross_entropy(rows.double() / temperature, true, reduction="sum")
-        for rows, true in zip(logits.split(CHUNK), labels.split(CHUNK), strict=True)
+        F.cross_entropy(rows / temperature, targets, reduction="sum")
+        for rows, targets in chunks(logits, labels)
     ]
     return torch.stack(losses).sum().item() / len(labels)
 
 
 def confidences(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(the probability of the most likely class, float64 (n,); that class, int64 (n,)); logits are divided by temperature."""
-    found = [
-        (rows.double() / temperature).softmax(dim=1).max(dim=1) for rows in logits.split(CHUNK)
-    ]
-    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+    """The probability of the most likely class, float64 (n,), and that class, int64 (n,).
+
+    The probabilities are softmax(logits / temperature).
+    """
+    probabilities = []
+    classes = []
+    for rows in logits.split(CHUNK):
+        best = (rows.double() / temperature).softmax(dim=1).max(dim=1)
+        probabilities.append(best.values)
+        classes.append(best.indices)
+    return torch.cat(probabilities), torch.cat(classes)
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Samples in bins of equal width by their confidence, the b-th of B from (b - 1)/B, not included, to b/B; float64 (B,)
-    each. confidence, accuracy: the bins' means, 0 where a bin is empty (Guo et al., section 2)."""
+    """Samples in B bins of equal width by their confidence, float64 (B,) each.
+
+    Bin b of B, from 1, holds the confidences above (b - 1)/B and up to b/B. `confidence` and
+    `accuracy` are means over a bin, 0 where it is empty (Guo et al., section 2).
+    """
 
     count: Tensor
     confidence: Tensor
     accuracy: Tensor
 
     def expected_calibration_error(self) -> float:
-        """ECE, the mean over the samples of their bins' |accuracy - confidence| (Guo et al., equation 3)."""
-        return (
-            (self.accuracy - self.confidence).abs() * self.count
-        ).sum().item() / self.count.sum().item()
+        """ECE: |accuracy - confidence| of the bins, weighted by their samples (equation 3)."""
+        gaps = (self.accuracy - self.confidence).abs() * self.count
+        return gaps.sum().item() / self.count.sum().item()
 
 
 def reliability(
     logits: Tensor, labels: Tensor, bins: int = 15, temperature: float = 1.0
 ) -> Reliability:
-    chance, predicted = confidences(logits, temperature)
-    place = (chance * bins).ceil().long().clamp(1, bins) - 1
-    count = torch.bincount(place, minlength=bins).double()
-    confidence, right = (
-        torch.bincount(place, weights, minlength=bins) / count.clamp(min=1)
-        for weights in (chance, (predicted == labels).double())
-    )
-    return Reliability(count, confidence, right)
+    """Sort the predictions of softmax(logits / temperature) into bins by their confidence."""
+    confidence, predicted = confidences(logits, temperature)
+    bin_of_sample = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    count = torch.bincount(bin_of_sample, minlength=bins).double()
+
+    def bin_means(values: Tensor) -> Tensor:
+        sums = torch.bincount(bin_of_sample, values, minlength=bins)
+        return sums / count.clamp(min=1)
+
+    correct = (predicted == labels).double()
+    return Reliability(count, bin_means(confidence), bin_means(correct))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature T whose softmax(logits / T) has the least negative log-likelihood (Guo et al., section 4.2).
+    """The temperature T with the least loss of softmax(logits / T) (Guo et al., section 4.2).
 
-    The likelihood is convex in β = 1/T, so Newton's steps find its one minimum; each is kept inside the interval the minimum
-    is known to lie in. Where there is none (all predictions right, or worse than guessing) a finite one within 0.01..100, at
-    which the likelihood hardly changes any more.
+    The negative log-likelihood is convex in β = 1/T, so its slope has at most one zero. That zero
+    is searched for on a logarithmic scale, since T may span decades. Where the loss has no minimum
+    between MIN_TEMPERATURE and MAX_TEMPERATURE (all predictions are right, or they are worse than
+    chance) the nearer of the two is returned, and 1 where T makes no difference.
     """
-    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
-    beta = 1.0
-    for _ in range(60):
-        slope, curvature = likelihood_slope(logits, labels, beta)
-        low, high = (low, beta) if slope > 0 else (beta, high)
-        newton = beta - slope / curvature if curvature > 0 else math.nan
-        # Where Newton's step leaves the interval the geometric middle is taken: T spans four decades
-        following = newton if low <= newton <= high else (low * high) ** 0.5
-        if slope == 0 or abs(following - beta) < 1e-10 * beta:
-            break
-        beta = following
-    return 1 / beta
+
+    # Cached, since the ends of the interval are asked for again by the search
+    @functools.cache
+    def slope(log_temperature: float) -> float:
+        return likelihood_slope(logits, labels, math.exp(-log_temperature))
+
+    if slope(0.0) == 0:
+        return 1.0
+    # A slope above 0 at T = 1 asks for a smaller β, that is a higher temperature
+    bound = MAX_TEMPERATURE if slope(0.0) > 0 else MIN_TEMPERATURE
+    log_bound = math.log(bound)
+    if (slope(0.0) > 0) == (slope(log_bound) > 0):
+        return bound
+    return math.exp(brentq(slope, 0.0, log_bound, xtol=TEMPERATURE_TOLERANCE))
 
 
-def likelihood_slope(logits: Tensor, labels: Tensor, beta: float) -> tuple[float, float]:
-    """First and second derivative by β of the negative log-likelihood of softmax(β logits): the means over the samples of
-    E[z] - z_label and of Var[z], z the logits, under the softmax."""
-    slope = curvature = 0.0
-    for rows, true in zip(logits.split(CHUNK), labels.split(CHUNK), strict=True):
-        z = rows.double()
-        z = z - z.gather(1, true[:, None])
-        p = (beta * z).softmax(dim=1)
-        mean = (p * z).sum(dim=1, keepdim=True)
-        slope += mean.sum().item()
-        curvature += (p * (z - mean).square()).sum().item()
-    return slope / len(labels), curvature / len(labels)
+def likelihood_slope(logits: Tensor, labels: Tensor, beta: float) -> float:
+    """The derivative by β of the negative log-likelihood of softmax(β · logits).
+
+    It is the mean over the samples of E[z] - z_label, where z are the logits and E is the
+    expectation under the softmax.
+    """
+    total = 0.0
+    for rows, targets in chunks(logits, labels):
+        # Differences to the label's logit, so that the two terms don't cancel
+        z = rows - rows.gather(1, targets[:, None])
+        probabilities = (beta * z).softmax(dim=1)
+        total += (probabilities * z).sum().item()
+    return total / len(labels)
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     features: Tensor,
     bank: Tensor,
     bank_labels: Tensor,
-    classes: int,
+    num_classes: int,
     k: int = 20,
     temperature: float = 0.07,
 ) -> Tensor:
     """The class that the k most similar samples of a bank vote for, int64 (n,).
 
-    features (n, D), bank (m, D) and its labels (m,). A vote weighs exp(cosine / temperature) (Wu et al.); of equal sums the
-    lower class wins, and a bank of fewer than k votes whole.
+    features: (n, D). bank, bank_labels: (m, D) and (m,); a bank of fewer than k samples votes as a
+    whole. A vote has the weight exp(cosine similarity / temperature) (Wu et al., section 3.4).
+    Where the sums are equal, the lower class wins.
     """
     bank = F.normalize(bank.float(), dim=1)
-    found = []
-    for rows in F.normalize(features.float(), dim=1).split(256):
-        near = (rows @ bank.T).topk(min(k, len(bank)), dim=1)
-        votes = torch.zeros(len(rows), classes, device=rows.device)
-        votes.scatter_add_(
-            1, bank_labels[near.indices], ((near.values - 1) / temperature).exp()
-        )  # - 1: no overflow
-        found.append(votes.argmax(dim=1))
-    return torch.cat(found)
+    predicted = []
+    for rows in F.normalize(features.float(), dim=1).split(NEIGHBOR_CHUNK):
+        nearest = (rows @ bank.T).topk(min(k, len(bank)), dim=1)
+        # The largest similarity is 1: less 1, no weight overflows
+        weights = ((nearest.values - 1) / temperature).exp()
+        votes = torch.zeros(len(rows), num_classes, device=rows.device)
+        votes.scatter_add_(1, bank_labels[nearest.indices], weights)
+        predicted.append(votes.argmax(dim=1))
+    return torch.cat(predicted)

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Attention maps laid over images, and grids of them. Everything is drawn from a model's trace."""
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,10 @@ from vit.model.attention_maps import head_maps, mean_maps, pooled_row, rollout, 
 from vit.model.head_pruning import attention_modules, num_original_heads
 from vit.model.vision_transformer import Trace, VisionTransformer
 
-LAYERS_SHOWN = 4  # in the grids that have a row for every image
+# In grids with a row for every image
+LAYERS_SHOWN = 4
 
-
-# A scale that rises in brightness, so that it also reads in grey: night blue, violet, red, orange, pale yellow
+# Dark blue, violet, red, orange, pale yellow: the brightness rises, so it also reads in gray
 COLORMAP = torch.tensor(
     [
         (0.04, 0.03, 0.20),
@@ -25,85 +25,102 @@ COLORMAP = torch.tensor(
 )
 
 
-def overlay(pictures: Tensor, maps: Tensor) -> Tensor:
-    """(…, 3, height, width) in 0..1 under (…, R, S) maps, each scaled to its own range, coloured and smoothly enlarged."""
-    size, tiny = pictures.shape[-2:], torch.finfo(maps.dtype).tiny
-    above = (maps - maps.amin(dim=(-2, -1), keepdim=True)).reshape(-1, 1, *maps.shape[-2:])
-    heat = F.interpolate(
-        above / above.amax(dim=(-2, -1), keepdim=True).clamp(min=tiny), size, mode="bicubic"
-    ).clamp(min=0)
-    heat = heat / heat.amax(dim=(-2, -1), keepdim=True).clamp(
-        min=tiny
-    )  # the curve between the patches overshoots a little
+def overlay(images: Tensor, maps: Tensor) -> Tensor:
+    """Lay maps over images.
+
+    images: (…, 3, height, width) in 0..1. maps: (…, R, S), one value a patch; each map is scaled to
+    its own range, enlarged smoothly and colored.
+    """
+    size = images.shape[-2:]
+    tiny = torch.finfo(maps.dtype).tiny
+    above_lowest = maps - maps.amin(dim=(-2, -1), keepdim=True)
+    scaled = above_lowest / above_lowest.amax(dim=(-2, -1), keepdim=True).clamp(min=tiny)
+    flat = scaled.reshape(-1, 1, *maps.shape[-2:])
+    heat = F.interpolate(flat, size, mode="bicubic").clamp(min=0)
+    # The curve between the patches overshoots a little
+    heat = heat / heat.amax(dim=(-2, -1), keepdim=True).clamp(min=tiny)
     heat = heat.reshape(*maps.shape[:-2], 1, *size)
-    grey = pictures.mean(
-        dim=-3, keepdim=True
-    )  # the picture's own colours would be taken for the map's
-    return torch.lerp(grey, colorize(heat), 0.45 + 0.4 * heat)
+    # In gray, since the image's colors could be mistaken for the map's
+    gray = images.mean(dim=-3, keepdim=True)
+    return torch.lerp(gray, colorize(heat), 0.45 + 0.4 * heat)
 
 
 def colorize(values: Tensor) -> Tensor:
-    """(…, 1, height, width) in 0..1 → (…, 3, height, width), along COLORMAP."""
-    scale = COLORMAP.to(values)
-    place = values[..., 0, :, :] * (len(scale) - 1)
-    below = place.long().clamp(max=len(scale) - 2)
-    between = (place - below)[..., None]
-    return (scale[below] * (1 - between) + scale[below + 1] * between).movedim(-1, -3)
+    """(…, 1, height, width) in 0..1 → colors (…, 3, height, width), interpolated in COLORMAP."""
+    colors = COLORMAP.to(values)
+    position = values[..., 0, :, :] * (len(colors) - 1)
+    below = position.long().clamp(max=len(colors) - 2)
+    weight = (position - below)[..., None]
+    mixed = colors[below] * (1 - weight) + colors[below + 1] * weight
+    return mixed.movedim(-1, -3)
 
 
-def displayable_images(images: Tensor, preprocessing: Preprocessing, side: int) -> Tensor:
-    """The model's input as RGB in 0..1, (B, 3, height, width), the longer side about `side` pixels.
+def displayable_images(inputs: Tensor, preprocessing: Preprocessing, side: int) -> Tensor:
+    """The model's inputs as RGB in 0..1, (B, 3, height, width), the longer side about `side` px.
 
     Small images are enlarged without smoothing: a person should see their pixels.
     """
-    pictures = preprocessing.denormalize(images).expand(-1, 3, -1, -1)
-    longest = max(pictures.shape[-2:])
+    images = preprocessing.denormalize(inputs).expand(-1, 3, -1, -1)
+    longest = max(images.shape[-2:])
     if longest <= side:
-        factor = side // longest
-        return pictures.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
-    size = [round(length * side / longest) for length in pictures.shape[-2:]]
-    return F.interpolate(pictures, size, mode="bilinear", antialias=True)
+        return enlarge(images, side // longest)
+    size = [round(length * side / longest) for length in images.shape[-2:]]
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def layers_to_show(layers: int) -> list[int]:
-    """The first, the last and some evenly between."""
-    return sorted({round(place) for place in torch.linspace(0, layers - 1, LAYERS_SHOWN).tolist()})
+def enlarge(images: Tensor, factor: int) -> Tensor:
+    """(…, height, width) with each pixel repeated `factor` times along both sides."""
+    return images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
-def image_panels(trace: Trace, model: VisionTransformer, pictures: Tensor) -> Tensor:
-    """(B, columns, 3, height, width): the picture, some layers' mean maps and the rollout over it."""
-    maps = mean_maps(trace, model)[:, layers_to_show(len(trace.attentions))]
-    maps = torch.cat([maps, pooled_row(rollout(trace.attentions), model)[:, None]], dim=1)
-    return torch.cat([pictures[:, None], overlay(pictures[:, None], maps)], dim=1)
-
-
-def head_panels(trace: Trace, model: VisionTransformer, picture: Tensor, number: int) -> Tensor:
-    """(L, H, 3, height, width): the map of every head over one image of the traced batch; white where a head was removed."""
-    heads = [attention.heads for attention in attention_modules(model)]
-    panels = torch.ones(
-        len(heads),
-        num_original_heads(attention_modules(model)[0]),
-        *picture.shape,
-        device=picture.device,
+def layers_to_show(num_layers: int) -> list[int]:
+    """The first layer, the last and some evenly between."""
+    return sorted(
+        {round(layer) for layer in torch.linspace(0, num_layers - 1, LAYERS_SHOWN).tolist()}
     )
+
+
+def image_panels(trace: Trace, model: VisionTransformer, images: Tensor) -> Tensor:
+    """A row of panels for each image: itself, the mean maps of some layers, and the rollout.
+
+    images: what the traced inputs look like, (B, 3, height, width). Returns (B, columns, 3, height,
+    width).
+    """
+    layers = layers_to_show(len(trace.attentions))
+    maps = mean_maps(trace, model)[:, layers]
+    rolled = pooled_row(rollout(trace.attentions), model)
+    maps = torch.cat([maps, rolled[:, None]], dim=1)
+    return torch.cat([images[:, None], overlay(images[:, None], maps)], dim=1)
+
+
+def head_panels(trace: Trace, model: VisionTransformer, image: Tensor, index: int) -> Tensor:
+    """The map of every head, over one image of the traced batch: (L, H, 3, height, width).
+
+    image: what it looks like, (3, height, width). index: its position in the batch. Where a head
+    was removed, the panel is white.
+    """
+    attentions = attention_modules(model)
+    num_heads = num_original_heads(attentions[0])
+    panels = torch.ones(len(attentions), num_heads, *image.shape, device=image.device)
     for layer, maps in enumerate(head_maps(trace, model)):
-        panels[layer, heads[layer]] = overlay(picture[None], maps[number])
+        panels[layer, attentions[layer].heads] = overlay(image[None], maps[index])
     return panels
 
 
-def tile(panels: Tensor, gap: int) -> Tensor:
-    """(rows, columns, 3, height, width) → one picture (3, …) with white gaps."""
-    return make_grid(panels.flatten(0, 1), nrow=panels.shape[1], padding=gap, pad_value=1.0)
+def tile(panels: Tensor, gap: int, gap_value: float = 1.0) -> Tensor:
+    """(rows, columns, C, height, width) → one image (C, …), with gaps between and around the
+    panels, in pixels; gap_value 1 is white."""
+    columns = panels.shape[1]
+    return make_grid(panels.flatten(0, 1), nrow=columns, padding=gap, pad_value=gap_value)
 
 
 def attention_figure(
-    model: VisionTransformer, preprocessing: Preprocessing, images: Tensor
+    model: VisionTransformer, preprocessing: Preprocessing, inputs: Tensor
 ) -> Tensor:
-    """One picture (3, H, W) in 0..1 on the CPU for a batch of the model's inputs: a row for each, with the image itself, the
-    mean maps of some layers and the rollout. Draws no random number and leaves the model as it was."""
-    pictures = displayable_images(images, preprocessing, side=128)
-    return tile(image_panels(trace_images(model, images), model, pictures), gap=4).cpu()
+    """One image (3, height, width) in 0..1, on the CPU, with a row of image_panels for each input.
 
-
-def shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    Uses no random numbers and leaves the model as it was.
+    """
+    images = displayable_images(inputs, preprocessing, side=128)
+    panels = image_panels(trace_images(model, inputs), model, images)
+    return tile(panels, gap=4).cpu()

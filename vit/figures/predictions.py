@@ -1,9 +1,12 @@
-"""What a model gets right and wrong, for TensorBoard: the confusion of the classes, each class's accuracy, predictions on fixed
-images, and the gradients layer by layer; so seldom that training doesn't feel it."""
+"""What a model gets right and wrong: figures and tables of its predictions.
+
+Pure functions from tensors to images (uint8, 3 x height x width) and text.
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -11,44 +14,40 @@ from torch import Tensor, nn
 
 from vit.data.image_files import to_pixels
 from vit.data.preprocessing import Preprocessing
-from vit.figures.attention import colorize, displayable_images, shorten
-from vit.runs.metrics_log import Tracker
+from vit.evaluation.metrics import most_confused
+from vit.figures.attention import displayable_images
+from vit.figures.confusion import draw_confusion
+from vit.figures.themes import LIGHT, rasterize, themed
 from vit.runtime.precision import Precision
+from vit.text import markdown_table, shorten
 
-
-def class_names(targets: Tensor, classes: list[str]) -> list[str]:
-    """What the pictures are: labels (B,) by name, and mixed ones (B, classes) by the names and shares of their two."""
-    if targets.ndim == 1:
-        return [classes[label] for label in targets]
-    return [
-        " + ".join(f"{classes[label]} {shares[label]:.2f}" for label in shares.nonzero()[:, 0])
-        for shares in targets.cpu()
-    ]
-
+if TYPE_CHECKING:
+    from vit.runs.metrics_log import Tracker
 
 PICTURES_A_RUN = 10  # TensorBoard keeps no more of a kind
-
-
-FEW_CLASSES = 20  # with their names in the picture and a curve each
-
-
+FEW_CLASSES = 20  # that have a curve each
 CONFUSED_PAIRS = 10
 
+# Pixels
+PICTURE_SIDE = 112
+FONT_SIZE = 13
+LINE_HEIGHT = FONT_SIZE + 4
+GAP = 8
 
-CELL, PICTURE_SIDE, TEXT = 34, 112, 13  # pixels
+COLUMNS = 4  # TensorBoard shows a figure some 350 pixels wide
+NAME_LENGTH = 14
 
-
-COLUMNS = 4  # TensorBoard shows a picture some 350 pixels wide
-
-
-RIGHT, WRONG, INK = (0, 110, 50), (190, 20, 30), (40, 40, 40)
+# Colors of the captions
+RIGHT = (0, 110, 50)
+WRONG = (190, 20, 30)
+INK = (40, 40, 40)
 
 
 @dataclass
 class Figures:
     """images: fixed validation images, normalised, (B, C, height, width), on the device; labels: int64 (B,)."""
 
-    tracker: Tracker
+    tracker: "Tracker"
     classes: list[str]
     preprocessing: Preprocessing
     precision: Precision
@@ -119,114 +118,79 @@ class Figures:
         optimizer.register_step_pre_hook(write)
 
 
+def class_names(targets: Tensor, classes: Sequence[str]) -> list[str]:
+    """The names of labels (B,), or of mixed targets (B, classes) with the weight of each class."""
+    if targets.ndim == 1:
+        return [classes[label] for label in targets.tolist()]
+    names = []
+    for weights in targets.cpu():
+        labels = weights.nonzero()[:, 0].tolist()
+        names.append(" + ".join(f"{classes[label]} {weights[label]:.2f}" for label in labels))
+    return names
+
+
 def parameters_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parameters that are trained: those of the embeddings, of every block, and of what follows, in this order."""
+    """The trained parameters of the embeddings, of each block, and of what follows, in order."""
     layers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        layer = (
-            f"block {int(parts[2]):02}"
-            if parts[:2] == ["encoder", "blocks"]
-            else parts[0].replace("encoder", "final norm")
-        )
         if parameter.requires_grad:
-            layers.setdefault(layer, []).append(parameter)
+            layers.setdefault(layer_of(name), []).append(parameter)
     return layers
 
 
-@functools.cache
-def lettering() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(TEXT)
+def layer_of(name: str) -> str:
+    """The layer of a parameter: embeddings, "block 00", …, final norm, or head."""
+    part, *rest = name.split(".")
+    if part == "encoder":
+        return f"block {int(rest[1]):02}" if rest[0] == "blocks" else "final norm"
+    return part
 
 
-def confusion_figure(confusion: Tensor, classes: list[str]) -> Tensor:
-    """Counts (true class, predicted class) → a picture, uint8 (3, height, width): each row's shares, dark for none, with names
-    and per cents where the classes are few."""
-    shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-    few = len(classes) <= FEW_CLASSES
-    cell = CELL if few else max(1, 640 // len(classes))
-    cells = (colorize(shares.sqrt()[None]) * 255).round().byte()  # the root shows small shares
-    matrix = Image.fromarray(cells.permute(1, 2, 0).numpy())
-    matrix = matrix.resize((cell * matrix.width, cell * matrix.height), Image.Resampling.NEAREST)
-    font, title = lettering(), "rows: the true class, columns: the predicted one"
-    names = [shorten(name, 16) for name in classes] if few else []
-    margin = max([10, *(int(font.getlength(name)) + 12 for name in names)])
-    width = max(margin + matrix.width, int(font.getlength(title))) + 12
-    canvas = Image.new("RGB", (width, margin + matrix.height + 30), "white")
-    canvas.paste(matrix, (margin, margin))
-    draw = ImageDraw.Draw(canvas)
-    draw.text((margin, canvas.height - 20), title, INK, font)
-    upright = Image.new(
-        "RGB", (margin, matrix.height), "white"
-    )  # the columns' names, to be turned by a quarter
-    for place, name in enumerate(names):
-        draw.text((margin - 6, margin + (place + 0.5) * cell), name, INK, font, anchor="rm")
-        ImageDraw.Draw(upright).text((6, (place + 0.5) * cell), name, INK, font, anchor="lm")
-        for column, share in enumerate(shares[place].tolist()):
-            if share >= 0.005:
-                draw.text(
-                    (margin + (column + 0.5) * cell, margin + (place + 0.5) * cell),
-                    f"{100 * share:.0f}",
-                    "white" if share < 0.35 else "black",
-                    font,
-                    anchor="mm",
-                )
-    if few:
-        canvas.paste(upright.transpose(Image.Transpose.ROTATE_90), (margin, 0))
-    return to_pixels(canvas)
+def confusion_figure(confusion: Tensor, classes: Sequence[str]) -> Tensor:
+    """Draw counts (C, C) on the CPU, rows are the true classes; see vit.figures.confusion."""
+    with themed(LIGHT):
+        return rasterize(draw_confusion(LIGHT, confusion, classes))
 
 
-def confused_table(confusion: Tensor, classes: list[str]) -> str:
-    """The pairs of classes that are most often taken for each other, as a table in Markdown."""
-    wrong = confusion.clone().fill_diagonal_(0)
-    counts, places = wrong.flatten().topk(min(CONFUSED_PAIRS, wrong.numel()))
-    totals = confusion.sum(1)
-    names = [name.replace("|", "\\|") for name in classes]
-    rows = [
-        (
-            names[place // len(names)],
-            names[place % len(names)],
-            count,
-            int(totals[place // len(names)]),
-        )
-        for count, place in zip(counts.tolist(), places.tolist(), strict=True)
-        if count
-    ]
-    return "\n".join(
-        [
-            "| is | taken for | images |",
-            "|---|---|---|",
-            *(f"| {true} | {taken} | {count} of {total} |" for true, taken, count, total in rows),
-        ]
-    )
+def confused_table(confusion: Tensor, classes: Sequence[str]) -> str:
+    """The pairs of classes that are taken for each other most often, as a Markdown table."""
+    totals = confusion.sum(dim=1).tolist()
+    rows = [["is", "taken for", "images"]]
+    for true, predicted, images in most_confused(confusion, CONFUSED_PAIRS):
+        rows.append([classes[true], classes[predicted], f"{images} of {totals[true]}"])
+    return markdown_table(rows)
 
 
 def prediction_figure(
-    pictures: Tensor, probabilities: Tensor, labels: Tensor, classes: list[str]
+    images: Tensor, probabilities: Tensor, labels: Tensor, classes: Sequence[str]
 ) -> Tensor:
-    """(B, 3, height, width) in 0..1, (B, classes), (B,) → a grid, uint8 (3, …): below each picture what it is taken for, and,
-    in red, what it is where that is something else."""
-    font, gap = lettering(), 8
-    shown = (pictures.cpu() * 255).round().byte()
-    height, width = shown.shape[-2:]
-    columns, rows = min(COLUMNS, len(shown)), -(-len(shown) // COLUMNS)
-    across, down = max(width, PICTURE_SIDE) + gap, height + gap + 2 * (TEXT + 4)
-    canvas = Image.new("RGB", (columns * across + gap, rows * down + gap), "white")
+    """A grid of images with what each is taken for below, and in case of a mistake what it is.
+
+    images: (B, 3, height, width) in 0..1. probabilities: (B, C). labels: int64 (B,).
+    """
+    pixels = (images.cpu() * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    height, width = pixels.shape[1:3]
+    cell_width = max(width, PICTURE_SIDE) + GAP
+    cell_height = height + GAP + 2 * LINE_HEIGHT
+    columns = min(COLUMNS, len(pixels))
+    rows = -(-len(pixels) // COLUMNS)
+    canvas = Image.new("RGB", (columns * cell_width + GAP, rows * cell_height + GAP), "white")
     draw = ImageDraw.Draw(canvas)
-    best = probabilities.max(1)
-    for number, (picture, chance, taken, true) in enumerate(
-        zip(shown, best.values.tolist(), best.indices.tolist(), labels.tolist(), strict=True)
-    ):
-        left, top = gap + number % columns * across, gap + number // columns * down
-        canvas.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()), (left, top))
-        draw.text(
-            (left, top + height + 2),
-            f"{shorten(classes[taken], 14)} {chance:.0%}",
-            RIGHT if taken == true else WRONG,
-            font,
-        )
-        if taken != true:
-            draw.text(
-                (left, top + height + TEXT + 6), f"is {shorten(classes[true], 14)}", INK, font
-            )
+    best = probabilities.max(dim=1)
+    for index, predicted in enumerate(best.indices.tolist()):
+        left = GAP + index % columns * cell_width
+        top = GAP + index // columns * cell_height
+        canvas.paste(Image.fromarray(pixels[index]), (left, top))
+        true = int(labels[index])
+        color = RIGHT if predicted == true else WRONG
+        caption = f"{shorten(classes[predicted], NAME_LENGTH)} {best.values[index]:.0%}"
+        draw.text((left, top + height + 2), caption, color, caption_font())
+        if predicted != true:
+            caption = f"is {shorten(classes[true], NAME_LENGTH)}"
+            draw.text((left, top + height + 2 + LINE_HEIGHT), caption, INK, caption_font())
     return to_pixels(canvas)
+
+
+@functools.cache
+def caption_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(FONT_SIZE)

@@ -1,4 +1,7 @@
-"""TODO: say what this file is for."""
+"""Attention as maps over the image: by head, by layer, and rolled out through all layers.
+
+Axis letters: B batch, L layers, H heads, N tokens, R × S rows × columns of the patch grid.
+"""
 
 from collections.abc import Sequence
 
@@ -9,44 +12,51 @@ from vit.model.vision_transformer import Trace, VisionTransformer
 
 
 def pooled_row(matrices: Tensor, model: VisionTransformer) -> Tensor:
-    """(…, N, N) attention from rows to columns → (…, R, S): how much the pooled output takes from every patch."""
-    prefix, grid = model.embeddings.num_prefix, model.embeddings.patch_embedding.grid_size
-    row = (
-        matrices[..., 0, :]
-        if model.global_pool == "cls"
-        else matrices[..., prefix:, :].mean(dim=-2)
-    )
-    return row[..., prefix:].unflatten(-1, grid)
+    """How much the pooled output attends to every patch: (…, N, N) → (…, R, S).
+
+    matrices: attention of the token in the row to the token in the column. The pooled output is the
+    class token, or the mean of the patches.
+    """
+    prefix = model.embeddings.num_prefix
+    if model.global_pool == "cls":
+        row = matrices[..., 0, :]
+    else:
+        row = matrices[..., prefix:, :].mean(dim=-2)
+    return row[..., prefix:].unflatten(-1, model.embeddings.patch_embedding.grid_size)
 
 
 def head_maps(trace: Trace, model: VisionTransformer) -> list[Tensor]:
-    """Every head's map, a (B, H, R, S) for each layer; pruned layers have fewer heads."""
+    """The map of every head, a (B, H, R, S) for each layer; pruned layers have fewer heads."""
     return [pooled_row(probabilities, model) for probabilities in trace.attentions]
 
 
 def mean_maps(trace: Trace, model: VisionTransformer) -> Tensor:
-    """The mean over each layer's heads, (B, L, R, S)."""
+    """The mean of each layer's head maps, (B, L, R, S)."""
     return torch.stack([maps.mean(dim=1) for maps in head_maps(trace, model)], dim=1)
 
 
 def rollout(layers: Sequence[Tensor]) -> Tensor:
-    """How much of every input token reaches every output token, (B, N, N), from L of (B, H, N, N).
+    """How much of every input token reaches every output token, (B, N, N).
 
-    A layer passes on ½ A + ½ I, A its heads' mean, rows summing to one; the residual connection is the I. The product of
-    the layers, the last on the left.
+    layers: L attention probabilities of (B, H, N, N). A layer mixes tokens by ½ A + ½ I, where A is
+    the mean of its heads and I stands for the residual connection; rows are normalized to sum to
+    one. The layers multiply, the last on the left.
+
+    Source: Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers" (arXiv:2005.00928),
+    section 3; the paper's figure 6 (Dosovitskiy et al. 2021) is drawn with it.
     """
     identity = torch.eye(layers[0].shape[-1], dtype=layers[0].dtype, device=layers[0].device)
     reached = identity
     for probabilities in layers:
-        passed = (probabilities.mean(dim=1) + identity) / 2
-        reached = passed / passed.sum(dim=-1, keepdim=True) @ reached
+        mixing = (probabilities.mean(dim=1) + identity) / 2
+        reached = mixing / mixing.sum(dim=-1, keepdim=True) @ reached
     return reached
 
 
 @torch.no_grad()
 def trace_images(model: VisionTransformer, images: Tensor) -> Trace:
-    """The model's trace in evaluation mode; its mode stays as it was."""
-    training = model.training
+    """Trace a batch of images in evaluation mode; the model's mode is restored afterwards."""
+    was_training = model.training
     trace = model.eval().trace(images)
-    model.train(training)
+    model.train(was_training)
     return trace

@@ -1,4 +1,4 @@
-"""What a model costs and what shape everything has, before anything is trained."""
+"""What a model costs and what shapes it computes, known before anything is trained."""
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,16 @@ from vit.model.vision_transformer import (
     VisionTransformer,
 )
 
-SHOWN = (ResNetStem, PatchEmbedding, Embeddings, Attention, Block, Encoder, Pooler, nn.Linear)
+# The kinds of modules whose output shapes are listed
+LISTED = (ResNetStem, PatchEmbedding, Embeddings, Attention, Block, Encoder, Pooler, nn.Linear)
 
 
 class WholeSequence(nn.Module):
-    """The model as the paper has it: forward() leaves out what the last block computes for tokens that nobody looks at."""
+    """The model as the paper describes it: the last block computes all tokens.
+
+    VisionTransformer.forward leaves out what the last block would compute for tokens that are not
+    pooled; papers count them. (B, C, height, width) → (B, num_classes)
+    """
 
     def __init__(self, model: VisionTransformer):
         super().__init__()
@@ -27,74 +32,99 @@ class WholeSequence(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         model = self.model
-        return model.head(model.pooler(model.pool(model.encoder(model.embeddings(images)))))
+        sequence = model.encoder(model.embeddings(images))
+        return model.head(model.pooler(model.pool(sequence)))
 
 
 def forward_on_meta(model: VisionTransformer, batch_size: int) -> Tensor:
-    """The logits of a batch of images that has only a shape: nothing is computed or held."""
+    """Run one forward pass in evaluation mode on shapes alone: nothing is computed or allocated.
+
+    The model keeps its weights and its mode. Returns the logits (batch_size, num_classes) on the
+    meta device.
+    """
     whole = WholeSequence(model)
     tensors = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     patches = model.embeddings.patch_embedding
     images = torch.empty(batch_size, patches.num_channels, *patches.image_size, device="meta")
+    was_training = model.training
+    model.eval()
     with torch.no_grad():
-        return torch.func.functional_call(whole, shapes, (images,))
+        logits = torch.func.functional_call(whole, shapes, (images,))
+    model.train(was_training)
+    return logits
 
 
 def count_macs(model: VisionTransformer) -> int:
-    """Multiply-adds of one image's forward pass in its matrix products and convolutions, as torch counts them (two FLOPs
-    each; training takes thrice as many) and as papers tell them: of all tokens, see WholeSequence. Norms, softmax and
-    activations, under 2 %, are left out."""
-    training = model.training
+    """Multiply-adds of one image's forward pass, in its matrix products and convolutions.
+
+    One multiply-add is two FLOPs; a training step takes three times as many. They are counted by
+    torch's FLOP counter and over all tokens, as papers do (see WholeSequence). Norms, softmax and
+    activations are left out; they add less than 2 %.
+    """
     with FlopCounterMode(display=False) as counter:
-        forward_on_meta(model.eval(), 1)
-    model.train(training)
+        forward_on_meta(model, 1)
     return counter.get_total_flops() // 2
 
 
 def stage_shapes(model: VisionTransformer, batch_size: int) -> list[tuple[str, tuple[int, ...]]]:
-    """(name and kind of the part, shape of its output) in the order of one pass; of the blocks only the first and the last."""
-    last, rows, handles = len(model.encoder.blocks) - 1, [], []
+    """List the output shapes of the model's parts in the order of one forward pass.
+
+    Returns pairs of "name (class)" and the shape. Of the blocks only the first and the last are
+    listed.
+    """
+    rows: list[tuple[str, tuple[int, ...]]] = []
+
+    def record_as(label: str):
+        def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            rows.append((label, tuple(output.shape)))
+
+        return record
+
+    last_block = len(model.encoder.blocks) - 1
+    handles = []
     for name, module in model.named_modules():
-        parts = name.split(".")
-        if not isinstance(module, SHOWN) or (
-            parts[:2] == ["encoder", "blocks"] and int(parts[2]) not in (0, last)
-        ):
-            continue
-
-        def record(module: nn.Module, inputs: tuple, output: Tensor, name: str = name) -> None:
-            rows.append((f"{name} ({type(module).__name__})", tuple(output.shape)))
-
-        handles.append(module.register_forward_hook(record))
-    training = model.training
-    forward_on_meta(model.eval(), batch_size)
-    model.train(training)
+        if isinstance(module, LISTED) and block_number(name) in (None, 0, last_block):
+            label = f"{name} ({type(module).__name__})"
+            handles.append(module.register_forward_hook(record_as(label)))
+    forward_on_meta(model, batch_size)
     for handle in handles:
         handle.remove()
     return rows
 
 
+def block_number(name: str) -> int | None:
+    """The number of the block that a module of this name belongs to, or None."""
+    parts = name.split(".")
+    if parts[:2] == ["encoder", "blocks"] and len(parts) > 2:
+        return int(parts[2])
+    return None
+
+
 def training_memory(
     model: VisionTransformer, batch_size: int, bytes_per_activation: int, averaged: bool
 ) -> dict[str, int]:
-    """An estimate of the bytes that training holds, by purpose.
+    """Estimate the bytes that training allocates, by purpose.
 
-    Weights, gradients, Adam's two moments and the average are float32. Of every block the backward pass needs the float32
-    residual stream twice and both norms' outputs, and in the training precision q, k, v, the context, two branch outputs and
-    the MLP's hidden layer before and after its activation: 16 D bytes and (6 D + 2 M) activations a token, M the MLP's width
-    (fused attention keeps no N × N matrix). A ResNet before the patches is not counted.
+    Weights, gradients, Adam's two moments and the average of the weights are float32.
+
+    For every block the backward pass needs, in float32, the residual stream twice and the outputs
+    of both norms: 16 D bytes a token, D the model's width. In the training precision it needs q, k,
+    v, the context, two branch outputs, and the MLP's hidden layer before and after its activation:
+    6 D + 2 M activations a token, M the MLP's width. Fused attention keeps no N × N matrix. A
+    ResNet before the patches is not counted.
     """
     weights = 4 * model.num_parameters()
-    embeddings, blocks = model.embeddings, model.encoder.blocks
-    first = blocks[0]
-    assert isinstance(first, Block)
-    tokens = embeddings.patch_embedding.num_patches + embeddings.num_prefix
-    width, hidden = model.encoder.norm.normalized_shape[0], first.mlp.fc1.out_features
-    per_token = 16 * width + (6 * width + 2 * hidden) * bytes_per_activation
+    first_block = model.encoder.blocks[0]
+    assert isinstance(first_block, Block)
+    width = model.encoder.norm.normalized_shape[0]
+    mlp_width = first_block.mlp.fc1.out_features
+    num_tokens = model.embeddings.patch_embedding.num_patches + model.embeddings.num_prefix
+    bytes_per_token = 16 * width + (6 * width + 2 * mlp_width) * bytes_per_activation
     return {
         "weights": weights,
         "gradients": weights,
         "optimizer (two moments)": 2 * weights,
         "average": weights if averaged else 0,
-        "activations": batch_size * tokens * len(blocks) * per_token,
+        "activations": batch_size * num_tokens * len(model.encoder.blocks) * bytes_per_token,
     }

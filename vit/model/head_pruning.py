@@ -1,7 +1,10 @@
-"""Attention heads: how important they are, and their removal.
+"""Attention heads: how important they are, and how they are removed.
 
-Heads go by their original numbers, also in a model that lost some before.
-Source: Michel et al. 2019, "Are Sixteen Heads Really Better than One?" (arXiv:1905.10650), section 4.1.
+Heads go by their original numbers, also in a model that has lost some before. Axis letters:
+L layers, H heads, D width of the model, K width of one head.
+
+Source: Michel et al. 2019, "Are Sixteen Heads Really Better than One?" (arXiv:1905.10650),
+section 4.1.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def attention_modules(model: "VisionTransformer") -> list["Attention"]:
+    """The attention of every block, in order."""
     return [cast("Attention", block.attention) for block in model.encoder.blocks]
 
 
@@ -25,111 +29,122 @@ def num_original_heads(attention: "Attention") -> int:
 
 
 def removed_heads(model: "VisionTransformer") -> dict[int, list[int]]:
-    """{layer: heads it lost}, layers that have all theirs left out: what `pruned_heads` of a configuration holds."""
-    lost = {
-        layer: sorted(set(range(num_original_heads(attention))) - set(attention.heads))
-        for layer, attention in enumerate(attention_modules(model))
-    }
-    return {layer: heads for layer, heads in lost.items() if heads}
+    """{layer: heads that were removed}, without the layers that have kept all of theirs.
+
+    It has the form of the model's argument `pruned_heads`.
+    """
+    removed = {}
+    for layer, attention in enumerate(attention_modules(model)):
+        missing = set(range(num_original_heads(attention))) - set(attention.heads)
+        if missing:
+            removed[layer] = sorted(missing)
+    return removed
 
 
 def importance(model: "VisionTransformer", batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """How much each head matters to the loss on (images, labels) batches, (L, H) in float64; NaN for heads removed before.
+    """How much each head matters to the loss on batches of (images, labels).
 
-    The mean over samples of |∂loss/∂mask| where the head's mask is 1, each layer divided by its ℓ2 norm. Every sample has
-    masks of its own, so one backward pass gives the gradient of each. The model is put into evaluation mode and left so.
-    Raises ValueError where there is no batch.
+    Returns (L, H) in float64, NaN for heads that were removed before. The score of a head is the
+    mean over the images of |∂loss/∂mask|, where the mask that scales the head is 1; the scores of a
+    layer are divided by their ℓ2 norm. The model is put into evaluation mode and stays in it.
+    Raises ValueError where there are no images.
     """
     model.eval()
-    layers, heads = len(model.encoder.blocks), num_original_heads(attention_modules(model)[0])
-    sums, samples = torch.zeros(layers, heads, dtype=torch.float64), 0
+    num_layers = len(model.encoder.blocks)
+    num_heads = num_original_heads(attention_modules(model)[0])
+    sums = torch.zeros(num_layers, num_heads, dtype=torch.float64)
+    num_images = 0
     for images, labels in batches:
-        mask = torch.ones(len(images), layers, heads, device=images.device, requires_grad=True)
+        # Every image has its own mask, so that one backward pass gives the gradient of each image.
+        mask = torch.ones(len(images), num_layers, num_heads, device=images.device)
+        mask.requires_grad_()
         loss = F.cross_entropy(model.trace(images, mask).logits, labels, reduction="sum")
-        sums += torch.autograd.grad(loss, mask)[0].abs().sum(dim=0).cpu()
-        samples += len(images)
-    if samples == 0:
+        (gradient,) = torch.autograd.grad(loss, mask)
+        sums += gradient.abs().sum(dim=0).cpu()
+        num_images += len(images)
+    if num_images == 0:
         raise ValueError("no images to measure the heads' importance on")
-    scores = F.normalize(sums / samples, dim=1)
-    for layer, lost in removed_heads(model).items():
-        scores[layer, lost] = torch.nan
+    scores = F.normalize(sums / num_images, dim=1)
+    for layer, heads in removed_heads(model).items():
+        scores[layer, heads] = torch.nan
     return scores
 
 
 def least_important(scores: Tensor, fraction: float) -> dict[int, list[int]]:
-    """{layer: heads}, the share of the heads with the lowest scores (L, H); NaN: not there. One at least stays in each layer,
-    so a large share gives fewer. Raises ValueError unless fraction is between 0 and 1.
+    """{layer: heads}: the given fraction of all heads, those with the lowest scores.
+
+    scores: (L, H), NaN for heads that are not there. Every layer keeps at least one head, so a
+    large fraction gives fewer than it asks for. Raises ValueError unless the fraction is between 0
+    and 1.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
-    left = (~scores.isnan()).sum(dim=1).tolist()
-    wanted = round(fraction * sum(left))
+    heads_left = (~scores.isnan()).sum(dim=1).tolist()
+    requested = round(fraction * sum(heads_left))
     chosen: dict[int, list[int]] = {}
-    for place in scores.flatten().argsort(stable=True).tolist():  # NaN comes last
-        layer, head = divmod(place, scores.shape[1])
-        if wanted == 0 or scores[layer, head].isnan():
+    for index in scores.flatten().argsort(stable=True).tolist():  # NaN comes last
+        layer, head = divmod(index, scores.shape[1])
+        if requested == 0 or scores[layer, head].isnan():
             break
-        if left[layer] > 1:
+        if heads_left[layer] > 1:
             chosen.setdefault(layer, []).append(head)
-            left[layer], wanted = left[layer] - 1, wanted - 1
+            heads_left[layer] -= 1
+            requested -= 1
     return {layer: sorted(chosen[layer]) for layer in sorted(chosen)}
 
 
 def remove_heads(model: "VisionTransformer", heads: Mapping[int, Sequence[int]]) -> None:
-    """Remove {layer: heads} for good: their rows of query, key and value, their columns of the projection.
+    """Remove {layer: heads} for good.
 
-    The parameters are new ones: build the optimizer afterwards. Raises ValueError, and changes nothing, where a layer or a
-    head does not exist, a head was removed before, or a layer would keep none.
+    The rows of query, key and value and the columns of the projection that belong to them are cut
+    out. The parameters are new ones, so build the optimizer afterwards. Raises ValueError, and
+    changes nothing, where a layer or a head does not exist, a head was removed before, or a layer
+    would be left without any.
     """
     layers = attention_modules(model)
+    # All are checked before the first is changed.
     for layer, numbers in heads.items():
         if not 0 <= layer < len(layers):
             raise ValueError(
                 f"no layer {layer} to remove heads from; there are 0 to {len(layers) - 1}"
             )
-        attention = layers[layer]
-        for head in numbers:
-            if head not in range(num_original_heads(attention)):
-                raise ValueError(
-                    f"layer {layer} has no head {head} to remove; it has {join_numbers(attention.heads)}"
-                )
-            if head not in attention.heads:
-                raise ValueError(
-                    f"head {head} of layer {layer} was removed before; it has {join_numbers(attention.heads)}"
-                )
-        if set(numbers) >= set(attention.heads):
-            raise ValueError(
-                f"layer {layer} must keep one head at least; it has {join_numbers(attention.heads)}"
-            )
+        check_removable(layers[layer], numbers, layer)
     for layer, numbers in heads.items():
-        keep_heads(layers[layer], [head for head in layers[layer].heads if head not in numbers])
+        attention = layers[layer]
+        keep_heads(attention, [head for head in attention.heads if head not in numbers])
 
 
-def join_numbers(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+def check_removable(attention: "Attention", heads: Sequence[int], layer: int) -> None:
+    """Raise ValueError, which names the layer, where these heads can't be removed from it."""
+    remaining = "it has " + ", ".join(str(head) for head in attention.heads)
+    for head in heads:
+        if head not in range(num_original_heads(attention)):
+            raise ValueError(f"layer {layer} has no head {head} to remove; {remaining}")
+        if head not in attention.heads:
+            raise ValueError(f"head {head} of layer {layer} was removed before; {remaining}")
+    if set(heads) >= set(attention.heads):
+        raise ValueError(f"layer {layer} must keep at least one head; {remaining}")
 
 
 def keep_heads(attention: "Attention", heads: Sequence[int]) -> None:
     """Cut an attention down to some of the heads it has."""
-    places = torch.tensor(
-        [attention.heads.index(head) for head in heads], device=attention.query.weight.device
-    )
-    rows = (
-        places[:, None] * attention.head_size
-        + torch.arange(attention.head_size, device=places.device)
-    ).flatten()
-
-    def cut(parameter: Tensor, dim: int) -> nn.Parameter:
-        return nn.Parameter(
-            parameter.detach().index_select(dim, rows), requires_grad=parameter.requires_grad
-        )
+    K = attention.head_size
+    slots = torch.tensor([attention.heads.index(head) for head in heads])
+    # Head i has the rows i·K to (i + 1)·K of the matrices, and the same columns of the projection.
+    rows = (slots[:, None] * K + torch.arange(K)).flatten()
+    rows = rows.to(attention.query.weight.device)
 
     for matrix in (attention.query, attention.key, attention.value):
-        matrix.weight, matrix.out_features = cut(matrix.weight, 0), len(rows)
+        matrix.weight = select(matrix.weight, 0, rows)
         if matrix.bias is not None:
-            matrix.bias = cut(matrix.bias, 0)
-    attention.projection.weight, attention.projection.in_features = (
-        cut(attention.projection.weight, 1),
-        len(rows),
-    )
+            matrix.bias = select(matrix.bias, 0, rows)
+        matrix.out_features = len(rows)
+    attention.projection.weight = select(attention.projection.weight, 1, rows)
+    attention.projection.in_features = len(rows)
     attention.heads = list(heads)
+
+
+def select(parameter: Tensor, dim: int, indices: Tensor) -> nn.Parameter:
+    """A new parameter with some rows (dim 0) or columns (dim 1) of another; frozen if that was."""
+    values = parameter.detach().index_select(dim, indices)
+    return nn.Parameter(values, requires_grad=parameter.requires_grad)

@@ -1,4 +1,8 @@
-"""The grid of patches and the positions in it: computed ones, and the resizing of learnt ones."""
+"""Where the patches lie: the grid, its fixed position encodings, and the resizing of learned ones.
+
+Axis letters: R × S rows × columns of the patch grid, D width of the model, N tokens, H heads,
+K width of one head.
+"""
 
 from collections.abc import Sequence
 
@@ -7,67 +11,82 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Size = int | Sequence[int]
+Pair = tuple[int, int]  # (height, width)
 
 
-def pair(size: Size, name: str) -> tuple[int, int]:
-    """(height, width) from one number or two. Raises ValueError unless both are whole and positive."""
-    height, width = (
-        (size, size)
-        if isinstance(size, int)
-        else (tuple(size) if isinstance(size, Sequence) and len(size) == 2 else (0, 0))
-    )
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
+def pair(size: Size, name: str) -> Pair:
+    """Return (height, width) from one number or two.
+
+    Raises ValueError, which names the argument, unless both are positive whole numbers.
+    """
+    sides = (size, size) if isinstance(size, int) else size
+    is_pair = isinstance(sides, Sequence) and len(sides) == 2
+    if not is_pair or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(
             f"{name} must be a positive whole number or two of them (height, width), got {size}"
         )
+    height, width = sides
     return height, width
 
 
 def patch_grid(
     image_size: Size, patch_size: Size | None, grid_size: Size | None
-) -> tuple[tuple[int, int], ...]:
-    """The image, patch and grid sizes, each (height, width), from the image and either of the other two.
+) -> tuple[Pair, Pair, Pair]:
+    """Work out the image size, the patch size and the grid size from the image and one of the two.
 
-    Raises ValueError where neither or both are given, or where the patches don't tile the image.
+    The patch size is in pixels, the grid size in patches. Raises ValueError where neither or both
+    of them are given, or where the patches don't tile the image.
     """
     image = pair(image_size, "image_size")
-    if (patch_size is None) == (grid_size is None):
-        raise ValueError(
-            "give patch_size (pixels a patch) or grid_size (patches a side), one of the two"
-        )
-    name, divisor = ("patch_size", patch_size) if grid_size is None else ("grid_size", grid_size)
-    assert divisor is not None
-    parts = pair(divisor, name)
+    if patch_size is not None and grid_size is None:
+        patch = pair(patch_size, "patch_size")
+        return image, patch, divide(image, patch, "patch_size")
+    if grid_size is not None and patch_size is None:
+        grid = pair(grid_size, "grid_size")
+        return image, divide(image, grid, "grid_size"), grid
+    raise ValueError(
+        "give either patch_size (pixels a patch) or grid_size (patches a side), exactly one of them"
+    )
+
+
+def divide(image: Pair, parts: Pair, name: str) -> Pair:
+    """Divide the image's sides by `parts`, an argument of this name; ValueError for a remainder."""
     if image[0] % parts[0] or image[1] % parts[1]:
         raise ValueError(
             f"{name} {parts[0]}x{parts[1]} does not divide image_size {image[0]}x{image[1]}"
         )
-    quotient = (image[0] // parts[0], image[1] // parts[1])
-    return (image, parts, quotient) if grid_size is None else (image, quotient, parts)
+    return image[0] // parts[0], image[1] // parts[1]
 
 
-def sincos2d(grid_size: tuple[int, int], width: int) -> Tensor:
+def patch_coordinates(grid_size: Pair) -> tuple[Tensor, Tensor]:
+    """The column x and the row y of every patch in raster order, (R·S,) each."""
+    rows, columns = grid_size
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return x.flatten(), y.flatten()
+
+
+def sincos2d(grid_size: Pair, width: int) -> Tensor:
     """Fixed positions (R·S, D): sin x, cos x, sin y, cos y, a quarter of the width each.
 
-    Beyer et al. 2022 (arXiv:2205.01580) and MoCo v3; frequencies 10000^(-i / (D/4 - 1)) as in the former's code.
-    Raises ValueError unless 4 divides the width.
+    Source: MoCo v3 and Beyer et al. 2022 (arXiv:2205.01580); the frequencies
+    10000^(-i / (D/4 - 1)) are those of the latter's code.
+    Raises ValueError unless the width is a multiple of 4 and at least 8.
     """
     if width % 4 or width < 8:
         raise ValueError(
             f"position=sincos2d needs a hidden_size that 4 divides, 8 at least, got {width}"
         )
     frequencies = 10000.0 ** (-torch.arange(width // 4) / (width // 4 - 1))
-    y, x = torch.meshgrid(torch.arange(grid_size[0]), torch.arange(grid_size[1]), indexing="ij")
-    angles = [coordinate.flatten()[:, None] * frequencies for coordinate in (x, y)]
-    return torch.cat(
-        [function(angle) for angle in angles for function in (torch.sin, torch.cos)], dim=1
-    )
+    x, y = patch_coordinates(grid_size)
+    x_angles = x[:, None] * frequencies
+    y_angles = y[:, None] * frequencies
+    return torch.cat([x_angles.sin(), x_angles.cos(), y_angles.sin(), y_angles.cos()], dim=1)
 
 
-def sincos1d(grid_size: tuple[int, int], width: int) -> Tensor:
-    """Fixed positions (R·S, D) of the patches in raster order: Vaswani et al. 2017 (arXiv:1706.03762), section 3.5.
+def sincos1d(grid_size: Pair, width: int) -> Tensor:
+    """Fixed positions (R·S, D) of the patches in raster order, sines in the even channels.
 
-    Even channels sin, odd ones cos. Raises ValueError for an odd width.
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.5. Raises ValueError for an odd width.
     """
     if width % 2:
         raise ValueError(f"position=sincos1d needs an even hidden_size, got {width}")
@@ -76,58 +95,72 @@ def sincos1d(grid_size: tuple[int, int], width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
+def fixed_positions(position: str, grid_size: Pair, width: int) -> Tensor | None:
+    """The fixed positions that are added to the patches, (1, R·S, D), or None where none are.
+
+    Nothing is added with `rope2d`, which acts in the attention, and with `none`. Raises ValueError
+    for an unknown name.
+    """
+    if position == "sincos2d":
+        return sincos2d(grid_size, width)[None]
+    if position == "sincos1d":
+        return sincos1d(grid_size, width)[None]
+    if position in ("rope2d", "none"):
+        return None
+    raise ValueError(
+        f"position must be learned, sincos2d, sincos1d, rope2d or none, got {position}"
+    )
+
+
 def rope_frequencies(head_width: int) -> Tensor:
-    """How far rope2d turns each channel pair a patch, in radians: 100^(-i / (K/4)), (K/4,)."""
+    """By how many radians a patch rotates each pair of channels: 100^(-i / (K/4)), (K/4,)."""
     return 100.0 ** (-torch.arange(head_width // 4) / (head_width // 4))
 
 
-def rope2d(grid_size: tuple[int, int], head_width: int, num_prefix: int) -> Tensor:
-    """Rotations of queries and keys by the patch's row and column, (2, N, K): cosines and sines.
+def rope2d(grid_size: Pair, head_width: int, num_prefix: int) -> Tensor:
+    """Rotations of queries and keys by the patch's row and column: cosines and sines, (2, N, K).
 
-    Axial: the first half of a head's channels turns with the column, the second with the row, in pairs, with frequencies
-    100^(-i / (K/4)) (Heo et al. 2024, arXiv:2403.13298, section 3.1). Prefix tokens are not turned.
-    Raises ValueError unless 4 divides the head's width.
+    Axial: the first half of a head's channels rotates with the column, the second half with the
+    row, in pairs (Heo et al. 2024, arXiv:2403.13298, section 3.1). The num_prefix tokens before
+    the patches are not rotated. Raises ValueError unless 4 divides the head's width.
     """
     if head_width % 4:
         raise ValueError(f"position=rope2d needs heads whose width 4 divides, got {head_width}")
     frequencies = rope_frequencies(head_width)
-    y, x = torch.meshgrid(torch.arange(grid_size[0]), torch.arange(grid_size[1]), indexing="ij")
-    angles = torch.cat(
-        [coordinate.flatten()[:, None] * frequencies for coordinate in (x, y)], dim=1
-    )
-    angles = torch.cat([torch.zeros(num_prefix, head_width // 2), angles]).repeat_interleave(
-        2, dim=1
-    )
+    x, y = patch_coordinates(grid_size)
+    patch_angles = torch.cat([x[:, None] * frequencies, y[:, None] * frequencies], dim=1)
+    prefix_angles = torch.zeros(num_prefix, head_width // 2)
+    # Both channels of a pair rotate by the same angle.
+    angles = torch.cat([prefix_angles, patch_angles]).repeat_interleave(2, dim=1)  # (N, K)
     return torch.stack([angles.cos(), angles.sin()])
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn channel pairs of (B, H, N, K) by rotation (2, N, K)."""
+    """Rotate the channel pairs of queries or keys (B, H, N, K) by rotation (2, N, K)."""
     even, odd = x[..., ::2], x[..., 1::2]
-    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return (x * rotation[0] + turned * rotation[1]).to(x.dtype)
+    quarter_turn = torch.stack([-odd, even], dim=-1).flatten(-2)
+    cosine, sine = rotation[0], rotation[1]
+    return (x * cosine + quarter_turn * sine).to(x.dtype)
 
 
 def resize_positions(
-    positions: Tensor,
-    old_grid: tuple[int, int],
-    new_grid: tuple[int, int],
-    interpolation: str = "bicubic",
+    positions: Tensor, old_grid: Pair, new_grid: Pair, interpolation: str = "bicubic"
 ) -> Tensor:
-    """Learnt positions (1, prefix + R·S, D) for another grid; those of prefix tokens stay as they are.
+    """Resize learned positions (1, prefix + R·S, D) to another grid; the prefix stays as it is.
 
-    interpolation: bicubic with antialiasing, as timm resizes; or linear without, between the corner patches, as the
-    authors' code (scipy's zoom of order 1) does.
+    interpolation: `bicubic` with antialiasing, as timm resizes, or `linear` without, from corner
+    patch to corner patch, as the paper's authors do (scipy's zoom of order 1).
+    Raises ValueError for another name.
     """
-    count = old_grid[0] * old_grid[1]
-    prefix, patches = positions[:, :-count], positions[:, -count:]
-    patches = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2).float()
+    num_patches = old_grid[0] * old_grid[1]
+    prefix, patches = positions[:, :-num_patches], positions[:, -num_patches:]
+    # (1, R·S, D) → (1, D, R, S), the layout of an image
+    image = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2).float()
     if interpolation == "bicubic":
-        patches = F.interpolate(
-            patches, new_grid, mode="bicubic", antialias=True, align_corners=False
-        )
+        image = F.interpolate(image, new_grid, mode="bicubic", antialias=True, align_corners=False)
     elif interpolation == "linear":
-        patches = F.interpolate(patches, new_grid, mode="bilinear", align_corners=True)
+        image = F.interpolate(image, new_grid, mode="bilinear", align_corners=True)
     else:
         raise ValueError(f"interpolation must be bicubic or linear, got {interpolation}")
-    return torch.cat([prefix, patches.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)], dim=1)
+    patches = image.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
+    return torch.cat([prefix, patches], dim=1)

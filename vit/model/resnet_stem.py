@@ -1,7 +1,9 @@
 """The ResNet before the patch embedding of the hybrid models.
 
-Dosovitskiy et al. 2021, section 3.1 ("Hybrid Architecture") and appendix D.1.2: a ResNet whose batch norms are group norms
-and whose convolutions standardise their weights (Qiao et al. 2019, arXiv:1903.10520; Kolesnikov et al. 2020, BiT).
+Its batch norms are group norms and its convolutions standardize their weights.
+
+Sources: Dosovitskiy et al. 2021 (arXiv:2010.11929), section 3.1 ("Hybrid Architecture") and
+appendix D.1.2; Qiao et al. 2019 (arXiv:1903.10520); Kolesnikov et al. 2020 (BiT, arXiv:1912.11370).
 """
 
 from collections.abc import Sequence
@@ -11,64 +13,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The two ways published weights were trained with: (added to what, group norm's epsilon)
-STYLES = {"jax": ("deviation", 1e-5, 1e-6), "timm": ("variance", 1e-8, 1e-5)}
+# The two styles that published weights were trained with, and their group norm's epsilon.
+# They also standardize weights differently, see StdConv2d.
+GROUP_NORM_EPS = {"jax": 1e-6, "timm": 1e-5}
 
 
 def same_padding(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """Pad so that the output has ceil(size / stride) rows and columns, the odd pixel after, as TensorFlow and flax do."""
-    (top, bottom), (left, right) = (
-        (total // 2, total - total // 2)
-        for total in (
-            max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]
-        )
-    )
+    """Pad so that a convolution gives ceil(size / stride) rows and columns.
+
+    An odd pixel goes after the image, as in TensorFlow and flax.
+    """
+    top, bottom = padding(x.shape[-2], kernel, stride)
+    left, right = padding(x.shape[-1], kernel, stride)
     return F.pad(x, (left, right, top, bottom), value=value)
 
 
-class StdConv2d(nn.Conv2d):
-    """A convolution without bias whose weights are standardised for each output channel, with SAME padding.
+def padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """How many pixels to pad before and after one side."""
+    outputs = -(-size // stride)  # rounded up
+    total = max((outputs - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
 
-    style jax: (w - μ) / (σ + 1e-5); timm: (w - μ) / √(σ² + 1e-8).
+
+class StdConv2d(nn.Conv2d):
+    """A convolution with SAME padding, no bias, and weights standardized for each output channel.
+
+    style: `jax` divides by σ + 1e-5, `timm` by √(σ² + 1e-8).
+    (B, C, height, width) → (B, out_channels, ⌈height / stride⌉, ⌈width / stride⌉)
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, style: str = "jax"
     ):
         super().__init__(in_channels, out_channels, kernel, stride, bias=False)
-        self.added_to, self.epsilon, _ = STYLES[style]
+        self.style = style
 
     def forward(self, input: Tensor) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        deviation = (
-            variance.sqrt() + self.epsilon
-            if self.added_to == "deviation"
-            else (variance + self.epsilon).sqrt()
-        )
+        weight = (self.weight - mean) / self.deviation(variance)
         kernel, stride = self.kernel_size[0], self.stride[0]
-        return F.conv2d(
-            same_padding(input, kernel, stride), (self.weight - mean) / deviation, stride=stride
-        )
+        return F.conv2d(same_padding(input, kernel, stride), weight, stride=stride)
+
+    def deviation(self, variance: Tensor) -> Tensor:
+        """The divisor of the weights; each style keeps it off zero in its own way."""
+        if self.style == "jax":
+            return variance.sqrt() + 1e-5
+        return (variance + 1e-8).sqrt()
 
 
 def group_norm(channels: int, style: str) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=STYLES[style][2])
+    return nn.GroupNorm(32, channels, eps=GROUP_NORM_EPS[style])
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 (with the stride) and 1×1 convolutions around a shortcut, ReLU after the sum (He et al. 2016)."""
+    """1×1, 3×3 (with the stride) and 1×1 convolutions around a shortcut, ReLU after the sum.
+
+    Source: He et al. 2016 (arXiv:1512.03385), figure 5.
+    (B, in_channels, height, width) → (B, 4·width, height / stride, width / stride)
+    """
 
     def __init__(self, in_channels: int, width: int, stride: int, style: str):
         super().__init__()
-        self.conv1, self.norm1 = (
-            StdConv2d(in_channels, width, 1, style=style),
-            group_norm(width, style),
-        )
-        self.conv2, self.norm2 = StdConv2d(width, width, 3, stride, style), group_norm(width, style)
-        self.conv3, self.norm3 = (
-            StdConv2d(width, 4 * width, 1, style=style),
-            group_norm(4 * width, style),
-        )
+        self.conv1 = StdConv2d(in_channels, width, 1, style=style)
+        self.norm1 = group_norm(width, style)
+        self.conv2 = StdConv2d(width, width, 3, stride, style)
+        self.norm2 = group_norm(width, style)
+        self.conv3 = StdConv2d(width, 4 * width, 1, style=style)
+        self.norm3 = group_norm(4 * width, style)
         nn.init.zeros_(self.norm3.weight)  # every unit starts as its shortcut
         self.downsample = None
         if in_channels != 4 * width or stride != 1:
@@ -84,23 +95,33 @@ class Bottleneck(nn.Module):
 
 
 class ResNetStem(nn.Module):
-    """(B, C, height, width) → (B, out_channels, height / stride, width / stride).
+    """The ResNet without its classifier: images to features.
 
-    stages: the bottleneck units of each; (3, 4, 9) is the paper's R50 before ViT-B/16, stride 16, 1,024 channels.
-    style: jax or timm, whose weight standardisation and epsilons differ (see STYLES). Raises ValueError for another.
+    (B, C, height, width) → (B, out_channels, height / stride, width / stride)
+
+    stages: the number of bottleneck units in each stage; (3, 4, 9) is the paper's R50 before
+            ViT-B/16, with stride 16 and 1,024 channels
+    style:  `jax` or `timm`, which differ in weight standardization and epsilons
+
+    Raises ValueError for another style.
     """
 
     def __init__(self, num_channels: int, stages: Sequence[int], style: str = "jax"):
         super().__init__()
-        if style not in STYLES:
-            raise ValueError(f"resnet_style must be one of {', '.join(STYLES)}, got {style}")
-        self.stride, self.out_channels = 2 ** (len(stages) + 1), 256 * 2 ** (len(stages) - 1)
-        self.conv, self.norm = StdConv2d(num_channels, 64, 7, 2, style), group_norm(64, style)
+        if style not in GROUP_NORM_EPS:
+            known = ", ".join(GROUP_NORM_EPS)
+            raise ValueError(f"resnet_style must be one of {known}, got {style}")
+        # The root and its pooling halve the image twice, every stage after the first once more.
+        self.stride = 2 ** (len(stages) + 1)
+        self.out_channels = 256 * 2 ** (len(stages) - 1)
+        self.conv = StdConv2d(num_channels, 64, 7, 2, style)
+        self.norm = group_norm(64, style)
         blocks, channels = [], 64
-        for stage, units in enumerate(stages):
+        for stage, num_units in enumerate(stages):
             width = 64 * 2**stage
-            for unit in range(units):
-                blocks.append(Bottleneck(channels, width, 2 if stage and not unit else 1, style))
+            for unit in range(num_units):
+                stride = 2 if stage > 0 and unit == 0 else 1
+                blocks.append(Bottleneck(channels, width, stride, style))
                 channels = 4 * width
         self.blocks = nn.Sequential(*blocks)
 

@@ -1,7 +1,8 @@
-"""A run's card: one page, card.md, that says what was trained, how, what it reached, what it cost and how to repeat it."""
+"""A run's card: one page, card.md, with what was trained, how, what it reached and cost, and how to
+repeat it.
+"""
 
 import itertools
-import json
 import platform
 import shlex
 import subprocess
@@ -11,21 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from vit.evaluation.accuracy import wilson_interval
-from vit.text import format_duration
+from vit.files import read_json, read_jsonl, write_text
+from vit.text import format_duration, markdown_table
 
 ROOT = Path(__file__).parents[2]
-
-
-BARS, COLUMNS = "▁▂▃▄▅▆▇█", 48
-
-
+BARS = "▁▂▃▄▅▆▇█"
+COLUMNS = 48  # of a curve
+FIRST_LINE = "# python train.py "  # of a config.yaml
 RECIPE = ("augment", "optimizer", "schedule", "train")
-
-
-BEGINNING = "# python train.py "  # of a config.yaml
-
-
-NO_RECIPE = (
+# Settings of the recipe's groups that change no weight or stand elsewhere on the card
+NOT_OF_RECIPE = (
     "train.epochs",
     "train.steps",
     "train.eval_every",
@@ -34,7 +30,8 @@ NO_RECIPE = (
     "train.save_every",
     "optimizer.name",
     "schedule.name",
-)  # of those groups what changes no weight or is told elsewhere
+)
+Section = dict[str, Any]
 
 
 def write_card(
@@ -45,162 +42,177 @@ def write_card(
     macs: int,
     device: str,
 ) -> None:
-    """Write card.md, in Markdown, into the folder of a finished run, from its result.json, metrics.jsonl and timing.jsonl.
+    """Write card.md into the folder of a finished run, from its result.json, metrics.jsonl and
+    timing.jsonl.
 
-    settings: the configuration, nested; command: see command_line; data: the classes' number and the splits in words;
-    macs: of one image's forward pass; device: where and in what precision. Raises OSError where the disk takes no more.
+    settings: the configuration as nested dictionaries; command: see repeat_command; data: the
+    number of classes and the splits, described; macs: of one image's forward pass; device: the
+    hardware and the precision, described.
+    Raises OSError where the disk takes no more.
     """
-    result = json.loads((folder / "result.json").read_text())
-    metrics, timing = (
-        [json.loads(line) for line in (folder / name).read_text().splitlines()]
-        for name in ("metrics.jsonl", "timing.jsonl")
-    )
-    model, n = settings["model"], {row["split"]: int(row["n"]) for row in metrics if "n" in row}
-    reached = {
-        "test top-1": f"{told(result['test_top1'], n['test'])}, read once, at the end; loss {result['test_loss']:.4f}"
-    }
-    if result["val_top1"] is not None:
-        reached["validation top-1"] = (
-            f"{told(result['val_top1'], n['val'])}, the best one, after step "
-            f"{result['best_step']:,}, and chosen for that"
-        )
+    result = read_json(folder / "result.json")
+    metrics = read_jsonl(folder / "metrics.jsonl")
+    timing = read_jsonl(folder / "timing.jsonl")
+    model_name, data_name = settings["model"]["name"], settings["data"]["name"]
     sections = {
-        "Result": reached,
-        "Model": {
-            "name": model["name"],
-            "size": f"{model['num_layers']} layers of width {model['hidden_size']}, "
-            f"{model['num_heads']} heads",
-            "input": f"{model['image_size']} px in patches of {model['patch_size']}",
-        },
-        "Data": {"name": settings["data"]["name"], **data},
-        "Recipe": {
-            "length": f"{result['steps']:,} steps",
-            "seed": settings["seed"],
-            "start": settings.get("pretrained") or "random weights",
-            **{
-                f"{group} {settings[group].get('name', '')}".strip(): notable(settings, group)
-                for group in RECIPE
-            },
-        },
-        "Cost": {
-            "time": format_duration(result["seconds"]),
-            "speed": f"{result['images_per_second']:g} images/s, pauses included",
-            "device": device,
-            "parameters": f"{result['params']:,}",
-            "GFLOPs an image": f"{2 * macs / 1e9:.3g} forward, {6 * macs / 1e9:.3g} in training",
-            "peak memory": f"{max((row['memory_bytes'] for row in timing), default=0) / 2**30:.2f} GiB",
-        },
-        "Versions": {
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "torchvision": version("torchvision"),
-            "this project": project_version(),
-        },
+        "Result": result_section(result, metrics),
+        "Model": model_section(settings["model"]),
+        "Data": {"name": data_name, **data},
+        "Recipe": recipe_section(settings, result),
+        "Cost": cost_section(result, timing, macs, device),
+        "Versions": versions_section(),
     }
-    curves = [
-        curve(
-            f"{split} {key}", [row[key] for row in metrics if row["split"] == split and key in row]
-        )
-        for key in ("loss", "top1")
-        for split in ("train", "val")
-    ]
-    lines = [
-        f"# {model['name']} on {settings['data']['name']}: {result['test_top1']:.2%} test top-1"
-    ]
-    for title, rows in sections.items():
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            "| | |",
-            "|---|---|",
-            *(f"| {name} | {cell(value)} |" for name, value in rows.items()),
-        ]
+    lines = [f"# {model_name} on {data_name}: {result['test_top1']:.2%} test top-1"]
+    for title, section in sections.items():
+        rows = [["", ""], *([name, str(value)] for name, value in section.items())]
+        lines += ["", f"## {title}", "", markdown_table(rows)]
+    evaluate = shlex.quote(f"checkpoint={folder}/checkpoints/best.safetensors")
+    lines += ["", "## Curves", "", "```text", *curves(metrics), "```"]
     lines += [
-        "",
-        "## Curves",
-        "",
-        "```text",
-        *filter(None, curves),
-        "```",
         "",
         "## To repeat it",
         "",
         "```bash",
         command,
-        f"python evaluate.py {shlex.quote(f'checkpoint={folder}/checkpoints/best.safetensors')}",
+        f"python evaluate.py {evaluate}",
         "```",
-        "",
     ]
-    (folder / "card.md").write_text("\n".join(lines), encoding="utf-8")
+    write_text(folder / "card.md", "\n".join(lines) + "\n")
 
 
-def told(accuracy: float, n: int) -> str:
+def result_section(result: dict[str, Any], metrics: list[dict[str, Any]]) -> Section:
+    images = {row["split"]: int(row["n"]) for row in metrics if "n" in row}
+    test = accuracy_with_interval(result["test_top1"], images["test"])
+    section = {"test top-1": f"{test}, read once, at the end; loss {result['test_loss']:.4f}"}
+    if result["val_top1"] is not None:
+        val = accuracy_with_interval(result["val_top1"], images["val"])
+        step = result["best_step"]
+        section["validation top-1"] = f"{val}, after step {step:,}, selected for being the best"
+    return section
+
+
+def model_section(model: dict[str, Any]) -> Section:
+    layers, width, heads = model["num_layers"], model["hidden_size"], model["num_heads"]
+    return {
+        "name": model["name"],
+        "size": f"{layers} layers of width {width}, {heads} heads",
+        "input": f"{model['image_size']} px in patches of {model['patch_size']}",
+    }
+
+
+def recipe_section(settings: dict[str, Any], result: dict[str, Any]) -> Section:
+    section = {
+        "length": f"{result['steps']:,} steps",
+        "seed": settings["seed"],
+        "start": settings.get("pretrained") or "random weights",
+    }
+    for group in RECIPE:
+        title = f"{group} {settings[group].get('name', '')}".strip()
+        section[title] = active_settings(settings, group)
+    return section
+
+
+def cost_section(
+    result: dict[str, Any], timing: list[dict[str, Any]], macs: int, device: str
+) -> Section:
+    peak = max((row["memory_bytes"] for row in timing), default=0)
+    return {
+        "time": format_duration(result["seconds"]),
+        "speed": f"{result['images_per_second']:g} images/s, pauses included",
+        "device": device,
+        "parameters": f"{result['params']:,}",
+        "GFLOPs an image": f"{2 * macs / 1e9:.3g} forward, {6 * macs / 1e9:.3g} in training",
+        "peak memory": f"{peak / 2**30:.2f} GiB",
+    }
+
+
+def versions_section() -> Section:
+    return {
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "torchvision": version("torchvision"),
+        "this project": project_version(),
+    }
+
+
+def accuracy_with_interval(accuracy: float, n: int) -> str:
     low, high = wilson_interval(accuracy, n)
     return f"{accuracy:.2%} ({low:.2%} to {high:.2%}) of {n:,} images"
 
 
-def notable(settings: dict[str, Any], group: str) -> str:
+def active_settings(settings: dict[str, Any], group: str) -> str:
     """The settings of a group that do something, in one line."""
     return ", ".join(
         f"{key} {value}"
         for key, value in settings[group].items()
-        if value not in (None, False, "none", []) and f"{group}.{key}" not in NO_RECIPE
+        if value not in (None, False, "none", []) and f"{group}.{key}" not in NOT_OF_RECIPE
     )
 
 
-def cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def curves(metrics: list[dict[str, Any]]) -> list[str]:
+    """A line for each of loss and top-1 on train and val, where there are numbers."""
+    lines = []
+    for key in ("loss", "top1"):
+        for split in ("train", "val"):
+            values = [row[key] for row in metrics if row["split"] == split and key in row]
+            if values:
+                lines.append(curve(f"{split} {key}", values))
+    return lines
 
 
 def curve(name: str, values: Sequence[float]) -> str:
-    """Numbers over the course of the run as one line of bars, their lowest to their highest; means where they are many."""
-    if not values:
-        return ""
+    """Numbers over the run as one line of bars, from their lowest to their highest; means where
+    they are many.
+    """
     count = min(COLUMNS, len(values))
-    edges = [round(place * len(values) / count) for place in range(count + 1)]
+    edges = [round(number * len(values) / count) for number in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-    low, span = min(means), max(means) - min(means)
-    bars = "".join(
-        BARS[min(7, int(8 * (mean - low) / span))] if span else BARS[0] for mean in means
-    )
+    lowest = min(means)
+    span = max(means) - lowest
+    heights = [int(len(BARS) * (mean - lowest) / span) if span else 0 for mean in means]
+    bars = "".join(BARS[min(len(BARS) - 1, height)] for height in heights)
     return f"{name:10}  {bars:{COLUMNS}}  {values[0]:.4g} to {values[-1]:.4g}"
 
 
-def command_line(config_file: Path, overrides: Sequence[str], seed: int) -> str:
-    """The command that begins the same run anew: with its seed and without what resumes one. Where a config.yaml stands
-    already its first line tells the command that began the run, of which `overrides` change some."""
-    before = config_file.read_text().partition("\n")[0] if config_file.exists() else ""
-    known = shlex.split(before.removeprefix(BEGINNING)) if before.startswith(BEGINNING) else []
-    told = {
-        override.partition("=")[0]: override.replace("\n", " ") for override in [*known, *overrides]
-    }
-    told.setdefault("seed", f"seed={seed}")
-    return shlex.join(
-        [
-            "python",
-            "train.py",
-            *(told[key] for key in told if key not in ("resume", "resume_changed")),
-        ]
-    )
+def repeat_command(config_file: Path, overrides: Sequence[str], seed: int) -> str:
+    """The command that begins the same run anew: with its seed and without what resumes one.
+
+    Where a config.yaml stands already, its first line holds the command that began the run, of
+    which `overrides` change some.
+    """
+    first_line = ""
+    if config_file.exists():
+        first_line = config_file.read_text(encoding="utf-8").partition("\n")[0]
+    began_with = []
+    if first_line.startswith(FIRST_LINE):
+        began_with = shlex.split(first_line.removeprefix(FIRST_LINE))
+    given = {}
+    for override in [*began_with, *overrides]:
+        given[override.partition("=")[0]] = override.replace("\n", " ")
+    given.setdefault("seed", f"seed={seed}")
+    kept = [given[key] for key in given if key not in ("resume", "resume_changed")]
+    return shlex.join(["python", "train.py", *kept])
 
 
 def project_version() -> str:
-    """The git commit of this code and whether the tree was changed, where this is a checkout and git answers."""
+    """The git commit of this code and whether the tree has changes, where this is a checkout and
+    git answers.
+    """
     try:
-        top, commit, changes = (
-            subprocess.run(
-                ["git", *words.split()],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            ).stdout.strip()
-            for words in ("rev-parse --show-toplevel", "rev-parse HEAD", "status --porcelain -uno")
-        )
+        top = git("rev-parse", "--show-toplevel")
+        commit = git("rev-parse", "HEAD")
+        changes = git("status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
         return "no git checkout"
     if not Path(top).samefile(ROOT):  # the code was copied into another project
         return "no git checkout"
-    return f"commit {commit[:12]}{', with changes that are not committed' if changes else ''}"
+    suffix = ", with changes that are not committed" if changes else ""
+    return f"commit {commit[:12]}{suffix}"
+
+
+def git(*arguments: str) -> str:
+    """What git prints about this project. Raises OSError and subprocess.SubprocessError."""
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()

@@ -6,94 +6,117 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vit.errors import CheckpointError, ConfigError, Stopped, TrainingFailed, UserError
 from vit.files import write_json, write_text
+from vit.text import shorten
 
 log = logging.getLogger("vit")
+log.propagate = False  # Hydra's root handler would print every line once more
+
+MAX_REASON = 300  # characters in result.json; an exception may hold a whole compiler's output
+FILES_OF_A_RUN = {"config.yaml", "checkpoints", "metrics.jsonl"}
 
 
 class RunFolder:
-    """A run's folder, held by one process at a time. writes: whether this is that process; of the processes of one run only
-    the first is, the others look on.
+    """A run's folder, held by one process at a time.
 
-    The lock is the kernel's, on the file .lock, so it ends with the process that held it, however that ended. Raises
-    ConfigError where the folder can't be written or another process holds it, naming that process.
+    path: shown relative to the current folder where it lies below it. overrides: the command
+    line's, as given.
+    writes: whether this process writes; of the processes of one run only the first does. The lock
+    is the kernel's, on the file .lock, so it ends with the process that held it, however that
+    ended.
+    Raises ConfigError where the folder can't be written or another process holds it, naming that
+    process.
     """
 
-    def __init__(self, path: Path, writes: bool = True):
-        path = (
-            path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        )  # short where it can be
-        self.path, self.writes = path, writes
-        self.begun = False  # whether result.json is ours to write
-        self.so_far: Callable[[], dict[str, Any]] = (
-            dict  # what an unfinished run has to tell for result.json
-        )
-        self.checkpoints, self.tensorboard = path / "checkpoints", path / "tensorboard"
-        if not writes:
-            return
+    def __init__(self, path: Path, overrides: Sequence[str] = (), writes: bool = True):
+        if path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        self.path, self.overrides, self.writes = path, list(overrides), writes
+        self.owns_result = False  # whether result.json is this process's to write
+        # What an unfinished run has to say in result.json; the run sets it once it has begun
+        self.describe_progress: Callable[[], dict[str, Any]] = dict
+        if writes:
+            self.lock()
+            self.owns_result = not self.holds_a_run()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def lock(self) -> None:
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self.lock = open(path / ".lock", "a+")  # noqa: SIM115  (held until the process ends)
+            self.path.mkdir(parents=True, exist_ok=True)
+            # Held until the process ends
+            self.lock_file = open(self.path / ".lock", "a+")  # noqa: SIM115
         except OSError as error:
             raise ConfigError(
-                f"{path}: can't write the run folder ({error.strerror}); choose another with "
-                "hydra.run.dir=FOLDER"
+                f"{self.path}: can't write the run folder ({error.strerror}); "
+                "choose another with hydra.run.dir=FOLDER"
             ) from None
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.lock.seek(0)
+            self.lock_file.seek(0)
+            holder = self.lock_file.read().strip() or "just starting"
             raise ConfigError(
-                f"{path}: in use by another run ({self.lock.read().strip() or 'just starting'}); wait for it "
+                f"{self.path}: in use by another run ({holder}); wait for it "
                 "or choose another folder with hydra.run.dir=FOLDER"
             ) from None
-        os.register_at_fork(
-            after_in_child=self.lock.close
-        )  # or the loader's processes would hold it after a kill
-        self.lock.truncate(0)
-        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self.lock.flush()
-        self.begun = not self.holds_a_run()
+        # The loader's processes would otherwise hold the lock after a kill
+        os.register_at_fork(after_in_child=self.lock_file.close)
+        self.lock_file.truncate(0)
+        self.lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.lock_file.flush()
 
     def follow(self, path: str) -> None:
-        """Look on in the folder of the process that writes; one that Hydra has made for this process is removed."""
+        """Look on in the folder of the process that writes; one that Hydra has made for this
+        process is removed.
+        """
         if not self.writes and self.path != Path(path):
             self.remove()
-            self.path, self.checkpoints = Path(path), Path(path) / "checkpoints"
+            self.path = Path(path)
 
     def contents(self) -> set[str]:
-        return (
-            set()
-            if not self.path.is_dir()
-            else {entry.name for entry in self.path.iterdir()} - {".lock"}
-        )
+        """The names of what lies in the folder, without the lock."""
+        if not self.path.is_dir():
+            return set()
+        return {entry.name for entry in self.path.iterdir()} - {".lock"}
 
     def has_checkpoint(self) -> bool:
         return self.checkpoints.is_dir() and any(self.checkpoints.glob("*.safetensors"))
 
     def holds_a_run(self) -> bool:
-        """Whether a run has left its files here; job.json is a sweep's note of this very run."""
-        return bool({"config.yaml", "checkpoints", "metrics.jsonl"} & self.contents())
+        """Whether a run has left its files here. (job.json is a sweep's note of this very run.)"""
+        return bool(FILES_OF_A_RUN & self.contents())
 
     def require_empty(self) -> None:
         """Raise ConfigError where another run has left its files here."""
         if self.holds_a_run():
             raise ConfigError(
-                f"{self.path}: holds a run already; go on with it by resume={self.path}, or choose another "
-                "folder with hydra.run.dir=FOLDER"
+                f"{self.path}: holds a run already; resume it by resume={self.path}, or choose "
+                "another folder with hydra.run.dir=FOLDER"
             )
 
     def require_checkpoint(self) -> None:
+        """Raise CheckpointError where there is nothing to resume."""
         if not self.has_checkpoint():
             raise CheckpointError(
-                f"resume={self.path}: no checkpoint in {self.checkpoints}; give the folder of a run "
-                "(it holds config.yaml and checkpoints/)"
+                f"resume={self.path}: no checkpoint in {self.checkpoints}; "
+                "give the folder of a run (it holds config.yaml and checkpoints/)"
             )
+
+    def kept_checkpoint(self) -> str:
+        """How to resume, to be added to the message of a run that failed; nothing without a
+        checkpoint.
+        """
+        if not self.has_checkpoint():
+            return ""
+        return f"; the last checkpoint is kept: resume it by resume={self.path}"
 
     def remove(self) -> None:
         """Leave no empty folder behind a command that ended before its run began."""
@@ -103,11 +126,10 @@ class RunFolder:
             self.path.parent.rmdir()
 
     def start_log(self, write: Callable[[str], None]) -> None:
-        """Lines of the log go to the screen, through `write`, and with their time to train.log."""
-        logging.raiseExceptions = (
-            False  # a full disk must not fill the screen with the log's own tracebacks
-        )
-        log.propagate = False
+        """Send the lines of the log to the screen, through `write`, and with their time to
+        train.log.
+        """
+        logging.raiseExceptions = False  # a full disk must not fill the screen with tracebacks
         if not self.writes:
             log.disabled = True
             return
@@ -118,47 +140,66 @@ class RunFolder:
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.handlers = [screen, file]
 
+    def begin(self, yaml: str, describe_progress: Callable[[], dict[str, Any]]) -> None:
+        """Write config.yaml; from now on result.json is this run's, also where it ends early.
+
+        describe_progress: what an unfinished run has to say in result.json.
+        """
+        self.describe_progress = describe_progress
+        self.owns_result = True
+        if self.writes:
+            self.checkpoints.mkdir(exist_ok=True)
+            write_text(self.path / "config.yaml", yaml)
+
     @contextlib.contextmanager
     def outcome(self) -> Iterator["RunFolder"]:
-        """Around a run: where it ends early, result.json says how and why, or, where nothing was begun, no folder is left."""
+        """Around a run: where it ends early, result.json says how and why; where nothing was begun,
+        no folder is left.
+        """
         try:
             yield self
         except (UserError, TrainingFailed, Stopped) as error:
             if isinstance(error, Stopped) and self.has_checkpoint():
-                error.args = (f"{error}; go on with it by resume={self.path}",)
-            if not self.writes:
-                raise
-            if self.contents():
-                status = "stopped" if isinstance(error, Stopped) else "failed"
-                log.info(f"{status}: {error}")
-                self.write_outcome(status, str(error))
-            else:
-                self.remove()
+                error.args = (f"{error}; resume it by resume={self.path}",)
+            if self.writes:
+                self.end_early(error)
             raise
         except BaseException as error:
             self.write_outcome("failed", f"{type(error).__name__}: {error}")
             raise
 
-    def write_outcome(self, status: str, reason: str) -> None:
-        """result.json of a run that has not finished; the reason it ended goes before a disk that takes no more."""
-        if (
-            self.begun and self.writes
-        ):  # a command that was refused leaves the result of the run that stands here
-            with contextlib.suppress(OSError):
-                self.write_result(status=status, reason=reason, **self.so_far())
+    def end_early(self, error: Exception) -> None:
+        """Say in the log and in result.json why the run ended, or remove the folder where nothing
+        was begun.
+        """
+        if not self.contents():
+            self.remove()
+            return
+        status = "stopped" if isinstance(error, Stopped) else "failed"
+        log.info(f"{status}: {error}")
+        self.write_outcome(status, str(error))
 
-    def write_config(self, yaml: str) -> None:
-        if self.writes:
-            write_text(self.path / "config.yaml", yaml)
+    def write_outcome(self, status: str, reason: str) -> None:
+        """Write result.json of a run that has not finished.
+
+        A command that was refused leaves the result of the run that stands here; a full disk must
+        not hide the reason the run ended.
+        """
+        if self.owns_result and self.writes:
+            reason = shorten(reason, MAX_REASON)
+            with contextlib.suppress(OSError):
+                self.write_result(status=status, reason=reason, **self.describe_progress())
 
     def write_result(self, **values: Any) -> None:
-        """result.json: status (finished, stopped, failed), reason, and what the run measured."""
+        """Write result.json: status (finished, stopped, failed), reason, and what the run
+        measured.
+        """
         if self.writes:
             write_json(self.path / "result.json", values)
 
 
 def wait_until_free(path: Path, seconds: float) -> None:
-    """Wait for as long for another process to let go of a run's folder."""
+    """Wait, at most so long, for another process to release a run's folder."""
     deadline = time.monotonic() + seconds
     while (path / ".lock").exists() and time.monotonic() < deadline:
         with open(path / ".lock") as lock:

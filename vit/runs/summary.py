@@ -1,44 +1,59 @@
-"""From a configuration to the parts of a run, and from a run to words for people: what train.py needs beside its story."""
+"""What a run says before its first step and after its last."""
+
+import logging
+from collections.abc import Mapping
 
 from vit.config.config import Config
 from vit.evaluation.accuracy import wilson_interval
-from vit.runs.folder import RunFolder, log
+from vit.runs.folder import RunFolder
 from vit.text import format_duration
-from vit.training.state import Progress
+
+log = logging.getLogger("vit")
+
+# Models for small and for large images with their multiply-adds an image, the larger first
+SMALL_IMAGE_MODELS = {"vit_s4": 1.4e9, "vit_ti4": 0.35e9}
+LARGE_IMAGE_MODELS = {"vit_s16": 4.6e9, "vit_ti16": 1.26e9}
+SMALL_IMAGE_DATA = ("digits", "cifar10", "cifar100")
 
 
 def cheaper_command(macs: int, config: Config) -> str:
-    """The command for the largest model that takes less than half the work on the same data."""
-    small = config.data.name.name in ("digits", "cifar10", "cifar100")
-    sizes = (
-        {"vit_s4": 1.4e9, "vit_ti4": 0.35e9} if small else {"vit_s16": 4.6e9, "vit_ti16": 1.26e9}
-    )
-    command = f"python train.py data={config.data.name.name}"
-    model = next((name for name, cost in sizes.items() if cost < macs / 2), None)
-    return (
-        f"{command} train.epochs={config.train.epochs / 4:g}"
-        if model is None
-        else f"{command} model={model}"
-    )
+    """The command for the largest model that takes less than half the work on the same data.
+
+    Where there is none, for a run of a quarter of the epochs.
+    """
+    small = config.data.name in SMALL_IMAGE_DATA
+    models = SMALL_IMAGE_MODELS if small else LARGE_IMAGE_MODELS
+    command = f"python train.py data={config.data.name}"
+    for model, cost in models.items():
+        if cost < macs / 2:
+            return f"{command} model={model}"
+    return f"{command} train.epochs={config.train.epochs / 4:g}"
 
 
-def summarize(
-    run: RunFolder, progress: Progress, test: dict[str, float], val_title: str, test_title: str
+def log_result(
+    run: RunFolder,
+    *,
+    best_top1: float | None,
+    best_step: int | None,
+    test: Mapping[str, float],
+    seconds: float,
+    val_title: str,
+    test_title: str,
 ) -> None:
-    """The last lines of a run: what it reached, where it lies and what to do next."""
+    """The last lines of a run: what it reached, where it lies and what to do next.
+
+    best_top1: on the validation split, None where nothing is held out; test: as
+    vit.evaluation.accuracy.evaluate gives it; val_title, test_title: the splits for people.
+    """
     low, high = wilson_interval(test["top1"], int(test["n"]))
-    if progress.best_top1 is not None:
-        log.info(
-            f"best validation top-1  {progress.best_top1:.2%}, after step {progress.best_step} ({val_title})"
-        )
-    log.info(
-        f"test top-1             {test['top1']:.2%}, 95 % interval {low:.2%} to {high:.2%} ({test_title})"
-    )
-    log.info(
-        f"trained in             {format_duration(progress.seconds)}; the run lies in {run.path}"
-    )
+    if best_top1 is not None:
+        log.info(f"best validation top-1  {best_top1:.2%}, after step {best_step} ({val_title})")
+    interval = f"95 % interval {low:.2%} to {high:.2%}"
+    log.info(f"test top-1             {test['top1']:.2%}, {interval} ({test_title})")
+    log.info(f"trained in             {format_duration(seconds)}; the run lies in {run.path}")
+    curves = "outputs" if run.path.parts[0] == "outputs" else run.path
     log.info(
         f"next\n  python evaluate.py checkpoint={run.path}/checkpoints/best.safetensors\n"
-        f"  tensorboard --logdir {'outputs' if run.path.parts[0] == 'outputs' else run.path}\n"
+        f"  tensorboard --logdir {curves}\n"
         "  python train.py model=vit_ti4 data=cifar10"
     )

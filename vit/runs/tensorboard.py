@@ -1,16 +1,30 @@
-"""TODO: say what this file is for."""
+"""TensorBoard: curves, images and tables of a run; a disk that takes no more ends them with one
+warning.
+"""
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from torchvision.utils import make_grid
+
+from vit.text import markdown_table
 
 log = logging.getLogger("vit")
 
-# TensorBoard's page of chosen curves, the important ones first: {section: {title: ["Multiline", patterns of tags]}}
+MIN_SIDE = 64  # pixels that small images are enlarged to
+
+# TensorBoard's page of chosen curves, the important ones first: {section: {title: ["Multiline",
+# patterns of tags]}}
 LAYOUT = {
     "1 the run at a glance": {
         "loss": ["Multiline", ["^loss/(train|val)$"]],
@@ -23,7 +37,7 @@ LAYOUT = {
         "gradient norm of each layer": ["Multiline", ["^gradients/"]],
     },
     "3 the machine": {
-        "share of the device's rate, of time waiting for data": [
+        "MFU, fraction of time waiting for data": [
             "Multiline",
             ["^speed/MFU$", "^speed/data_wait_share$"],
         ],
@@ -32,47 +46,108 @@ LAYOUT = {
 }
 
 
-def quiet_writer(fault: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread of its own; TensorBoard.attempt tells its errors of the disk, and needs no traceback."""
-    if type(fault.thread).__name__ != "_AsyncWriterThread" or not isinstance(
-        fault.exc_value, OSError
-    ):
-        threading.__excepthook__(fault)
-
-
 class TensorBoard:
-    """SummaryWriter that ends with one warning where the disk takes no more: curves are no reason to end a run."""
+    """SummaryWriter that ends with one warning where the disk takes no more: curves are no reason
+    to end a run.
+
+    purge_step: of a resumed run, from which on curves written before are dropped. writes: false in
+    all but the first of several processes.
+    """
 
     def __init__(self, folder: Path, purge_step: int | None, writes: bool = True):
         self.folder = folder
         self.writer: SummaryWriter | None = None
         if not writes:
             return
-        threading.excepthook = quiet_writer
-        self.attempt(
-            lambda: setattr(self, "writer", SummaryWriter(str(folder), purge_step=purge_step))
-        )
+        threading.excepthook = ignore_disk_errors_of_writer
+        with self.disk_errors_end_it():
+            self.writer = SummaryWriter(str(folder), purge_step=purge_step)
+            self.writer.add_custom_scalars(LAYOUT)
 
-    def attempt(self, write: Callable[[], object]) -> None:
+    @property
+    def active(self) -> bool:
+        return self.writer is not None
+
+    @contextlib.contextmanager
+    def disk_errors_end_it(self) -> Iterator[None]:
         try:
-            write()
+            yield
         except OSError as error:
             self.writer = None
+            reason = error.strerror or error
             log.info(
-                f"warning: {self.folder} can't be written ({error.strerror or error}); TensorBoard's curves end here"
+                f"warning: {self.folder} can't be written ({reason}); TensorBoard's curves end here"
             )
 
-    def add(self, kind: str, *arguments: Any) -> None:
-        """SummaryWriter.add_<kind>(*arguments)."""
+    def scalar(self, tag: str, value: float, step: int) -> None:
         if self.writer is not None:
-            writer = self.writer
-            self.attempt(lambda: getattr(writer, f"add_{kind}")(*arguments))
+            with self.disk_errors_end_it():
+                self.writer.add_scalar(tag, value, step)
 
-    def add_summary(self, summary: Any) -> None:
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        if self.writer is not None:
+            with self.disk_errors_end_it():
+                self.writer.add_histogram(tag, values, step)
+
+    def image(self, tag: str, image: Tensor, step: int) -> None:
+        """(3, height, width), floats in 0..1 or uint8."""
+        if self.writer is not None:
+            with self.disk_errors_end_it():
+                self.writer.add_image(tag, image, step)
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        if self.writer is not None:
+            with self.disk_errors_end_it():
+                self.writer.add_text(tag, markdown, step)
+
+    def training_images(self, images: Tensor, labels: list[str], step: int) -> None:
+        """A grid of images as the model sees them, floats in 0..1 (B, C, height, width), and a
+        table of their labels.
+        """
+        images = images.cpu()
+        side = max(images.shape[-2:])
+        if side < MIN_SIDE:  # without smoothing: a person should see the pixels
+            images = F.interpolate(images, scale_factor=MIN_SIDE // side)
+        columns = 8
+        grid = make_grid(images, nrow=columns, padding=2, pad_value=1.0)
+        self.image("pictures/training images", grid, step)
+        rows = [labels[start : start + columns] for start in range(0, len(labels), columns)]
+        table = markdown_table([[""] * columns, *(pad(row, columns) for row in rows)])
+        self.text("pictures/labels of the training images", table, step)
+
+    def hyperparameters(
+        self, settings: dict[str, Any], results: dict[str, float], step: int
+    ) -> None:
+        """One row of the HPARAMS page, in the run's own folder so that it stands beside
+        its curves.
+        """
+        plain = {}
+        for key, value in settings.items():
+            plain[key] = value if isinstance(value, bool | int | float | str) else str(value)
+        for summary in hparams(plain, results):
+            self.summary(summary)
+        for tag, value in results.items():
+            self.scalar(tag, value, step)
+
+    def summary(self, summary: Summary) -> None:
         if self.writer is not None and self.writer.file_writer is not None:
-            file_writer = self.writer.file_writer
-            self.attempt(lambda: file_writer.add_summary(summary))
+            with self.disk_errors_end_it():
+                self.writer.file_writer.add_summary(summary)
 
     def close(self) -> None:
         if self.writer is not None:
-            self.attempt(self.writer.close)
+            with self.disk_errors_end_it():
+                self.writer.close()
+
+
+def pad(row: list[str], length: int) -> list[str]:
+    return row + [""] * (length - len(row))
+
+
+def ignore_disk_errors_of_writer(fault: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread of its own; what the disk refuses there needs no traceback, as
+    the next write raises it again where it is handled.
+    """
+    of_writer = isinstance(fault.thread, _AsyncWriterThread)
+    if not (of_writer and isinstance(fault.exc_value, OSError)):
+        threading.__excepthook__(fault)

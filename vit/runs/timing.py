@@ -1,132 +1,169 @@
-"""Where a run's time goes: when to save, how long it will take, and what would make it faster."""
+"""Where a run's time goes: when to save, how long it will take, how fast the device is used, what
+limits it.
+"""
 
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 SECONDS_BETWEEN_SAVES = 600
-
-
 SECONDS_TO_A_FORECAST = 5
-
-
-# Shares of the whole above which something other than computing is named as the bottleneck
-DATA_SHARE, EVALUATION_SHARE, SAVING_SHARE, FIRST_STEP_SHARE = 0.1, 0.3, 0.05, 0.25
-
-
+# Fractions of the whole above which something other than computing is named as the bottleneck
+DATA_FRACTION, EVALUATION_FRACTION, SAVING_FRACTION, FIRST_STEP_FRACTION = 0.1, 0.3, 0.05, 0.25
 LOW_GPU_MFU = 0.3
 
 
 @dataclass
 class Spent:
-    """Seconds of this process, by purpose; `data` is what the loop waited for batches. On a GPU the host is what is timed: it
-    waits for the device where it reads numbers, which is within `steps`."""
+    """Seconds of this process, by purpose; `data` is what the loop waited for batches.
+
+    On a GPU the host is what is timed: it waits for the device where it reads numbers, which is
+    within `steps`.
+    """
 
     data: float = 0.0
     steps: float = 0.0
-    first_step: float = 0.0  # apart, since it may compile
+    first_step: float = 0.0  # by itself, since it may compile
     evaluation: float = 0.0
     saving: float = 0.0
 
     def total(self) -> float:
-        return sum(vars(self).values())
+        return self.data + self.steps + self.first_step + self.evaluation + self.saving
 
 
-@dataclass
 class Clock:
-    """Wall time of a run. `step` is the number of finished steps when this process took it up, `seconds` what was spent by
-    those before it."""
+    """Wall time of a run.
 
-    step: int
-    seconds: float
-    spent: Spent = field(default_factory=Spent)
+    first_step: the number of finished steps when this process took the run up; seconds_before: what
+    the processes before it spent.
+    """
 
-    def __post_init__(self) -> None:
-        self.first_step, self.seconds_before, self.began = self.step, self.seconds, time.monotonic()
-        self.saved, self.after_first_step, self.told = self.began, 0.0, False
+    def __init__(self, first_step: int, seconds_before: float):
+        self.first_step, self.seconds_before = first_step, seconds_before
+        self.spent = Spent()
+        self.started = self.last_save = time.monotonic()
+        self.after_first_step = 0.0
+        self.forecast_done = False
 
     @contextlib.contextmanager
     def during(self, purpose: str) -> Iterator[None]:
         """Count the time inside as spent on a purpose, a field of Spent."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             yield
         finally:
-            setattr(self.spent, purpose, getattr(self.spent, purpose) + time.perf_counter() - began)
+            seconds = time.perf_counter() - start
+            setattr(self.spent, purpose, getattr(self.spent, purpose) + seconds)
 
-    def now(self) -> float:
-        """Seconds of all processes that worked on the run."""
-        return self.seconds_before + time.monotonic() - self.began
+    def total_seconds(self) -> float:
+        """Of all processes that have worked on the run, one after another."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def saved(self) -> None:
+        self.last_save = time.monotonic()
 
     def save_due(self, step: int, every: int | None) -> bool:
+        """Whether to save after so many finished steps: every so many steps, or by the clock where
+        None.
+        """
         if step <= self.first_step:
             return False
-        return (
-            step % every == 0
-            if every is not None
-            else time.monotonic() - self.saved > SECONDS_BETWEEN_SAVES
-        )
-
-    def seconds_a_step(self, step: int) -> float:
-        return (time.monotonic() - self.after_first_step) / (step - self.first_step - 1)
+        if every is not None:
+            return step % every == 0
+        return time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES
 
     def forecast_due(self, step: int) -> bool:
-        """Once, after a few steps; the first is left out of the estimate, since it may compile."""
-        now, done = time.monotonic(), step - self.first_step
-        if done == 1:
+        """True once, after a few steps; the first is left out of the estimate, since it may
+        compile.
+        """
+        now = time.monotonic()
+        steps_done = step - self.first_step
+        if steps_done == 1:
             self.after_first_step = now
-        due = not self.told and done > 2 and now - self.after_first_step > SECONDS_TO_A_FORECAST
-        self.told = self.told or due
-        return due
+        if self.forecast_done or steps_done <= 2:
+            return False
+        self.forecast_done = now - self.after_first_step > SECONDS_TO_A_FORECAST
+        return self.forecast_done
+
+    def seconds_per_step(self, step: int) -> float:
+        """The mean since the first step of this process."""
+        steps = step - self.first_step - 1
+        return (time.monotonic() - self.after_first_step) / steps
 
 
-def bottleneck(
-    spent: Spent,
-    mfu: float,
-    *,
-    device: str,
-    precision: str,
-    compiled: bool,
-    could_compile: bool,
-    could_bf16: bool,
-    from_files: bool,
-    workers: int,
-    cores: int,
-) -> str:
-    """One line: what most limited the run, and the setting that would help.
+class Speed:
+    """Turns images per second into MFU: the fraction of the device's rate in large matrix products.
 
-    mfu: floating-point operations a second of the steps over what the device does in large products; could_…: whether it pays
-    on this device at this width.
+    macs: multiply-adds of one image's forward pass; product_rate: FLOP/s, of all processes
+    together.
+    """
+
+    def __init__(self, macs: int, product_rate: float):
+        self.macs = macs
+        self.flops_per_image = 6 * macs  # forward and backward, two FLOPs a multiply-add
+        self.product_rate = product_rate
+
+    def mfu(self, images_per_second: float) -> float:
+        rate = self.flops_per_image * images_per_second
+        # The product rate was measured too low where the machine was busy
+        self.product_rate = max(self.product_rate, rate)
+        return rate / self.product_rate
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What decides which setting would make a run faster.
+
+    could_compile, could_use_bf16: whether it pays on this device at this width.
+    """
+
+    device: str
+    precision: str
+    compiled: bool
+    could_compile: bool
+    could_use_bf16: bool
+    from_files: bool
+    workers: int
+    cores: int
+
+
+def bottleneck(spent: Spent, mfu: float, run: Circumstances) -> str:
+    """One line: what limited a run most, and the setting that would help.
+
+    mfu: of the steps alone.
     """
     total = max(spent.total(), 1e-9)
-    shares = f"data {spent.data / total:.0%}, evaluation {spent.evaluation / total:.0%}, saving {spent.saving / total:.0%}"
-    rate = f"steps at {mfu:.0%} of the device's matrix-product rate"
-    if spent.data > DATA_SHARE * total:
-        if not from_files:
-            advice = "a lighter augment would help"
-        elif workers < cores:
-            advice = f"runtime.workers={cores} would help"
-        else:
-            advice = "smaller files would help (python -m vit.shrink), or a lighter augment"
-        return f"bottleneck: waiting for data ({shares}); {advice}"
-    if spent.evaluation > EVALUATION_SHARE * total:
-        return f"bottleneck: evaluation ({shares}); a larger train.eval_every would help"
-    if spent.saving > SAVING_SHARE * total:
-        return f"bottleneck: saving ({shares}); a larger train.save_every would help"
-    if compiled and spent.first_step > FIRST_STEP_SHARE * total:
+    data, evaluation, saving = spent.data / total, spent.evaluation / total, spent.saving / total
+    fractions = f"data {data:.0%}, evaluation {evaluation:.0%}, saving {saving:.0%}"
+    if data > DATA_FRACTION:
+        return f"bottleneck: waiting for data ({fractions}); {data_advice(run)}"
+    if evaluation > EVALUATION_FRACTION:
+        return f"bottleneck: evaluation ({fractions}); a larger train.eval_every would help"
+    if saving > SAVING_FRACTION:
+        return f"bottleneck: saving ({fractions}); a larger train.save_every would help"
+    if run.compiled and spent.first_step > FIRST_STEP_FRACTION * total:
         return (
-            f"bottleneck: compiling ({spent.first_step:.0f} s of {total:.0f}); runtime.compile=false would help so short a "
-            "run"
+            f"bottleneck: compiling ({spent.first_step:.0f} s of {total:.0f}); "
+            "runtime.compile=false would help so short a run"
         )
-    if could_bf16 and precision == "fp32":
-        advice = "train.precision=bf16 would help"
-    elif could_compile and not compiled:
-        advice = "runtime.compile=true would help a longer run"
-    elif device == "cuda" and mfu < LOW_GPU_MFU:
-        advice = (
-            "the steps are small for this device: a larger train.batch_size would use it better"
-        )
-    else:
-        advice = "only a smaller model, a smaller image_size or a faster device would help"
-    return f"bottleneck: computing ({rate}; {shares}); {advice}"
+    rate = f"steps at {mfu:.0%} of the device's matrix-product rate"
+    return f"bottleneck: computing ({rate}; {fractions}); {computing_advice(mfu, run)}"
+
+
+def data_advice(run: Circumstances) -> str:
+    if not run.from_files:
+        return "a lighter augment would help"
+    if run.workers < run.cores:
+        return f"runtime.workers={run.cores} would help"
+    return "smaller files would help (python -m vit.shrink), or a lighter augment"
+
+
+def computing_advice(mfu: float, run: Circumstances) -> str:
+    if run.could_use_bf16 and run.precision == "fp32":
+        return "train.precision=bf16 would help"
+    if run.could_compile and not run.compiled:
+        return "runtime.compile=true would help a longer run"
+    if run.device == "cuda" and mfu < LOW_GPU_MFU:
+        return "the steps are small for this device: a larger train.batch_size would use it better"
+    return "only a smaller model, a smaller image_size or a faster device would help"

@@ -1,43 +1,50 @@
-"""TODO: say what this file is for."""
+"""Whether and how the model is compiled."""
 
 import os
 import shutil
 
 import torch
 from torch import nn
+from torch.utils._triton import has_triton
 
-# Compiling takes about a minute. On a GPU it wins a third or more; on CPUs 15 % at a width of 384, nothing at 192
-# (benchmarks/README.md). The run must be long enough to win the minute back.
+# Compiling takes about a minute. On a GPU it saves a third or more of a step; on CPUs 15 % at a
+# width of 384 and nothing at 192 (benchmarks/README.md). The run must be long enough to win the
+# minute back.
 COMPILE_MIN_FLOPS = {"cuda": 2e16, "cpu": 5e14}
-
-
 CPU_COMPILE_MIN_WIDTH = 384
 
 
 def worth_compiling(device: torch.device, width: int, run_flops: float) -> bool:
-    """What runtime.compile=auto decides, from the device, the model's width and the run's length in FLOPs alone."""
+    """What runtime.compile=auto decides.
+
+    From the device, the model's width and the run's FLOPs alone, so that a resumed run decides the
+    same.
+    """
     wide_enough = device.type == "cuda" or width >= CPU_COMPILE_MIN_WIDTH
     return wide_enough and run_flops > COMPILE_MIN_FLOPS.get(device.type, float("inf"))
 
 
 def compile_model(
-    model: nn.Module, wanted: bool | str, device: torch.device, width: int, run_flops: float
+    model: nn.Module, mode: bool | str, device: torch.device, width: int, run_flops: float
 ) -> tuple[nn.Module, str | None]:
-    """The model, compiled where asked for or, with auto, where it pays; and a line for the user where asking was in vain.
+    """The model, compiled where that is asked for or, with mode "auto", where it pays.
 
-    width, run_flops: see worth_compiling; auto decides from them and the device alone, so that a resumed run decides the same.
+    The second value is a message for the user where compiling was asked for in vain.
+    width, run_flops: see worth_compiling.
     """
-    if wanted is False or (wanted == "auto" and not worth_compiling(device, width, run_flops)):
+    if mode is False or (mode == "auto" and not worth_compiling(device, width, run_flops)):
         return model, None
-    compilers = (os.environ.get("CXX", "g++"), "c++", "clang++")
-    if device.type == "cpu" and not any(shutil.which(compiler) for compiler in compilers):
-        return model, "runtime.compile: no C++ compiler was found, so the model runs uncompiled"
-    if device.type == "cuda" and not has_triton():
-        return model, "runtime.compile: Triton is not installed, so the model runs uncompiled"
+    problem = missing_compiler(device)
+    if problem is not None:
+        return model, f"runtime.compile: {problem}, so the model runs uncompiled"
     return torch.compile(model), None  # pyright: ignore[reportReturnType]
 
 
-def has_triton() -> bool:
-    from torch.utils._triton import has_triton as found
-
-    return found()
+def missing_compiler(device: torch.device) -> str | None:
+    """What torch.compile lacks on this machine, or None."""
+    compilers = (os.environ.get("CXX", "g++"), "c++", "clang++")
+    if device.type == "cpu" and not any(shutil.which(compiler) for compiler in compilers):
+        return "no C++ compiler was found"
+    if device.type == "cuda" and not has_triton():
+        return "Triton is not installed"
+    return None

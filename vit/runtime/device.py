@@ -1,92 +1,91 @@
-"""The device, the precision, compiling and determinism: how a run is computed, not what."""
+"""The device a run is computed on, its settings, its speed and its memory."""
 
 import os
+import resource
+import sys
 import time
 
 import torch
 
 from vit.errors import ConfigError
-from vit.runtime.precision import Precision
+
+# Matrix products that measure a device's rate: (rows, inner, columns), large enough to reach it
+CPU_PRODUCT = (2048, 1024, 1024)
+GPU_PRODUCT = (8192, 8192, 8192)
+PRODUCT_TRIES = 8
 
 
 def choose_device(name: str) -> torch.device:
-    """auto, cuda, mps or cpu → a device; raises ConfigError where it isn't there."""
+    """auto, cuda, mps or cpu → a device. Raises ConfigError where the machine has no such
+    device.
+    """
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
+        name = next(kind for kind, usable in available.items() if usable)
     if not available[name]:
-        there = ", ".join(kind for kind, there in available.items() if there)
+        usable = ", ".join(kind for kind, usable in available.items() if usable)
         raise ConfigError(
-            f"runtime.device={name}: this machine has none that PyTorch can use; it has {there}"
+            f"runtime.device={name}: this machine has none that PyTorch can use; it has {usable}"
         )
     return torch.device(name)
 
 
 def describe_device(device: torch.device) -> str:
+    """The device for people: a GPU's name, or the CPU with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return (
-        f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-    )
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def product_rate(precision: Precision) -> float:
-    """FLOP/s of large matrix products in a precision, the best of some tries that take a quarter of a second or so together:
-    what no model on this device can surpass, and what its speed is told as a share of."""
-    device = precision.device
-    rows, inner, columns = (8192, 8192, 8192) if device.type == "cuda" else (2048, 1024, 1024)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision.name, torch.float32)
-    a, b = (
-        torch.ones(rows, inner, dtype=dtype, device=device),
-        torch.ones(inner, columns, dtype=dtype, device=device),
-    )
-    best = float("inf")
-    for _ in range(8):
-        began = time.perf_counter()
-        product = a @ b
-        if device.type != "cpu":
-            product[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - began)
-    return 2 * rows * inner * columns / best
-
-
-def loader_workers(wanted: int | None, processes: int = 1) -> int:
-    """Processes that decode pictures: as many as wanted, or one a core this process may use, eight at most; the cores are
-    shared by so many processes."""
-    if wanted is not None:
-        return wanted
-    return min(8, max(1, usable_cores() // processes))
+    if device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads"
+    return device.type
 
 
 def use_threads(threads: int | None) -> None:
+    """Let torch use so many threads on the CPU; None leaves the number to torch."""
     if threads is not None:
         torch.set_num_threads(threads)
 
 
-def use_deterministic_kernels(wanted: bool) -> None:
-    """On a GPU: refuse kernels whose bits differ from run to run. CPU kernels repeat at a fixed thread count anyway."""
-    torch.backends.cudnn.benchmark = not wanted
-    if wanted:
+def use_deterministic_kernels(deterministic: bool) -> None:
+    """On a GPU: refuse kernels whose bits differ from run to run. CPU kernels repeat at a fixed
+    thread count.
+    """
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
-    # Nothing here reads such memory, and filling it takes time
+    torch.use_deterministic_algorithms(deterministic)
+    # Nothing here reads uninitialized memory, and filling it takes time
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of large matrix products in a type, the best of some tries: a quarter of a second or
+    so.
+
+    No model on this device can surpass it; a training step's speed is given as a fraction of it
+    (MFU).
+    """
+    rows, inner, columns = GPU_PRODUCT if device.type == "cuda" else CPU_PRODUCT
+    a = torch.ones(rows, inner, dtype=dtype, device=device)
+    b = torch.ones(inner, columns, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(PRODUCT_TRIES):
+        start = time.perf_counter()
+        product = a @ b
+        if device.type != "cpu":
+            product[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * inner * columns / best
+
+
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most the GPU's allocator held, or the most the process held, up to now."""
+    """Bytes: the most that the GPU's allocator has held, or else the most that the process has
+    held.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, Linux in KiB

@@ -1,4 +1,10 @@
-"""TODO: say what this file is for."""
+"""A heartbeat between the processes of a run, so that one that falls silent ends the run within
+half a minute.
+
+A process that is stopped, or whose machine is gone, would otherwise be waited for until the
+collectives' timeout, which is long because healthy processes may compile or save for minutes. The
+heartbeat is a thread of its own and goes on meanwhile.
+"""
 
 import contextlib
 import os
@@ -7,76 +13,96 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from vit.runtime.processes import Processes
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-BEAT_SECONDS, MAX_SILENCE_SECONDS = (
-    2.0,
-    30.0,
-)  # a process that has not been heard of for so long ends the run
+BEAT_SECONDS = 2.0
+MAX_SILENCE_SECONDS = 30.0
 
 
-def start_heartbeat(group: "Processes") -> None:
-    """Start a thread in which every process says that it lives, and ends the run when another falls silent: one that is
-    stopped or whose machine is gone would otherwise be waited for until the collectives' timeout. A process that compiles or
-    saves goes on saying so, since this is a thread of its own."""
-    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+class Heartbeat(threading.Thread):
+    """Tells the other ranks through a store that this one lives, and ends this process when one of
+    them falls silent.
 
-    host = os.environ["MASTER_ADDR"]
-    server = TCPStore(host, 0, is_master=True, wait_for_workers=False) if group.rank == 0 else None
-    port = group.from_first(server.port if server else None)
-    # The server's own process connects as a client too, so that a thread and its shutdown share nothing
-    store = TCPStore(
-        host,
-        port,
-        is_master=False,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=MAX_SILENCE_SECONDS),
-    )
-    store.set(f"name {group.rank}", f"{socket.gethostname()} {os.getpid()}")
-    group.any(True)
-    names = {
-        other: store.get(f"name {other}").decode()
-        for other in range(group.count)
-        if other != group.rank
-    }
+    names: host and process id of every other rank, by rank.
+    """
 
-    def watch() -> None:
-        seen: dict[int, tuple[bytes, float]] = {other: (b"", time.monotonic()) for other in names}
+    def __init__(self, rank: int, store: TCPStore, names: dict[int, str]):
+        super().__init__(daemon=True, name="heartbeat")
+        self.rank, self.store, self.names = rank, store, names
+        self.last_beat = dict.fromkeys(names, b"")
+        self.last_change = dict.fromkeys(names, time.monotonic())
+        self.stopped = threading.Event()
+        self.server: TCPStore | None = None  # kept alive by rank 0
+
+    def run(self) -> None:
         beat = 0
-        while not group.parted.wait(BEAT_SECONDS):
+        while not self.stopped.wait(BEAT_SECONDS):
             beat += 1
-            silent = None
             try:
-                store.set(f"beat {group.rank}", str(beat))
-                for other, (before, since) in seen.items():
-                    key = f"beat {other}"
-                    told = store.get(key) if store.check([key]) else b""
-                    if told != before:
-                        seen[other] = (told, time.monotonic())
-                    elif time.monotonic() - since > MAX_SILENCE_SECONDS:
-                        silent = other
-            except (RuntimeError, OSError):  # rank 0 keeps the store
-                silent = 0
-            if silent is not None and not group.parted.is_set():
-                exit_after_silence(group.rank, silent, names.get(silent, ""))
+                silent = self.exchange(beat)
+            except (RuntimeError, OSError):
+                silent = 0  # rank 0 hosts the store
+            if silent is not None and not self.stopped.is_set():
+                exit_after_silence(self.rank, silent, self.names.get(silent, ""))
 
-    group.held = server
-    threading.Thread(target=watch, daemon=True, name="watch").start()
+    def exchange(self, beat: int) -> int | None:
+        """Write this rank's beat and read the others'; the rank that has been silent for too long,
+        or None.
+        """
+        self.store.set(f"beat {self.rank}", str(beat))
+        for other in self.names:
+            key = f"beat {other}"
+            value = self.store.get(key) if self.store.check([key]) else b""
+            now = time.monotonic()
+            if value != self.last_beat[other]:
+                self.last_beat[other] = value
+                self.last_change[other] = now
+            elif now - self.last_change[other] > MAX_SILENCE_SECONDS:
+                return other
+        return None
+
+    def stop(self) -> None:
+        self.stopped.set()
 
 
-def exit_after_silence(own: int, silent: int, name: str) -> None:
-    """End this process because another has ended or fallen silent, and that one too where it is on this machine."""
+def start_heartbeat(
+    rank: int, count: int, broadcast: Callable[[Any], Any], barrier: Callable[[], None]
+) -> Heartbeat:
+    """Start the heartbeat of this rank; all ranks must call this together.
+
+    broadcast: gives rank 0's value to all; barrier: waits for all.
+    """
+    host = os.environ["MASTER_ADDR"]
+    server = None
+    if rank == 0:
+        server = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    port = broadcast(server.port if server else None)
+    # Rank 0 connects as a client too, so that the thread and the server's shutdown share nothing
+    timeout = timedelta(seconds=MAX_SILENCE_SECONDS)
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    store.set(f"name {rank}", f"{socket.gethostname()} {os.getpid()}")
+    barrier()
+    names = {other: store.get(f"name {other}").decode() for other in range(count) if other != rank}
+    heartbeat = Heartbeat(rank, store, names)
+    heartbeat.server = server
+    heartbeat.start()
+    return heartbeat
+
+
+def exit_after_silence(rank: int, silent: int, name: str) -> None:
+    """End this process because another rank has ended or is silent, and that one too where it is on
+    this machine.
+    """
     host, _, process = name.partition(" ")
-    print(
-        f"rank {own}: nothing is heard of rank {silent} any more (process {process} on {host}); ending. The last checkpoint "
-        "is kept",
-        file=sys.stderr,
-        flush=True,
+    message = (
+        f"rank {rank}: no sign of life from rank {silent} (process {process} on {host}); "
+        "exiting. The last checkpoint is kept"
     )
+    print(message, file=sys.stderr, flush=True)
     if host == socket.gethostname():
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(process), signal.SIGKILL)

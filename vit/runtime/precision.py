@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""The number format of matrix products, and what `train.precision=auto` chooses."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# bfloat16 on CPUs that multiply it in hardware: 0.4 times the speed of float32 at a width of 128 (converting costs more
-# than the small products win), 1.6 times at 192; benchmarks/README.md has the figures.
+# bfloat16 on CPUs that multiply it in hardware: 0.4 times the speed of float32 at a width of 128
+# (converting costs more than the small products save), 1.6 times at 192; benchmarks/README.md has
+# the figures.
 CPU_BF16_MIN_WIDTH = 192
 
-
-# Fused attention's kernels in the order of preference by compute capability: cuDNN's is about twice as fast as the default on
-# Hopper (9.0) in training shapes and slower elsewhere, as published; benchmarks/gpu.py compares them. Others: torch's choice.
+# Fused attention's kernels in the order of preference by compute capability: cuDNN's is about twice
+# as fast as the default on Hopper (9.0) in training shapes and slower elsewhere, as published;
+# benchmarks/gpu.py compares them.
 ATTENTION_KERNELS: dict[tuple[int, int] | None, list[SDPBackend]] = {
     (9, 0): [
         SDPBackend.CUDNN_ATTENTION,
@@ -23,39 +24,36 @@ ATTENTION_KERNELS: dict[tuple[int, int] | None, list[SDPBackend]] = {
     ]
 }
 
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has bfloat16 matrix products in hardware (AVX512_BF16 or AMX)."""
-    capabilities = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # torch 2.11 may lack it: then float32
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """bf16 or fp16: matrix products in 16 bits under autocast, weights and sums in float32; fp32: no autocast."""
+    """bf16 or fp16: matrix products in 16 bits under autocast, weights and sums in float32; fp32:
+    no autocast.
+    """
 
     name: str
     device: torch.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return DTYPES[self.name]
+
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Around a forward pass: its precision, and the kernels of attention that are fast on the device."""
+        """Around a forward pass: its precision, and the kernels of attention that are fast on the
+        device.
+        """
         with contextlib.ExitStack() as stack:
-            capability = (
-                torch.cuda.get_device_capability(self.device)
-                if self.device.type == "cuda"
-                else None
-            )
+            capability = None
+            if self.device.type == "cuda":
+                capability = torch.cuda.get_device_capability(self.device)
             if capability in ATTENTION_KERNELS:
                 stack.enter_context(sdpa_kernel(ATTENTION_KERNELS[capability], set_priority=True))
             if self.name != "fp32":
-                stack.enter_context(
-                    torch.autocast(
-                        self.device.type, torch.bfloat16 if self.name == "bf16" else torch.float16
-                    )
-                )
+                stack.enter_context(torch.autocast(self.device.type, self.dtype))
             yield
 
     def scaler(self) -> torch.amp.GradScaler:
@@ -64,12 +62,22 @@ class Precision:
 
 
 def choose_precision(name: str, device: torch.device, width: int) -> Precision:
-    """auto: bf16 on GPUs that have it (compute capability 8.0) and on CPUs that have it where `width` makes it pay; fp16 on
-    older GPUs; else fp32. Other names as they are."""
-    if name == "auto":
-        if device.type == "cuda":
-            name = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-        else:
-            fast = device.type == "cpu" and width >= CPU_BF16_MIN_WIDTH and cpu_multiplies_bf16()
-            name = "bf16" if fast else "fp32"
-    return Precision(name, device)
+    """The precision of a name. auto, from the hardware and the model's width alone:
+
+    bf16 on GPUs that have it (compute capability 8.0) and on CPUs that have it in hardware where
+    `width` makes it pay; fp16 on older GPUs; else fp32.
+    """
+    if name != "auto":
+        return Precision(name, device)
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
+        return Precision("bf16" if has_bf16 else "fp16", device)
+    fast = device.type == "cpu" and width >= CPU_BF16_MIN_WIDTH and cpu_multiplies_bf16()
+    return Precision("bf16" if fast else "fp32", device)
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has bfloat16 matrix products in hardware (AVX512_BF16 or AMX)."""
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.11 may lack it
+    capabilities = get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,24 +1,29 @@
-"""Several processes that train one model: who they are, what part of the work is whose, and what they tell each other.
+"""The processes that train one model together: which part of a batch is whose, and what they
+exchange.
 
-torchrun (or runtime.processes=N, which uses its API) starts the processes and ends all of them when one ends. Alone, every
-function here does nothing, so that training is written once.
+torchrun, or runtime.processes=N, starts the processes and ends all of them when one ends. Alone,
+every method here does nothing, so that training is written once.
 """
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from vit.runtime.heartbeat import start_heartbeat
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from vit.runtime.heartbeat import Heartbeat, start_heartbeat
 from vit.runtime.launch import started_by_torchrun
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
+T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(
     minutes=30
@@ -27,63 +32,72 @@ COLLECTIVE_TIMEOUT = timedelta(
 
 @dataclass
 class Processes:
-    """The processes of a run. rank, count: of all; local_rank, local_count: of this machine."""
+    """The processes of a run. rank, count: of all; local_rank, local_count: of this machine.
+
+    cpu_group: for collectives on the CPU where the gradients' are on GPUs; None: the default group.
+    """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
     local_count: int = 1
-    host_group: Any = None  # collectives on the CPU, also where the gradients' are on GPUs
-    held: Any = None  # by rank 0: the store in which all say that they live
-    parted: threading.Event = field(default_factory=threading.Event)
+    cpu_group: Any = None
+    heartbeat: Heartbeat | None = None
 
-    def part(self, batch_size: int) -> slice:
-        """Which samples of a global batch are this process's: a run of whole pairs, since neighbours may be mixed."""
+    def batch_slice(self, batch_size: int) -> slice:
+        """Which samples of a global batch are this process's: whole pairs, since neighbors may be
+        mixed.
+        """
         pairs = -(-batch_size // 2)
-        first, end = (2 * (pairs * number // self.count) for number in (self.rank, self.rank + 1))
-        return slice(first, min(end, batch_size))
+        start = 2 * (pairs * self.rank // self.count)
+        end = 2 * (pairs * (self.rank + 1) // self.count)
+        return slice(start, min(end, batch_size))
 
-    def any(self, *flags: bool) -> list[bool]:
-        """Each flag: whether it is set in some process. All processes must call this at the same point."""
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Each flag: whether it is set in some process. All processes must call this at the same
+        point.
+        """
         if self.count == 1:
             return list(flags)
-        import torch
-        import torch.distributed as dist
+        tensor = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, self.cpu_group)
+        return [bool(flag) for flag in tensor]
 
-        told = torch.tensor(flags, dtype=torch.uint8)
-        dist.all_reduce(told, dist.ReduceOp.MAX, self.host_group)
-        return [bool(flag) for flag in told]
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        self.any_of(True)
 
-    def sum(self, tensor: "Tensor") -> "Tensor":
+    def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in all of them."""
         if self.count > 1:
-            import torch.distributed as dist
-
             dist.all_reduce(tensor)
         return tensor
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value, in all processes."""
         if self.count == 1:
             return value
-        import torch.distributed as dist
+        values = [value]
+        dist.broadcast_object_list(values, group=self.cpu_group)
+        return values[0]
 
-        held = [value]
-        dist.broadcast_object_list(held, group=self.host_group)
-        return held[0]
+    def first_then_others(self, call: Callable[[], T]) -> T:
+        """call() in rank 0 first, then in the others: it may download or build what they
+        then find.
+        """
+        if self.rank == 0:
+            result = call()
+            self.barrier()
+            return result
+        self.barrier()
+        return call()
 
-    def in_turn(self, call: Callable[[], Any]) -> Any:
-        """call() by rank 0 first, then by the others: it may download or build what they then find."""
-        result = call() if self.rank == 0 else None
-        self.any(True)
-        return result if self.rank == 0 else call()
-
-    def wrap(self, model: "nn.Module", device: "torch.device") -> "nn.Module":
-        """The model whose gradients are averaged over the processes as they are computed (DistributedDataParallel)."""
+    def data_parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model wrapped so that its gradients are averaged over the processes as they are
+        computed.
+        """
         if self.count == 1:
             return model
-        from torch.nn.parallel import DistributedDataParallel
-
         return DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
@@ -91,80 +105,76 @@ class Processes:
             gradient_as_bucket_view=True,
         )
 
-    def shard(self, model: "nn.Module", device_type: str, half: "torch.dtype | None") -> None:
-        """Spread a model's parameters over the processes, in place (FSDP2): each keeps a share of every block's and fetches the
-        others' when the block is computed, in `half` precision where given; gradients are added up in float32."""
-        import torch
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    def shard(self, model: nn.Module, device_type: str, dtype: torch.dtype | None) -> None:
+        """Spread a model's parameters over the processes, in place (FSDP2).
 
+        Each process keeps a shard of every block and gathers the others' when the block is
+        computed, in `dtype` where given; gradients are reduced in float32.
+        """
         mesh = init_device_mesh(device_type, (self.count,))
-        policy = MixedPrecisionPolicy(
-            param_dtype=half, reduce_dtype=torch.float32 if half else None
-        )
+        reduce_dtype = torch.float32 if dtype else None
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce_dtype)
         for block in model.get_submodule("encoder.blocks").children():
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
 
     def leave(self) -> None:
         """At the end of a run: wait for all, then part."""
-        if self.count > 1:
-            import torch.distributed as dist
-
-            self.any(True)
-            self.parted.set()
-            dist.destroy_process_group()
+        if self.count == 1:
+            return
+        self.barrier()
+        if self.heartbeat is not None:
+            self.heartbeat.stop()
+        dist.destroy_process_group()
 
 
 def join_processes(device_type: str) -> Processes:
-    """The group of the processes that torchrun started, or a group of one. Blocks until all are there."""
+    """The processes that torchrun started, or this one alone. Blocks until all are there."""
     if not started_by_torchrun():
         return Processes()
-    import torch.distributed as dist
-
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    host_group = (
-        dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
-        if device_type == "cuda"
-        else None
+    on_gpu = device_type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    processes = Processes(
+        rank=dist.get_rank(),
+        count=dist.get_world_size(),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        local_count=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        cpu_group=dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if on_gpu else None,
     )
-    group = Processes(
-        dist.get_rank(),
-        dist.get_world_size(),
-        int(os.environ.get("LOCAL_RANK", 0)),
-        int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        host_group,
-    )
-    if group.count > 1:
-        start_heartbeat(group)
-    return group
+    if processes.count > 1:
+        processes.heartbeat = start_heartbeat(
+            processes.rank, processes.count, processes.broadcast, processes.barrier
+        )
+    return processes
 
 
-def gather_full(tensor: "Tensor") -> "Tensor":
-    """A tensor that is spread over the processes, put together in each of them (all must call this); others as they are."""
-    full = getattr(tensor, "full_tensor", None)
-    return tensor if full is None else full()
+def gather_full(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together in each process, all of which must call this; others as they
+    are.
+    """
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def shard_like(tensor: "Tensor", like: "Tensor") -> "Tensor":
-    """The inverse of whole(): spread as `like` is, where it is and has the same shape."""
-    if not hasattr(like, "device_mesh") or tensor.shape != like.shape:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The inverse of gather_full: sharded as `like` is, where that is sharded and has the same
+    shape.
+    """
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(like, DTensor)
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 @contextlib.contextmanager
-def no_gradient_sync(model: "nn.Module") -> Iterator[None]:
-    """Gradients computed inside stay with their process (DistributedDataParallel, FSDP2); other models are left alone."""
-    if hasattr(model, "set_requires_gradient_sync"):
+def no_gradient_sync(model: nn.Module) -> Iterator[None]:
+    """Inside: gradients stay with their process (DistributedDataParallel, FSDP2); other models are
+    left alone.
+    """
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    elif hasattr(model, "set_requires_gradient_sync"):  # a module that fully_shard() has changed
         model.set_requires_gradient_sync(False)  # pyright: ignore[reportCallIssue]
         yield
         model.set_requires_gradient_sync(True)  # pyright: ignore[reportCallIssue]
-    elif hasattr(model, "no_sync"):
-        with model.no_sync():  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
-            yield
     else:
         yield

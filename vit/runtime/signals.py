@@ -1,4 +1,6 @@
-"""Signals that ask a run to stop. Imports nothing heavy, so that the handler stands before torch is imported."""
+"""Signals that ask a run to stop. Imports nothing heavy, so that the handler stands before torch is
+imported.
+"""
 
 import os
 import signal
@@ -8,15 +10,21 @@ from vit.errors import Stopped
 
 
 class StopSignal:
-    """Set by SIGTERM, SIGINT or SIGUSR1; the training loop looks at it between micro-steps, saves and ends.
+    """Set by SIGTERM, SIGINT or SIGUSR1; training looks at it between micro-batches, saves and
+    stops.
 
-    The handler raises nothing itself: in the middle of an import, a library may catch what it must not. A second SIGINT
-    (Ctrl-C twice) ends the process at once; the last checkpoint on disk stays whole.
+    The handler raises nothing itself: in the middle of an import a library might swallow the
+    exception. A second SIGINT (Ctrl-C twice) ends the process at once; the last checkpoint on disk
+    stays whole.
     """
 
     def __init__(self) -> None:
-        self.signal: str | None = None
-        self.at_once = False  # while other processes are waited for: then nothing is lost by ending, and nobody looks
+        self.name: str | None = None  # of the signal, once one has come
+        # While other processes are waited for there is nothing to lose, and nobody looks at `name`
+        self.exit_immediately = False
+
+    def __bool__(self) -> bool:
+        return self.name is not None
 
     def install(self) -> "StopSignal":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -24,11 +32,16 @@ class StopSignal:
         return self
 
     def check(self) -> None:
-        """Before there is anything to save: raise Stopped where a signal has come."""
-        if self.signal is not None:
-            raise Stopped(f"stopped by {self.signal} before the first step")
+        """Raise Stopped where a signal has come before there is anything to save."""
+        if self:
+            raise Stopped(f"stopped by {self.name} before the first step")
+
+    def describe(self) -> str:
+        """The signal's name; another process of the run may have received it."""
+        return self.name or "a signal to another process"
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        if self.at_once or (self.signal is not None and number == signal.SIGINT):
+        second_interrupt = self.name is not None and number == signal.SIGINT
+        if self.exit_immediately or second_interrupt:
             os._exit(128 + number)
-        self.signal = signal.Signals(number).name
+        self.name = signal.Signals(number).name

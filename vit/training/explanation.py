@@ -1,38 +1,50 @@
-"""TODO: say what this file is for."""
+"""What explain=true prints: the shape at every stage, the costs and the memory, before anything is
+trained.
+"""
 
-from vit.checkpoints.model import model_on_shapes
-from vit.config.config import Config, to_dict
-from vit.data.datasets import CLASS_COUNTS
+from dataclasses import asdict
+
+from vit.checkpoints.model import build_on_meta
+from vit.config.config import Config
+from vit.data.datasets import DATASETS
 from vit.model.cost import count_macs, stage_shapes, training_memory
 from vit.runtime.device import choose_device
 from vit.runtime.precision import choose_precision
 
+UNKNOWN_CLASSES = 1000  # assumed where only reading the data set would tell
+
 
 def explanation(config: Config) -> str:
-    """What explain=true prints: the shape at every stage of one batch, the costs, and the memory training would take."""
-    device = choose_device(config.runtime.device.name)
-    precision = choose_precision(config.train.precision.name, device, config.model.hidden_size)
-    classes = config.data.num_classes or CLASS_COUNTS.get(config.data.name.name, 1000)
-    model = model_on_shapes(to_dict(config)["model"], classes)
-    batch = config.train.micro_batch_size or config.train.batch_size
-    macs, shapes = count_macs(model), stage_shapes(model, batch)
+    """The page that explain=true prints."""
+    device = choose_device(config.runtime.device)
+    precision = choose_precision(config.train.precision, device, config.model.hidden_size)
+    published = DATASETS[config.data.name].num_classes
+    num_classes = config.data.num_classes or published or UNKNOWN_CLASSES
+    model = build_on_meta(asdict(config.model), num_classes)
+    batch_size = config.train.micro_batch_size or config.train.batch_size
+    bytes_per_activation = 4 if precision.name == "fp32" else 2
     memory = training_memory(
-        model, batch, 4 if precision.name == "fp32" else 2, bool(config.train.ema_decay)
+        model, batch_size, bytes_per_activation, averaged=config.train.ema_decay > 0
     )
+
     patches = model.embeddings.patch_embedding
-    width = max(len(name) for name, _ in shapes)
-    return "\n".join(
-        [
-            f"{config.model.name} on {batch} images of {patches.num_channels} x {patches.image_size[0]} x {patches.image_size[1]}, "
-            f"{classes} classes",
-            "",
-            f"{'images':{width}}  {(batch, patches.num_channels, *patches.image_size)}",
-            *(f"{name:{width}}  {shape}" for name, shape in shapes),
-            "",
-            f"parameters  {model.num_parameters():,}",
-            f"forward     {macs / 1e9:.4g} GMACs an image ({2 * macs / 1e9:.4g} GFLOPs)",
-            f"training    {6 * macs / 1e9:.4g} GFLOPs an image, {6 * macs * config.train.batch_size / 1e12:.4g} TFLOPs a step",
-            f"memory      about {sum(memory.values()) / 2**30:.2f} GiB to train in {precision.name}: "
-            + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size),
-        ]
-    )
+    height, width = patches.image_size
+    shapes = [("images", (batch_size, patches.num_channels, height, width))]
+    shapes += stage_shapes(model, batch_size)
+    name_width = max(len(name) for name, _ in shapes)
+    macs = count_macs(model)
+    step_flops = 6 * macs * config.train.batch_size
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size)
+    total = sum(memory.values()) / 2**30
+    lines = [
+        f"{config.model.name} on {batch_size} images of "
+        f"{patches.num_channels} x {height} x {width}, {num_classes} classes",
+        "",
+        *(f"{name:{name_width}}  {shape}" for name, shape in shapes),
+        "",
+        f"parameters  {model.num_parameters():,}",
+        f"forward     {macs / 1e9:.4g} GMACs an image ({2 * macs / 1e9:.4g} GFLOPs)",
+        f"training    {6 * macs / 1e9:.4g} GFLOPs an image, {step_flops / 1e12:.4g} TFLOPs a step",
+        f"memory      about {total:.2f} GiB to train in {precision.name}: {parts}",
+    ]
+    return "\n".join(lines)

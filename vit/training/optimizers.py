@@ -1,59 +1,98 @@
-"""Parameter groups, optimizers, learning-rate schedules (pure functions of the step) and weight averaging."""
+"""Parameter groups and optimizers.
 
-from collections.abc import Sequence
+An optimizer is one builder in OPTIMIZERS: its keyword-only parameters are the keys of
+conf/optimizer/*.yaml it takes. What it keeps for a parameter is found out when a run is resumed, so
+nothing else need know of it.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from vit.errors import ConfigError
 
-def depth(name: str, num_layers: int) -> int:
-    """How deep a parameter of a VisionTransformer lies: 0 for the embeddings, n + 1 for block n, num_layers + 1 after them."""
-    if name.startswith("encoder.blocks."):
-        return int(name.split(".")[2]) + 1
-    return 0 if name.startswith("embeddings.") else num_layers + 1
+ROLES = ("matrices", "decay", "no_decay")  # of parameters, in the order of their groups
+COMMON_KEYS = ("name", "lr", "weight_decay", "layer_decay")  # of the configuration's group
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How parameters are grouped: what is decayed, and how fast each layer learns.
+
+    layer_decay: learning rate of a layer relative to the one above it (Clark et al. 2020, ELECTRA;
+    Bao et al. 2022, BEiT), the embeddings the slowest, the head at the full rate; None: all alike.
+    """
+
+    lr: float
+    weight_decay: float
+    layer_decay: float | None = None
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, layer_decay: float | None = None, muon: bool = False
-) -> list[dict]:
-    """Groups of parameters, each with its `name`, role, weight_decay and lr_scale, a factor on the learning rate.
+    model: nn.Module, grouping: Grouping, separate_matrices: bool = False
+) -> list[dict[str, Any]]:
+    """Groups of a model's trained parameters, each with its name, role, weight_decay, lr and
+    initial_lr.
 
-    The weights of linear and convolution layers are decayed, all else is not. By role, not by shape: class token, positions,
-    biases and norms are left alone although some of them are matrices. Frozen parameters are in no group.
-    layer_decay: each layer learns at this share of the one above it (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT),
-    the embeddings the slowest, the head at the full rate. muon: the matrices of attention and MLP, which Muon is for, have
-    the role "matrices"; embeddings and head are no maps between hidden states.
+    The weights of linear and convolution layers are decayed, everything else is not. By role, not
+    by shape: class token, positions, biases and norms are left alone although some of them are
+    matrices.
+    separate_matrices: the matrices of attention and MLP get the role "matrices" (Muon is for them);
+    embeddings and head do not map hidden states to hidden states.
     """
-    roles = ("matrices", "decay", "no_decay")
     decayed = {
         module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)
     }
-    num_layers = len(
-        {
-            name.split(".")[2]
-            for name, _ in model.named_parameters()
-            if name.startswith("encoder.blocks.")
-        }
-    )
-    groups: dict[str, dict] = {}
+    num_layers = count_layers(model)
+    groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            in_block = muon and name.startswith("encoder.blocks.") and parameter.ndim == 2
-            role = "matrices" if in_block else "decay" if parameter in decayed else "no_decay"
-            level = depth(name, num_layers) if layer_decay else num_layers + 1
-            title = f"{role}_layer_{level}" if layer_decay else role
-            group = groups.setdefault(
-                title,
-                {
-                    "params": [],
-                    "weight_decay": 0.0 if role == "no_decay" else weight_decay,
-                    "lr_scale": (layer_decay or 1.0) ** (num_layers + 1 - level),
-                    "name": title,
-                    "role": role,
-                },
-            )
-            group["params"].append(parameter)
-    return sorted(groups.values(), key=lambda group: roles.index(group["role"]))
+        if not parameter.requires_grad:
+            continue
+        role = "decay" if parameter in decayed else "no_decay"
+        if separate_matrices and name.startswith("encoder.blocks.") and parameter.ndim == 2:
+            role = "matrices"
+        # Without layer decay all layers learn as the one after the last block does
+        depth = num_layers + 1
+        if grouping.layer_decay:
+            depth = depth_of(name, num_layers)
+        title = f"{role}_layer_{depth}" if grouping.layer_decay else role
+        if title not in groups:
+            groups[title] = new_group(title, role, num_layers + 1 - depth, grouping)
+        groups[title]["params"].append(parameter)
+    return sorted(groups.values(), key=lambda group: ROLES.index(group["role"]))
+
+
+def new_group(title: str, role: str, layers_above: int, grouping: Grouping) -> dict[str, Any]:
+    """An empty group of a role, so many layers below the head."""
+    lr_scale = (grouping.layer_decay or 1.0) ** layers_above
+    return {
+        "params": [],
+        "weight_decay": 0.0 if role == "no_decay" else grouping.weight_decay,
+        "lr_scale": lr_scale,
+        "name": title,
+        "role": role,
+        "lr": grouping.lr * lr_scale,
+        "initial_lr": grouping.lr * lr_scale,
+    }
+
+
+def count_layers(model: nn.Module) -> int:
+    """The number of a VisionTransformer's blocks, from its parameters' names."""
+    names = [name for name, _ in model.named_parameters() if name.startswith("encoder.blocks.")]
+    return len({name.split(".")[2] for name in names})
+
+
+def depth_of(name: str, num_layers: int) -> int:
+    """How deep a parameter lies: 0 for the embeddings, n + 1 for block n, num_layers + 1 after the
+    blocks.
+    """
+    if name.startswith("encoder.blocks."):
+        return int(name.split(".")[2]) + 1
+    return 0 if name.startswith("embeddings.") else num_layers + 1
 
 
 def freeze_all_but_head(model: nn.Module) -> None:
@@ -62,9 +101,12 @@ def freeze_all_but_head(model: nn.Module) -> None:
     model.get_submodule("head").requires_grad_(True)
 
 
-class Lamb(torch.optim.Optimizer):
-    """LAMB (You et al. 2020, arXiv:1904.00962, algorithm 2): Adam's step of every decayed tensor, decay included, is scaled to
-    the length of the tensor itself; tensors that are not decayed take Adam's step, as in NVIDIA's and timm's LAMB."""
+class LAMB(torch.optim.Optimizer):
+    """LAMB (You et al. 2020, arXiv:1904.00962, algorithm 2).
+
+    Adam's step of every decayed tensor, decay included, is scaled to the length of the tensor
+    itself; tensors that are not decayed take Adam's step, as in NVIDIA's and timm's LAMB.
+    """
 
     def __init__(self, params: list[dict], lr: float, betas: tuple[float, float], eps: float):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
@@ -72,58 +114,130 @@ class Lamb(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
-            (beta1, beta2), eps, decay = group["betas"], group["eps"], group["weight_decay"]
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state.update(
-                        step=torch.zeros(()),
-                        exp_avg=torch.zeros_like(parameter),
-                        exp_avg_sq=torch.zeros_like(parameter),
-                    )
-                state["step"] += 1
-                state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
-                state["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - beta2)
-                step = state["step"].item()
-                mean = state["exp_avg"] / (1 - beta1**step)
-                update = mean / ((state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + eps)
-                if decay:
-                    update += decay * parameter
-                    length, wanted = update.norm(), parameter.norm()
-                    update *= torch.where((length > 0) & (wanted > 0), wanted / length, 1.0)
-                parameter.sub_(update, alpha=group["lr"])
+                if parameter.grad is not None:
+                    self.update(parameter, group)
+
+    def update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        """One step of one parameter."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        beta1, beta2 = group["betas"]
+        gradient = parameter.grad
+        assert gradient is not None
+        state["step"] += 1
+        state["exp_avg"].lerp_(gradient, 1 - beta1)
+        state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2)
+
+        # Adam's step, corrected for the averages' start at zero
+        step = state["step"].item()
+        mean = state["exp_avg"] / (1 - beta1**step)
+        update = mean / ((state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"])
+        if group["weight_decay"]:
+            update += group["weight_decay"] * parameter
+            length, target = update.norm(), parameter.norm()
+            update *= torch.where((length > 0) & (target > 0), target / length, 1.0)
+        parameter.sub_(update, alpha=group["lr"])
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Several optimizers of different parameters as one: their groups and states stand side by side."""
+    """Several optimizers of different parameters as one: their groups and states stand side by
+    side.
+    """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
         self.optimizers = optimizers
-        super().__init__(
-            [group for optimizer in optimizers for group in optimizer.param_groups], {}
-        )
-        self.share()
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        super().__init__(groups, {})
+        self.share_state()
 
-    def share(self) -> None:
+    def share_state(self) -> None:
         """Let the optimizers work on this one's groups and state, which loading replaces."""
         first = 0
         for optimizer in self.optimizers:
             count = len(optimizer.param_groups)
-            optimizer.param_groups, optimizer.state = (
-                self.param_groups[first : first + count],
-                self.state,
-            )
+            optimizer.param_groups = self.param_groups[first : first + count]
+            optimizer.state = self.state
             first += count
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        self.share()
+        self.share_state()
 
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for optimizer in self.optimizers:
             optimizer.step()
+
+
+def adamw(
+    model: nn.Module,
+    grouping: Grouping,
+    *,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019)."""
+    groups = parameter_groups(model, grouping)
+    return torch.optim.AdamW(groups, lr=grouping.lr, betas=as_pair(betas), eps=eps, fused=True)
+
+
+def lamb(
+    model: nn.Module,
+    grouping: Grouping,
+    *,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """See LAMB."""
+    return LAMB(parameter_groups(model, grouping), grouping.lr, as_pair(betas), eps)
+
+
+def sgd(
+    model: nn.Module, grouping: Grouping, *, momentum: float = 0.0, nesterov: bool = False
+) -> torch.optim.Optimizer:
+    """SGD with momentum. Not fused: torch 2.15's fused SGD leaves its momentum uninitialized where
+    fp16 skips the first step.
+    """
+    require_momentum(momentum, nesterov)
+    groups = parameter_groups(model, grouping)
+    return torch.optim.SGD(groups, lr=grouping.lr, momentum=momentum, nesterov=nesterov)
+
+
+def muon(
+    model: nn.Module,
+    grouping: Grouping,
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    adamw_lr: float | None = None,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """torch.optim.Muon (Jordan et al. 2024) at lr for the blocks' matrices, query, key and value
+    each by itself, and AdamW at adamw_lr (lr where None) for everything else.
+    """
+    require_momentum(momentum, nesterov)
+    groups = parameter_groups(model, grouping, separate_matrices=True)
+    matrices = [group for group in groups if group["role"] == "matrices"]
+    rest = [group for group in groups if group["role"] != "matrices"]
+    for group in rest:
+        group["lr"] = group["initial_lr"] = (adamw_lr or grouping.lr) * group["lr_scale"]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:  # none where the backbone is frozen
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=grouping.lr, momentum=momentum, nesterov=nesterov)
+        )
+    optimizers.append(
+        torch.optim.AdamW(rest, lr=grouping.lr, betas=as_pair(betas), eps=eps, fused=True)
+    )
+    return CombinedOptimizer(optimizers)
+
+
+Builder = Callable[..., torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Builder] = {"adamw": adamw, "lamb": lamb, "muon": muon, "sgd": sgd}
 
 
 def build_optimizer(
@@ -133,41 +247,43 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     layer_decay: float | None = None,
-    betas: Sequence[float] | None = None,
-    eps: float | None = None,
-    momentum: float | None = None,
-    nesterov: bool | None = None,
-    adamw_lr: float | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer of conf/optimizer/<name>.yaml, every group with its `initial_lr`, that of the schedule's peak.
+    """The optimizer of a name in OPTIMIZERS for a model's trained parameters.
 
-    muon: torch.optim.Muon (Jordan et al. 2024) at lr for the blocks' matrices, query, key and value each for itself, and AdamW
-    at adamw_lr for all else. Raises ValueError for another name.
+    Every group has its `initial_lr`, the one at the schedule's peak. settings: the optimizer's own
+    keys; None is "not given". Raises ConfigError as check_optimizer does.
     """
-    groups = parameter_groups(model, weight_decay, layer_decay, muon=name == "muon")
-    matrices, rest = (
-        [group for group in groups if (group["role"] == "matrices") == wanted]
-        for wanted in (True, False)
-    )
-    for group in groups:
-        own = adamw_lr if adamw_lr and group["role"] != "matrices" else lr
-        group["initial_lr"] = group["lr"] = own * group["lr_scale"]
-    (beta1, beta2), epsilon = betas or (0.9, 0.999), 1e-8 if eps is None else eps
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=epsilon, fused=True)
-    if name == "lamb":
-        return Lamb(groups, lr, (beta1, beta2), epsilon)
-    if name == "sgd":
-        # Not fused: where fp16 skips the first step, torch 2.15's fused SGD leaves its momentum uninitialised.
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum or 0.0, nesterov=bool(nesterov))
-    if name == "muon":
-        adamw = torch.optim.AdamW(rest, lr=lr, betas=(beta1, beta2), eps=epsilon, fused=True)
-        muon = (
-            torch.optim.Muon(matrices, lr=lr, momentum=momentum or 0.0, nesterov=bool(nesterov))
-            if matrices
-            else None
-        )
-        return CombinedOptimizer(
-            [optimizer for optimizer in (muon, adamw) if optimizer is not None]
-        )
-    raise ValueError(f"optimizer must be adamw, lamb, sgd or muon, got {name}")
+    check_optimizer(name, settings or {})
+    given = {key: value for key, value in (settings or {}).items() if value is not None}
+    return OPTIMIZERS[name](model, Grouping(lr, weight_decay, layer_decay), **given)
+
+
+def check_optimizer(name: str, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError, naming the key, for an unknown name and for a setting the optimizer does
+    not take.
+    """
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, got {name}")
+    for key, value in settings.items():
+        if value is not None and key not in keys_of(OPTIMIZERS[name]):
+            takers = [other for other in OPTIMIZERS if key in keys_of(OPTIMIZERS[other])]
+            raise ConfigError(
+                f"optimizer.{key} does nothing with optimizer={name}; "
+                f"it belongs to {', '.join(takers) or 'no optimizer'}"
+            )
+
+
+def keys_of(builder: Builder) -> list[str]:
+    """The keys of the configuration that a builder takes."""
+    parameters = inspect.signature(builder).parameters.values()
+    return [item.name for item in parameters if item.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def require_momentum(momentum: float, nesterov: bool) -> None:
+    if nesterov and not momentum:
+        raise ConfigError("optimizer.nesterov=true needs optimizer.momentum above 0")
+
+
+def as_pair(betas: Sequence[float]) -> tuple[float, float]:
+    return betas[0], betas[1]

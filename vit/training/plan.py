@@ -1,32 +1,76 @@
-"""TODO: say what this file is for."""
+"""The run's only clock: epochs and fractions become steps here, once.
+
+Schedules are pure functions of the step and hold no state, so a resumed run needs none.
+"""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from vit.errors import ConfigError
-
-
-def every_interval(interval: float | None, total_steps: int) -> Callable[[int], bool]:
-    """step → whether a multiple of `interval` steps, which need not be whole, has just been reached, or the end; with None
-    never."""
-    if interval is None:
-        return lambda step: False
-    return lambda step: (
-        step == total_steps or (step > 0 and int(step / interval) > int((step - 1) / interval))
-    )
-
 
 Schedule = Callable[[int], float]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, and what is due when. Steps count finished optimizer steps.
+
+    batch_size: global; schedule: step → factor on the learning rate; eval_every, attention_every:
+    epochs;
+    log_every, save_every: steps; save_every None: by the clock.
+    """
+
+    total_steps: int
+    steps_per_epoch: float
+    batch_size: int
+    schedule: Schedule
+    eval_every: float
+    attention_every: float | None
+    log_every: int
+    save_every: int | None
+
+    def evaluation_due(self, step: int) -> bool:
+        return due_every(self.eval_every * self.steps_per_epoch, step, self.total_steps)
+
+    def attention_due(self, step: int) -> bool:
+        if self.attention_every is None:
+            return False
+        return due_every(self.attention_every * self.steps_per_epoch, step, self.total_steps)
+
+    def log_due(self, step: int) -> bool:
+        return step % self.log_every == 0 or self.evaluation_due(step)
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, counted from 1, that the step after `step` belongs to."""
+        return int(step / self.steps_per_epoch) + 1
+
+    @property
+    def epochs(self) -> int:
+        """The run's length in epochs, rounded, at least 1."""
+        return max(1, round(self.total_steps / self.steps_per_epoch))
+
+
+def due_every(interval: float, step: int, total_steps: int) -> bool:
+    """Whether a multiple of `interval` steps, which need not be whole, has just been reached, or
+    the end.
+    """
+    if step == total_steps:
+        return True
+    return step > 0 and int(step / interval) > int((step - 1) / interval)
+
+
 def duration_in_steps(value: float | str, total_steps: int, steps_per_epoch: float) -> int:
-    """Steps from a share of the run (a number below 1), steps (1 or more) or epochs ("5ep"). Raises ConfigError otherwise."""
+    """Steps from a fraction of the run (a number below 1), steps (1 or more) or epochs ("5ep").
+
+    Raises ConfigError for anything else.
+    """
     if isinstance(value, str):
         number = value.removesuffix("ep").strip()
         if value.endswith("ep") and number.replace(".", "", 1).isdigit():
             return round(float(number) * steps_per_epoch)
         raise ConfigError(
-            f"a duration is a share of the run (0.05), steps (500) or epochs (5ep), got {value}"
+            f"a duration is a fraction of the run (0.05), steps (500) or epochs (5ep), got {value}"
         )
     return round(value * total_steps) if value < 1 else round(value)
 
@@ -40,11 +84,14 @@ def build_schedule(
     total_steps: int,
     steps_per_epoch: float,
 ) -> Schedule:
-    """step → factor on the learning rate, from 0 at step 0 to 1 after the warmup, then down to `final` at total_steps.
+    """step → factor on the learning rate: from 0 at step 0 to 1 after the warmup, then down to
+    `final` at the end.
 
-    cosine, linear: over the whole rest; constant: in a straight line over the last steps, `cooldown`, if any (Zhai et al.
-    2022, arXiv:2106.04560, section 3.5). warmup, cooldown: see duration(). final: 0 where None. Raises ValueError for
-    another name, and ConfigError where warmup and cooldown are as long as the run.
+    cosine, linear: down over the whole rest; constant: in a straight line over the last steps,
+    `cooldown`, if any (Zhai et al. 2022, arXiv:2106.04560, section 3.5). warmup, cooldown: see
+    duration_in_steps. final: 0 where None.
+    Raises ValueError for another name, and ConfigError where warmup and cooldown are as long as the
+    run.
     """
     if name not in ("cosine", "linear", "constant"):
         raise ValueError(f"schedule must be cosine, linear or constant, got {name}")
@@ -52,12 +99,13 @@ def build_schedule(
     cooldown_steps = duration_in_steps(cooldown or 0, total_steps, steps_per_epoch)
     if warmup_steps >= total_steps:
         raise ConfigError(
-            f"schedule.warmup of {warmup_steps} steps leaves nothing of a run of {total_steps}; shorten it"
+            f"schedule.warmup of {warmup_steps} steps leaves nothing of a run of {total_steps}; "
+            "shorten it"
         )
     if warmup_steps + cooldown_steps > total_steps:
         raise ConfigError(
-            f"schedule.warmup of {warmup_steps} and schedule.cooldown of {cooldown_steps} steps are more than "
-            f"the run's {total_steps}; shorten them"
+            f"schedule.warmup of {warmup_steps} and schedule.cooldown of {cooldown_steps} steps "
+            f"are more than the run's {total_steps}; shorten them"
         )
     lowest = final or 0.0
 
@@ -65,8 +113,10 @@ def build_schedule(
         if step < warmup_steps:
             return step / warmup_steps
         if name == "constant":
-            left = total_steps - step
-            return 1.0 if left >= cooldown_steps else lowest + (1 - lowest) * left / cooldown_steps
+            steps_left = total_steps - step
+            if steps_left >= cooldown_steps:
+                return 1.0
+            return lowest + (1 - lowest) * steps_left / cooldown_steps
         progress = (step - warmup_steps) / (total_steps - warmup_steps)
         if name == "cosine":
             return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * progress))

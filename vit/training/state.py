@@ -1,26 +1,92 @@
-"""TODO: say what this file is for."""
+"""What training changes, and a `last` checkpoint holds: weights, their average, the optimizer's
+state, progress.
+"""
 
 import copy
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from vit.checkpoints.model import load_weights, strip_prefix
 from vit.errors import CheckpointError
 from vit.model.vision_transformer import VisionTransformer
-from vit.runtime.processes import gather_full, shard_like
-from vit.training.optimizers import CombinedOptimizer
+from vit.runtime.precision import Precision
+
+# Whole tensors on the CPU; of sharded ones in the first process alone, gathered one after another
+WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
+LATER = {"later": True}  # of fields that checkpoints of earlier versions do not have
+
+
+@dataclass
+class Progress:
+    """Where a run stands; stored in the header of every checkpoint. `step` counts finished
+    optimizer steps.
+
+    seconds: of all processes that have worked on the run. window: the steps since the last log (see
+    StepWindow).
+    micro_batch_size: the largest that was found to fit into the GPU's memory, where that was tried.
+    """
+
+    step: int = 0
+    evaluated_step: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_top1: float | None = None
+    best_loss: float | None = None
+    scaler: dict | None = None  # of fp16
+    window: dict | None = None
+    micro_batch_size: int | None = field(default=None, metadata=LATER)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> "Progress":
+        """The inverse of to_dict. Raises CheckpointError where another version of the program wrote
+        the values.
+        """
+        known = {item.name for item in fields(cls)}
+        required = {item.name for item in fields(cls) if not item.metadata.get("later")}
+        if not required <= values.keys() <= known:
+            raise CheckpointError(
+                f"{source}: another version of this program wrote its progress "
+                f"({', '.join(values)})"
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def improve(self, metrics: Mapping[str, float]) -> bool:
+        """Take an evaluation in. True where it is the best so far: higher top-1, or the same and a
+        lower loss.
+        """
+        if self.best_top1 is not None and self.best_loss is not None:
+            best = (self.best_top1, -self.best_loss)
+            if (metrics["top1"], -metrics["loss"]) <= best:
+                return False
+        self.best_step = self.step
+        self.best_top1 = metrics["top1"]
+        self.best_loss = metrics["loss"]
+        return True
 
 
 class EMA:
-    """An exponential moving average of a model's parameters, in float32, to evaluate and save in place of them.
+    """An exponential moving average of a model's parameters, in float32, to evaluate and save in
+    their place.
 
-    After update t (counted from 0) the decay is min(decay, (1 + t) / (10 + t)), so that the average spans about the last
-    tenth of the run until `decay` limits it, and forgets the random start at once.
+    After update t (counted from 0) the decay is min(decay, (1 + t) / (10 + t)), so that the average
+    spans about the last tenth of the run until `decay` limits it, and forgets the random start at
+    once.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: VisionTransformer, decay: float):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
 
@@ -28,149 +94,112 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after optimizer step `step`, counted from 0."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)  # pyright: ignore[reportPrivateImportUsage]
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved in every checkpoint beside the tensors. `step` counts finished optimizer steps."""
-
-    step: int = 0
-    evaluated_step: int = 0
-    seconds: float = 0.0  # of all processes that worked on the run
-    best_step: int | None = None
-    best_top1: float | None = None
-    best_loss: float | None = None
-    scaler: dict | None = None  # of fp16
-    window: dict | None = (
-        None  # the steps since the last log: {"rows": [[loss, correct, gradient norm], …], "images": n}
-    )
-
-    def improve(self, metrics: dict[str, float]) -> bool:
-        """Take an evaluation in; true where it is the best so far: higher top-1, or the same and a lower loss."""
-        key = (metrics["top1"], -metrics["loss"])
-        better = (
-            self.best_top1 is None
-            or self.best_loss is None
-            or key > (self.best_top1, -self.best_loss)
-        )
-        if better:
-            self.best_step, self.best_top1, self.best_loss = (
-                self.step,
-                metrics["top1"],
-                metrics["loss"],
-            )
-        return better
+        averages, parameters = list(self.model.parameters()), list(model.parameters())
+        torch._foreach_lerp_(averages, parameters, weight)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass
 class TrainingState:
-    """All that training changes: what a `last` checkpoint holds, under model/, average/ and optimizer/, and its header's
-    progress."""
+    """All that training changes.
+
+    A `last` checkpoint holds the tensors under model/, average/ and optimizer/, and progress and
+    precision in its
+    header. precision: what train.precision=auto chose when the run began.
+    """
 
     model: VisionTransformer
-    average: EMA | None
+    ema: EMA | None
     optimizer: torch.optim.Optimizer
+    precision: Precision
     progress: Progress
 
-    def selected(self) -> nn.Module:
-        """The weights that are evaluated and saved as best: the averaged ones, where there are any."""
-        return self.model if self.average is None else self.average.model
+    def selected(self) -> VisionTransformer:
+        """The model that is evaluated and saved as best: the averaged one, where there is one."""
+        return self.model if self.ema is None else self.ema.model
 
     def tensors(self) -> dict[str, Tensor]:
-        parts = {
-            "model": self.model.state_dict(),
-            "optimizer": optimizer_tensors(self.model, self.optimizer),
-            "average": {} if self.average is None else self.average.model.state_dict(),
-        }
+        """Everything that restore() needs, by name; where sharded, in the first process alone."""
+        parts = {"model": model_tensors(self.model)}
+        if self.ema is not None:
+            parts["average"] = model_tensors(self.ema.model)
+        if (
+            self.progress.step > 0
+        ):  # asking for the state of an untouched optimizer would make its first step
+            parts["optimizer"] = optimizer_tensors(self.model, self.optimizer)
         return {
-            f"{part}/{name}": gather_full(tensor)
+            f"{part}/{name}": tensor
             for part, tensors in parts.items()
             for name, tensor in tensors.items()
         }
 
-    def restore(self, tensors: dict[str, Tensor], progress: dict, source: str) -> None:
-        """The inverse of tensors(). Raises CheckpointError where these are of another model or optimizer."""
-        if progress.keys() != {field.name for field in fields(Progress)}:
-            raise CheckpointError(
-                f"{source}: another version of this program wrote its progress ({', '.join(progress)})"
-            )
-        self.progress = Progress(**progress)
+    def selected_tensors(self) -> dict[str, Tensor]:
+        """The weights of selected() by name; where sharded, in the first process alone."""
+        return model_tensors(self.selected())
+
+    def restore(self, tensors: dict[str, Tensor], header: Mapping[str, Any], source: str) -> None:
+        """The inverse of tensors(), with a checkpoint's header.
+
+        Raises CheckpointError where these are of another model or optimizer.
+        """
+        self.progress = Progress.from_dict(header["progress"], source)
+        self.precision = Precision(header["precision"], self.precision.device)
+        optimizer = strip_prefix(tensors, "optimizer/")
+        if self.progress.step > 0:
+            load_optimizer_tensors(self.model, self.optimizer, optimizer, source)
+        elif optimizer:
+            raise CheckpointError(f"{source}: unexpected {next(iter(optimizer))} before any step")
         load_weights(self.model, strip_prefix(tensors, "model/"), source)
-        load_optimizer_tensors(
-            self.model,
-            self.optimizer,
-            strip_prefix(tensors, "optimizer/"),
-            source,
-            self.progress.step > 0,
-        )
-        if self.average is not None:
-            load_weights(self.average.model, strip_prefix(tensors, "average/"), source)
+        if self.ema is not None:
+            load_weights(self.ema.model, strip_prefix(tensors, "average/"), source)
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights by name, put together where they are sharded."""
+    return get_model_state_dict(model, options=WHOLE_ON_CPU)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as {"<parameter>/<key>": tensor}."""
+    """The state of an optimizer that has made a step, as {"<parameter>/<key>": tensor}."""
+    gathered = get_optimizer_state_dict(model, optimizer, options=WHOLE_ON_CPU)
+    state = gathered.get("state", {})  # in all but the first of several processes there is none
     return {
         f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for name, values in state.items()
+        for key, value in values.items()
         if isinstance(value, Tensor)
     }
 
 
-def state_keys(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[str, ...]:
-    """The names of what this optimizer keeps for a parameter once it has made a step."""
-    if isinstance(optimizer, CombinedOptimizer):
-        optimizer = next(
-            own
-            for own in optimizer.optimizers
-            if any(parameter is other for group in own.param_groups for other in group["params"])
-        )
-    if isinstance(optimizer, torch.optim.SGD):
-        return ("momentum_buffer",) if optimizer.param_groups[0]["momentum"] else ()
-    return (
-        ("momentum_buffer",)
-        if isinstance(optimizer, torch.optim.Muon)
-        else ("step", "exp_avg", "exp_avg_sq")
-    )
-
-
 def load_optimizer_tensors(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    tensors: dict[str, Tensor],
-    source: str,
-    begun: bool = True,
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], source: str
 ) -> None:
-    """The inverse of optimizer_tensors(), for an optimizer built alike; begun: it had made a step.
+    """The inverse of optimizer_tensors, for an untouched optimizer built alike. Load the weights
+    afterwards.
 
-    Raises CheckpointError, naming the source and the first, where a tensor that a step leaves is missing or is none of its.
+    Raises CheckpointError, naming the source, where a tensor is missing or unexpected. What is
+    expected is found
+    out from the optimizer itself: asked for its state, torch makes a step of it at learning rate 0.
     """
-    expected = {
+    expected = get_optimizer_state_dict(model, optimizer)
+    names = {
         f"{name}/{key}"
-        for name, parameter in model.named_parameters()
-        if begun and parameter.requires_grad
-        for key in state_keys(optimizer, parameter)
+        for name, values in expected["state"].items()
+        for key, value in values.items()
+        if isinstance(value, Tensor)
     }
-    if tensors.keys() != expected:
-        wrong = sorted(tensors.keys() ^ expected)
+    difference = sorted(names ^ tensors.keys())
+    if difference:
+        problem = "is missing" if difference[0] in names else "is unexpected"
         raise CheckpointError(
-            f"{source}: the optimizer's state is of another one: {wrong[0]} "
-            + ("is missing" if wrong[0] in expected else "belongs to none of its parameters")
+            f"{source}: its optimizer state is of another optimizer: {difference[0]} {problem}"
         )
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    state: dict[int, dict[str, Tensor]] = {}
-    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, parameter in enumerate(ordered):
-        prefix = names[parameter] + "/"
-        state[number] = {
-            key.removeprefix(prefix): shard_like(value, parameter)
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
-    optimizer.load_state_dict(
-        {
-            "state": {number: held for number, held in state.items() if held},
-            "param_groups": optimizer.state_dict()["param_groups"],
-        }
-    )
+    if not names:  # SGD without momentum keeps nothing
+        return
+    state: dict[str, dict[str, Any]] = {
+        name: dict(expected["state"][name]) for name in expected["state"]
+    }
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        state[parameter][key] = tensor
+    saved = {"state": state, "param_groups": expected["param_groups"]}
+    set_optimizer_state_dict(model, optimizer, saved, options=WHOLE_ON_CPU)

@@ -21,8 +21,8 @@ from vit.checkpoints.file import FORMAT
 from vit.checkpoints.model import first_differences, tensor_differences
 from vit.errors import CheckpointError
 from vit.model.positions import resize_positions
-from vit.model.resnet_stem import STYLES
-from vit.model.vision_transformer import ACTIVATIONS, VisionTransformer
+from vit.model.activations import ACTIVATIONS
+from vit.model.vision_transformer import VisionTransformer
 from vit.weights import huggingface, jeonsworld, npz, own, timm, torchvision
 from vit.weights.description import Weights
 from vit.weights.names import CLS, PATCHES, POSITIONS, ROOT, list_some
@@ -263,7 +263,7 @@ def compare_settings(model: VisionTransformer, weights: Weights) -> tuple[list[s
         notes.append(
             f"trained with layer_norm_eps={there['layer_norm_eps']:g}, the model's is {norm.eps:g}"
         )
-    if patches.stem is not None and patches.stem.conv.added_to != STYLES[there["resnet_style"]][0]:
+    if patches.stem is not None and patches.stem.conv.style != there["resnet_style"]:
         notes.append(f"trained with resnet_style={there['resnet_style']}, the model has the other")
     if model.global_pool != there["global_pool"]:
         notes.append(

@@ -1,0 +1,73 @@
+import os
+
+import numpy as np
+import pytest
+from helpers import make_images
+from PIL import Image
+
+from vit.data.class_folders import (
+    is_imagenet,
+    list_annotated,
+    list_class_folders,
+    list_same_classes,
+    readable_names,
+)
+from vit.errors import DataError
+
+
+def test_images_are_listed_by_class_at_any_depth(tmp_path):
+    make_images(tmp_path, {"train": 2})
+    (tmp_path / "train" / ".hidden").mkdir()
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    deep = tmp_path / "train" / "dog" / "more" / "deep"
+    deep.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(deep / "last.PNG")
+    classes, images = list_class_folders(tmp_path / "train", "title")
+    assert classes == ["cat", "dog"]
+    assert images.title == "title"
+    assert images.labels.tolist() == [0, 0, 1, 1, 1]
+    names = ["cat/0.jpg", "cat/1.jpg", "dog/0.jpg", "dog/1.jpg", "dog/more/deep/last.PNG"]
+    assert images.paths.tolist() == [os.fsencode(tmp_path / "train" / name) for name in names]
+
+
+def test_folders_without_classes_or_images_are_refused(tmp_path):
+    make_images(tmp_path, {"train": 1})
+    (tmp_path / "train" / "wolf").mkdir()
+    with pytest.raises(DataError, match="train/wolf: no images"):
+        list_class_folders(tmp_path / "train", "title")
+    with pytest.raises(DataError, match="train/cat: found 0 class folders"):
+        list_class_folders(tmp_path / "train" / "cat", "title")
+
+
+def test_another_split_has_to_have_the_same_classes(tmp_path):
+    make_images(tmp_path, {"val": 1})
+    assert len(list_same_classes(tmp_path / "val", ["cat", "dog"], "val")) == 2
+    with pytest.raises(DataError, match=r"val: .*lacks fox"):
+        list_same_classes(tmp_path / "val", ["cat", "dog", "fox"], "val")
+
+
+def test_annotations_of_tiny_imagenet(tmp_path):
+    lines = ["0.JPEG\tn2\t0\t0\t62\t62", "1.JPEG\tn1\t0\t0\t62\t62", ""]
+    (tmp_path / "val_annotations.txt").write_text("\n".join(lines))
+    images = list_annotated(tmp_path, ["n1", "n2"], "title")
+    assert images.labels.tolist() == [1, 0]
+    expected = [os.fsencode(tmp_path / "images" / name) for name in ("0.JPEG", "1.JPEG")]
+    assert np.array_equal(images.paths, expected)
+    with pytest.raises(DataError, match=r"val_annotations\.txt: .*lacks n3"):
+        list_annotated(tmp_path, ["n1", "n2", "n3"], "title")
+
+
+def test_imagenets_thousand_folders_get_readable_names():
+    from timm.data import ImageNetInfo
+
+    wnids = sorted(ImageNetInfo("imagenet-1k").label_names())
+    assert is_imagenet(wnids)
+    names = readable_names(wnids)
+    assert (names[0], names[1], names[999]) == ("tench", "goldfish", "toilet tissue")
+    others = [*wnids[:-1], "n99999999"]
+    assert not is_imagenet(others)
+    assert readable_names(others) == others
+
+
+def test_names_that_are_not_unicode_are_no_imagenet():
+    assert not is_imagenet(["\udcff", "cat"])

@@ -1,0 +1,192 @@
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, make_images
+from PIL import Image
+
+from vit.augment.policies import build_policies
+from vit.data.class_folders import list_class_folders
+from vit.data.loader import ImageFileDataset, decode_batches, evaluation_batches
+from vit.data.preprocessing import Preprocessing
+from vit.data.sample_order import SampleOrder
+from vit.data.splits import ImageSplit
+from vit.data.training_transform import TrainingTransform
+from vit.errors import DataError
+
+CPU = torch.device("cpu")
+PREPROCESSING = Preprocessing((24, 24), 3, (0.5,), (0.25,), 0.875, "bilinear")
+
+
+def list_images(root, count=12):
+    make_images(root, {"train": count})
+    return list_class_folders(root / "train", "images")[1]
+
+
+def steps(images, first, last, batch_size=8):
+    """The (epoch, index) pairs of each batch."""
+    order = SampleOrder(len(images), batch_size, seed=5)
+    for step in range(first, last):
+        passes, indices = order.batch(step)
+        yield list(zip(passes.tolist(), indices.tolist(), strict=True))
+
+
+def decode(images, workers, first=0, last=4):
+    policies = build_policies("randaugment", 2, 9, 0.3)
+    transform = TrainingTransform(PREPROCESSING, [0.2, 1.0], 0.5, policies)
+    dataset = ImageFileDataset(images, PREPROCESSING, transform, seed=5)
+    return list(decode_batches(dataset, steps(images, first, last), workers, CPU))
+
+
+def test_any_number_of_workers_gives_the_same_batches(tmp_path):
+    images = list_images(tmp_path)
+    expected = decode(images, 0)
+    assert expected[0][0].shape == (8, 3, 24, 24)
+    assert expected[0][0].dtype == torch.uint8
+    for workers in (1, 2):
+        for batch, known in zip(decode(images, workers), expected, strict=True):
+            assert torch.equal(batch[0], known[0])
+            assert torch.equal(batch[1], known[1])
+    resumed = decode(images, 1, first=2)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(resumed, expected[2:], strict=True))
+
+
+def test_an_image_is_augmented_differently_in_another_epoch(tmp_path):
+    images = list_images(tmp_path)
+    transform = TrainingTransform(PREPROCESSING, [0.2, 1.0], 0.5)
+    dataset = ImageFileDataset(images, PREPROCESSING, transform, seed=5)
+    assert torch.equal(dataset[0, 3][0], dataset[0, 3][0])
+    assert not torch.equal(dataset[0, 3][0], dataset[1, 3][0])
+    other_seed = ImageFileDataset(images, PREPROCESSING, transform, seed=6)
+    assert not torch.equal(dataset[0, 3][0], other_seed[0, 3][0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_named(tmp_path, workers):
+    images = list_images(tmp_path)
+    (tmp_path / "train" / "cat" / "3.jpg").write_bytes(b"\xff\xd8 no more")
+    with pytest.raises(DataError, match=r"^\S*train/cat/3\.jpg: not a readable image"):
+        decode(images, workers, last=6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_can_be_replaced_by_another(tmp_path, workers, caplog):
+    caplog.set_level(logging.INFO, logger="vit")
+    images = list_images(tmp_path)
+    dataset = ImageFileDataset(images, PREPROCESSING, None, seed=5, skip=True)
+    (batch,) = steps(images, 0, 1, batch_size=len(images))
+    order = [index for _, index in batch]
+
+    def decode_epoch():
+        (decoded,) = decode_batches(dataset, [batch], workers, CPU)
+        return decoded
+
+    whole, _ = decode_epoch()
+    bad = order[3]
+    Path(os.fsdecode(images.paths[bad])).write_bytes(b"\xff\xd8 no more")
+    pixels, labels = decode_epoch()
+    substitute = (bad + 1) % len(images)
+    assert torch.equal(pixels[3], whole[order.index(substitute)])
+    assert labels[3] == images.labels[substitute]
+    others = [position for position in range(len(order)) if position != 3]
+    assert torch.equal(pixels[others], whole[others])
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith(f"warning: skipped {os.fsdecode(images.paths[bad])}: ")
+
+    Path(os.fsdecode(images.paths[order[7]])).write_bytes(b"")
+    with pytest.raises(DataError, match=r"2 of 24 images cannot be read, more than 1%"):
+        decode_epoch()
+
+
+def test_many_unreadable_images_in_a_row_are_no_accident(tmp_path):
+    images = list_images(tmp_path)
+    for path in images.paths[:10]:
+        Path(os.fsdecode(path)).write_bytes(b"")
+    dataset = ImageFileDataset(images, PREPROCESSING, None, seed=0, skip=True)
+    assert isinstance(dataset[0, 0], DataError)
+    pixels, _, unreadable = dataset[0, 1]
+    assert torch.equal(pixels, dataset[0, 10][0])
+    assert len(unreadable) == 9
+
+
+def test_evaluation_sees_every_image_once_in_order(tmp_path):
+    images = list_images(tmp_path, count=5)
+    batches = list(evaluation_batches(images, 4, PREPROCESSING, 1, CPU))
+    assert [len(labels) for _, labels in batches] == [4, 4, 2]
+    assert torch.equal(torch.cat([labels for _, labels in batches]), images.labels)
+    inputs = torch.cat([inputs for inputs, _ in batches])
+    expected = PREPROCESSING(Image.open(os.fsdecode(images.paths[7])))
+    torch.testing.assert_close(inputs[7], expected)
+
+
+@pytest.mark.parametrize(("count", "processes"), [(23, 1), (23, 2), (23, 4), (3, 4), (24, 4)])
+def test_evaluation_is_shared_by_processes(count, processes):
+    pixels = torch.arange(count, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    images = ImageSplit("numbers", torch.arange(count) + 100, pixels)
+    plain = Preprocessing((1, 1), 1, (0.0,), (1 / 255,), None, "bilinear")
+    seen, lengths = [], []
+    for rank in range(processes):
+        batches = list(evaluation_batches(images, 5, plain, 0, CPU, rank, processes))
+        lengths.append([len(labels) for _, labels in batches])
+        inputs = torch.cat([inputs for inputs, _ in batches]).flatten().round().long()
+        labels = torch.cat([labels for _, labels in batches])
+        counted = labels != -1
+        assert torch.equal(labels[counted], inputs[counted] + 100)
+        seen += inputs[counted].tolist()
+    assert sorted(seen) == list(range(count))
+    # Or some processes would wait for the others for ever
+    assert all(length == lengths[0] for length in lengths)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_workers_leave_signals_to_their_parent(tmp_path, number):
+    images = list_images(tmp_path)
+    dataset = ImageFileDataset(images, PREPROCESSING, None, seed=0)
+    before = multiprocessing.active_children()
+    stream = decode_batches(dataset, ([(epoch, 0)] for epoch in range(1000)), 2, CPU)
+    first, _ = next(stream)
+    workers = set(multiprocessing.active_children()) - set(before)
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, number)
+    for _ in range(20):
+        assert torch.equal(next(stream)[0], first)
+    assert all(worker.is_alive() for worker in workers)
+    stream.close()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from vit.data.class_folders import list_class_folders
+from vit.data.loader import ImageFileDataset, decode_batches
+from vit.data.preprocessing import Preprocessing
+
+images = list_class_folders(Path(sys.argv[1]) / "train", "images")[1]
+preprocessing = Preprocessing((24, 24), 3, (0.5,), (0.25,), None, "bilinear")
+dataset = ImageFileDataset(images, preprocessing, None, 0)
+stream = decode_batches(dataset, ([(epoch, 0)] for epoch in range(1000)), 2, torch.device("cpu"))
+next(stream)
+raise RuntimeError("planted")
+"""
+
+
+def test_a_program_that_ends_in_an_error_does_not_wait_for_its_workers(tmp_path):
+    list_images(tmp_path)
+    program = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert program.returncode == 1
+    assert program.stderr.rstrip().endswith("RuntimeError: planted")
+    assert "killed by signal" not in program.stderr

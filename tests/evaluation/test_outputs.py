@@ -1,0 +1,37 @@
+"""Where evaluate.py writes."""
+
+from pathlib import Path
+
+import pytest
+
+from vit.errors import ConfigError
+from vit.evaluation.outputs import Outputs, make_writable
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "out", "split", "file", "run"),
+    [
+        ("runs/1/checkpoints/best.safetensors", None, "test", "runs/1/evaluation.json", "runs/1"),
+        ("runs/1/checkpoints/best.safetensors", "x", "val", "x/evaluation_val.json", "runs/1"),
+        ("weights/best.safetensors", None, "train", "weights/evaluation_train.json", None),
+        (None, None, "test", "evaluation.json", None),
+        (None, "x", "test", "x/evaluation.json", None),
+    ],
+)
+def test_evaluation_json_lies_in_the_run_folder_or_out(checkpoint, out, split, file, run):
+    outputs = Outputs.of(checkpoint, out, split)
+    assert outputs.file == Path(file)
+    assert outputs.run == (None if run is None else Path(run))
+
+
+def test_the_reports_folder_is_named_after_the_split():
+    assert Outputs.of(None, "x", "test").report_folder == Path("x/report")
+    assert Outputs.of(None, "x", "val").report_folder == Path("x/report_val")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    make_writable(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/report.* out=FOLDER$"):
+        make_writable(tmp_path / "file" / "report")

@@ -1,0 +1,36 @@
+"""What torchvision and timm call the operations of vit/augment/operations.py."""
+
+TORCHVISION_NAMES = {
+    "identity": "Identity",
+    "shear_x": "ShearX",
+    "shear_y": "ShearY",
+    "translate_x": "TranslateX",
+    "translate_y": "TranslateY",
+    "rotate": "Rotate",
+    "brightness": "Brightness",
+    "saturation": "Color",
+    "contrast": "Contrast",
+    "sharpness": "Sharpness",
+    "posterize": "Posterize",
+    "solarize": "Solarize",
+    "autocontrast": "AutoContrast",
+    "equalize": "Equalize",
+    "invert": "Invert",
+}
+TIMM_NAMES = {
+    "autocontrast": "AutoContrast",
+    "equalize": "Equalize",
+    "invert": "Invert",
+    "rotate": "Rotate",
+    "posterize": "PosterizeIncreasing",
+    "solarize": "SolarizeIncreasing",
+    "solarize_add": "SolarizeAdd",
+    "saturation": "ColorIncreasing",
+    "contrast": "ContrastIncreasing",
+    "brightness": "BrightnessIncreasing",
+    "sharpness": "SharpnessIncreasing",
+    "shear_x": "ShearX",
+    "shear_y": "ShearY",
+    "translate_x": "TranslateXRel",
+    "translate_y": "TranslateYRel",
+}

@@ -1,0 +1,96 @@
+"""From an image file to the pixels that training sees, in a worker process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from vit.augment.image import Crop, apply_policies, draw_crop, random_flip
+from vit.augment.policies import Policy
+from vit.data.image_files import decode_jpeg, exif_orientation, open_lazily, to_mode, to_pixels
+from vit.data.preprocessing import Preprocessing
+
+
+class TrainingTransform:
+    """An image file → uint8 (C, *image_size) with random changes from torch's default generator.
+
+    crop_scale  fractions of the area that the random crop takes (Szegedy et al. 2015); None: the
+                image is resized and cropped as in evaluation
+    flip        probability of mirroring
+    policies    see vit.augment.policies
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        crop_scale: Sequence[float] | None,
+        flip: float,
+        policies: Sequence[Policy] = (),
+    ):
+        self.preprocessing = preprocessing
+        self.crop_scale = crop_scale
+        self.flip = flip
+        self.policies = policies
+
+    def __call__(self, path: str | Path) -> Tensor:
+        """Raises DataError, naming the path, for a file that cannot be read."""
+        if self.crop_scale is None:
+            pixels = self.preprocessing.read_pixels(path)
+        else:
+            pixels = self.random_crop(path, self.crop_scale)
+        pixels = random_flip(pixels, self.flip)
+        if not self.policies:
+            return pixels.contiguous()
+        image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy())
+        return to_pixels(apply_policies(image, self.policies))
+
+    def random_crop(self, path: str | Path, scale: Sequence[float]) -> Tensor:
+        """A random piece of the image, resized to image_size: uint8 (C, *image_size)."""
+        preprocessing = self.preprocessing
+        with open_lazily(path) as image:
+            crop = draw_crop(*upright_size(image), scale)
+            shrink = possible_shrink(crop, preprocessing.image_size)
+            pixels = decode_jpeg(image, preprocessing.num_channels, shrink)
+            if pixels is None:
+                shrink = 1
+                image = ImageOps.exif_transpose(image)
+                pixels = to_pixels(to_mode(image, preprocessing.num_channels))
+        return transforms.resize(
+            cut_out(pixels, crop, shrink),
+            list(preprocessing.image_size),
+            InterpolationMode(preprocessing.interpolation),
+            antialias=True,
+        )
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) in pixels of an opened image as it is meant to be looked at."""
+    if exif_orientation(image) >= 5:
+        return image.width, image.height
+    return image.height, image.width
+
+
+def possible_shrink(crop: Crop, image_size: tuple[int, int]) -> int:
+    """By how much a JPEG may be shrunk on decoding: 8, 4, 2 or 1.
+
+    Never so far that the crop would have to be enlarged to image_size afterwards.
+    """
+    height, width = image_size
+    spare = min(crop.height // height, crop.width // width)
+    for factor in (8, 4, 2):
+        if spare >= factor:
+            return factor
+    return 1
+
+
+def cut_out(pixels: Tensor, crop: Crop, shrink: int) -> Tensor:
+    """The crop of an image (C, height, width) that was decoded `shrink` times smaller."""
+    height = round(crop.height / shrink)
+    width = round(crop.width / shrink)
+    # Rounding may pass the last row or column by one
+    top = min(round(crop.top / shrink), pixels.shape[1] - height)
+    left = min(round(crop.left / shrink), pixels.shape[2] - width)
+    return pixels[:, top : top + height, left : left + width]

@@ -1,0 +1,32 @@
+"""The activation functions of the MLP, by the names that the configuration uses."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+
+class QuickGELU(nn.Module):
+    """x σ(1.702 x), the approximation of GELU that CLIP's weights were trained with.
+
+    Source: Hendrycks & Gimpel 2016 (arXiv:1606.08415), section 2.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+
+
+def build_activation(name: str) -> nn.Module:
+    """A new module for one of ACTIVATIONS; raises ValueError for another name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name}")
+    return ACTIVATIONS[name]()

@@ -1,0 +1,79 @@
+"""Where a run is computed: this process's device, the processes it shares the run with, and its
+loader workers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from vit.errors import ConfigError
+from vit.runtime.cores import loader_workers
+from vit.runtime.device import (
+    choose_device,
+    describe_device,
+    use_deterministic_kernels,
+    use_threads,
+)
+from vit.runtime.launch import started_by_torchrun
+from vit.runtime.processes import Processes, join_processes
+from vit.runtime.signals import StopSignal
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything about the hardware that a run needs to know; none of it changes the result.
+
+    workers: processes that decode image files; sharded: weights, averages and optimizer state are
+    spread over the processes (FSDP).
+    """
+
+    device: torch.device
+    processes: Processes
+    workers: int
+    sharded: bool
+
+    @classmethod
+    def start(
+        cls,
+        stop: StopSignal,
+        *,
+        device: str,
+        threads: int | None,
+        deterministic: bool,
+        workers: int | None,
+        sharding: str,
+    ) -> "Machine":
+        """Choose the device, wait for the other processes, and set torch up.
+
+        Raises ConfigError where the machine has no such device, or one process is to be sharded.
+        """
+        chosen = choose_device(device)
+        stop.exit_immediately = started_by_torchrun()  # until all processes are there
+        processes = join_processes(chosen.type)
+        stop.exit_immediately = False
+        if sharding == "fsdp" and processes.count == 1:
+            raise ConfigError(
+                "runtime.sharding=fsdp needs several processes: runtime.processes=N, or torchrun"
+            )
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", processes.local_rank)
+            torch.cuda.set_device(chosen)
+        use_threads(threads)
+        use_deterministic_kernels(deterministic)
+        return cls(
+            device=chosen,
+            processes=processes,
+            workers=loader_workers(workers, processes.local_count),
+            sharded=sharding == "fsdp",
+        )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run folder and speaks to the user."""
+        return self.processes.rank == 0
+
+    def describe(self) -> str:
+        """For people: "2 processes, each cpu, 1 threads"."""
+        device = describe_device(self.device)
+        count = self.processes.count
+        return f"{count} processes, each {device}" if count > 1 else device

@@ -1,0 +1,168 @@
+"""What the loop tells the screen, the run's files and TensorBoard."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vit.runs.console import Console
+from vit.runs.metrics_log import MetricsLog
+from vit.runs.tensorboard import TensorBoard
+from vit.runs.timing import Clock, Speed
+from vit.runtime.device import peak_memory
+from vit.text import format_duration
+from vit.training.batches import Batches, empty_confusion
+from vit.training.plan import Plan
+from vit.training.state import TrainingState
+from vit.training.validation_board import ValidationBoard
+from vit.training.window import StepWindow
+
+log = logging.getLogger("vit")
+
+SLOW_SECONDS = 2 * 3600  # a forecast above this comes with the advice
+
+
+@dataclass
+class Observer:
+    """Watches a run and reports on it; draws no random number and changes nothing.
+
+    validation_board: None where this process does not draw. slow_advice: a line for a run that will
+    take long, or None.
+    """
+
+    state: TrainingState
+    plan: Plan
+    batches: Batches
+    clock: Clock
+    speed: Speed
+    console: Console
+    metrics: MetricsLog
+    board: TensorBoard
+    validation_board: ValidationBoard | None
+    slow_advice: str | None
+    window: StepWindow = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.window = StepWindow(self.state.progress.window)
+
+    @property
+    def step(self) -> int:
+        return self.state.progress.step
+
+    def restart_window(self) -> None:
+        self.window = StepWindow()
+
+    def require_finite_losses(self) -> None:
+        """Raise TrainingFailed where a loss since the last log is not finite. Waits for
+        the device.
+        """
+        if self.window.rows:
+            self.window.means(self.step)
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        before = self.clock.spent.data
+        with self.clock.during("data"):
+            yield
+        self.window.data_seconds += self.clock.spent.data - before
+
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[None]:
+        is_first = self.step == self.clock.first_step
+        with self.clock.during("first_step" if is_first else "steps"):
+            yield
+
+    def step_done(self, row: Tensor) -> None:
+        """After an optimizer step; row: (loss, correct predictions, gradient norm) of its batch."""
+        self.window.add(row, self.plan.batch_size)
+        self.console.advance(self.step)
+        if self.console.wants_numbers():
+            means = self.window.means(self.step)
+            rate = self.window.images_per_second()
+            self.console.show_numbers(self.step, means.loss, means.top1, rate, self.speed.mfu(rate))
+        if self.plan.log_due(self.step):
+            self.log_window()
+            self.restart_window()
+
+    def log_window(self) -> None:
+        """Write the means over the window's steps to the files, TensorBoard and the next line on
+        the screen.
+        """
+        means = self.window.means(self.step)
+        rates = {group["name"]: group["lr"] for group in self.state.optimizer.param_groups}
+        learning_rate = max(rates.values())
+        images_per_second = self.window.images_per_second()
+        mfu = self.speed.mfu(images_per_second)
+        data_wait = self.window.data_wait()
+        memory = peak_memory(self.state.precision.device)
+
+        self.metrics.train(self.step, means.loss, means.top1, learning_rate, means.grad_norm)
+        self.metrics.speed(self.step, images_per_second, mfu, data_wait, memory)
+        self.console.note_numbers(means.loss, means.top1, images_per_second, mfu)
+        scalars = {"loss/train": means.loss}
+        if means.top1 == means.top1:  # not NaN: known, since no images are mixed
+            scalars["top1/train"] = means.top1
+        scalars["optimizer/learning_rate"] = learning_rate
+        scalars["optimizer/gradient_norm"] = means.grad_norm
+        if len(set(rates.values())) > 1:
+            scalars |= {f"optimizer/learning_rate/{name}": rate for name, rate in rates.items()}
+        scalars |= {
+            "speed/images_per_second": images_per_second,
+            "speed/MFU": mfu,
+            "speed/data_wait_share": data_wait,
+            "speed/peak_memory_GiB": memory / 2**30,
+            "optimizer/epoch": self.step / self.plan.steps_per_epoch,
+        }
+        for tag, value in scalars.items():
+            self.board.scalar(tag, value, self.step)
+
+    def evaluate_validation(self) -> dict[str, float]:
+        """Evaluate the selected weights on the validation split, and draw what they get right and
+        wrong.
+
+        Raises Stopped where a signal came in the middle.
+        """
+        images = self.batches.data.val
+        assert images is not None
+        model, precision = self.state.selected(), self.state.precision
+        confusion = empty_confusion(len(self.batches.data.classes), precision.device)
+        with self.clock.during("evaluation"):
+            metrics = self.batches.evaluate(model, images, precision, confusion)
+            confusion = self.batches.machine.processes.sum(confusion)
+            if self.validation_board is not None:
+                self.validation_board.evaluated(model, precision, confusion, self.step)
+        return metrics
+
+    def evaluated(self, metrics: dict[str, float], improved: bool) -> None:
+        """Report an evaluation on the validation split."""
+        self.metrics.evaluation(self.step, "val", metrics)
+        for name in ("loss", "top1", "top5"):
+            self.board.scalar(f"{name}/val", metrics[name], self.step)
+        best = "  best so far" if improved else ""
+        self.console.line(
+            self.step, f"  val loss {metrics['loss']:.3f}  val top-1 {metrics['top1']:.2%}{best}"
+        )
+
+    def draw_attention_if_due(self) -> None:
+        """Attention maps on validation images, at the plan's times."""
+        just_started = self.step <= self.clock.first_step
+        if self.validation_board is None or just_started or not self.plan.attention_due(self.step):
+            return
+        with self.clock.during("evaluation"):
+            self.validation_board.attention(self.state.model, self.step)
+
+    def forecast_if_due(self) -> None:
+        """Once, after a few steps: how long the run will take."""
+        if not self.clock.forecast_due(self.step):
+            return
+        seconds = self.clock.seconds_per_step(self.step) * (self.plan.total_steps - self.step)
+        log.info(f"about {format_duration(seconds)} to go")
+        if seconds > SLOW_SECONDS and self.slow_advice is not None:
+            log.info(self.slow_advice)
+
+    def close(self) -> None:
+        self.console.close()
+        self.board.close()
+        self.metrics.close()

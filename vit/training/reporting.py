@@ -1,0 +1,173 @@
+"""What a run says before its first step, and what it leaves after its last."""
+
+import contextlib
+import logging
+from collections.abc import Mapping
+
+from vit.config.config import Config, to_dict, to_yaml
+from vit.config.resume import notable_settings
+from vit.figures.predictions import class_names
+from vit.runs.card import repeat_command, write_card
+from vit.runs.console import print_line
+from vit.runs.folder import RunFolder
+from vit.runs.summary import cheaper_command, log_result
+from vit.runs.timing import Circumstances, bottleneck
+from vit.runtime.compiling import worth_compiling
+from vit.runtime.cores import usable_cores
+from vit.runtime.precision import choose_precision
+from vit.training.batches import Batches
+from vit.training.observer import Observer
+from vit.training.plan import Plan
+from vit.training.state import TrainingState
+from vit.training.step import OptimizerStep
+
+log = logging.getLogger("vit")
+
+SHOWN_TRAINING_IMAGES = 64
+NOT_HELD_OUT = "nothing held out: the last weights are taken"
+
+
+def start_log(run: RunFolder, warnings: list[str]) -> None:
+    """From now on the log's lines reach the screen and train.log."""
+    run.start_log(print_line)
+    for warning in warnings:
+        log.info(f"warning: {warning}")
+
+
+def announce(
+    config: Config, run: RunFolder, batches: Batches, plan: Plan, step: OptimizerStep, macs: int
+) -> None:
+    """Say what is about to happen: model, data, length, hardware, folder."""
+    model, data = step.state.model, batches.data
+    log.info(
+        f"model  {config.model.name}: {model.num_parameters():,} parameters, "
+        f"{2 * macs / 1e9:.3g} GFLOPs an image"
+    )
+    for name, images in {"train": data.train, "val": data.val, "test": data.test}.items():
+        log.info(f"{name:6} {images or NOT_HELD_OUT}")
+    epochs = plan.total_steps / plan.steps_per_epoch
+    weights = "raw" if step.state.ema is None else "averaged"
+    log.info(
+        f"run    {plan.total_steps:,} steps of {plan.batch_size} images ({epochs:.3g} epochs), "
+        f"{describe_computing(batches, step)}; {weights} weights are evaluated and saved"
+    )
+    log.info(f"folder {run.path}")
+    if step.compiled:
+        log.info("the first step compiles the model, which takes a minute or so")
+    if batches.train.pixels is not None:
+        side, model_side = batches.train.pixels.shape[-1], batches.preprocessing.image_size[0]
+        if model_side >= 4 * side:
+            log.info(
+                f"note   images of {side} px are enlarged to {model_side}; from scratch a model of "
+                f"their own size learns faster and costs less: {cheaper_command(macs, config)}"
+            )
+
+
+def describe_computing(batches: Batches, step: OptimizerStep) -> str:
+    """The precision and the hardware: "bf16 on cpu, 2 threads, compiled"."""
+    compiled = ", compiled" if step.compiled else ""
+    return f"{step.state.precision.name} on {batches.machine.describe()}{compiled}"
+
+
+def begin(config: Config, run: RunFolder, state: TrainingState) -> str:
+    """Write config.yaml, which makes the folder this run's; the command that repeats the run."""
+    command = repeat_command(run.path / "config.yaml", run.overrides, config.seed)
+    progress = state.progress
+
+    def describe_progress() -> dict:
+        return {
+            "steps": progress.step,
+            "val_top1": progress.best_top1,
+            "best_step": progress.best_step,
+            "seconds": round(progress.seconds, 2),
+        }
+
+    run.begin(f"# {command}\n{to_yaml(config)}", describe_progress)
+    return command
+
+
+def show_start(config: Config, observer: Observer) -> None:
+    """TensorBoard's first entries of a new run: the configuration, and training images as the model
+    sees them.
+    """
+    board, batches = observer.board, observer.batches
+    board.text("configuration", f"```yaml\n{to_yaml(config)}```", 0)
+    if not board.active:
+        return
+    with contextlib.closing(batches.training(0, 1)) as training:
+        images, targets = next(training)
+    shown = batches.preprocessing.denormalize(images[:SHOWN_TRAINING_IMAGES])
+    names = class_names(targets[:SHOWN_TRAINING_IMAGES], batches.data.classes)
+    board.training_images(shown, names, 0)
+
+
+def finish(
+    config: Config,
+    run: RunFolder,
+    test: Mapping[str, float],
+    observer: Observer,
+    step: OptimizerStep,
+    command: str,
+) -> None:
+    """Write what the run reached to its files and to TensorBoard, and say it.
+
+    test: the measurement of the best weights on the test split; command: repeats the run.
+    """
+    plan, batches, progress = observer.plan, observer.batches, observer.state.progress
+    data = batches.data
+    observer.metrics.evaluation(plan.total_steps, "test", dict(test))
+    results = {"result/test_top1": test["top1"]}
+    if progress.best_top1 is not None:
+        results["result/val_top1"] = progress.best_top1
+    settings = notable_settings(config, run.overrides)
+    observer.board.hyperparameters(settings, results, plan.total_steps)
+    observer.close()
+    run.write_result(
+        status="finished",
+        reason="all steps done",
+        **run.describe_progress(),
+        test_top1=test["top1"],
+        test_loss=test["loss"],
+        params=observer.state.model.num_parameters(),
+        images_per_second=round(plan.total_steps * plan.batch_size / progress.seconds, 2),
+    )
+    if run.writes:
+        described = {
+            "classes": len(data.classes),
+            "train": data.train,
+            "validation": data.val or "nothing held out",
+            "test": data.test,
+        }
+        computing = describe_computing(batches, step)
+        macs = observer.speed.macs
+        write_card(run.path, to_dict(config), command, described, macs, computing)
+    log_result(
+        run,
+        best_top1=progress.best_top1,
+        best_step=progress.best_step,
+        test=test,
+        seconds=progress.seconds,
+        val_title=str(data.val),
+        test_title=str(data.test),
+    )
+    log.info(describe_bottleneck(config, observer, step))
+
+
+def describe_bottleneck(config: Config, observer: Observer, step: OptimizerStep) -> str:
+    """The run's last line: what limited it most, and what would help."""
+    machine, width = observer.batches.machine, config.model.hidden_size
+    circumstances = Circumstances(
+        device=machine.device.type,
+        precision=observer.state.precision.name,
+        compiled=step.compiled,
+        could_compile=worth_compiling(machine.device, width, float("inf")),
+        could_use_bf16=choose_precision("auto", machine.device, width).name == "bf16",
+        from_files=observer.batches.train.pixels is None,
+        workers=machine.workers,
+        cores=usable_cores(),
+    )
+    spent = observer.clock.spent
+    # The first step is counted apart, since it may compile
+    steps = observer.plan.total_steps - observer.clock.first_step - 1
+    images_per_second = steps * observer.plan.batch_size / max(spent.steps, 1e-9)
+    return bottleneck(spent, observer.speed.mfu(images_per_second), circumstances)

@@ -1,0 +1,77 @@
+"""The steps since the last log: their losses, accuracies and gradient norms, and the time they
+took.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit.errors import TrainingFailed
+
+
+@dataclass(frozen=True)
+class StepMeans:
+    """Means over a window's steps. top1 is NaN where it is unknown, since images are mixed."""
+
+    loss: float
+    top1: float
+    grad_norm: float
+
+
+class StepWindow:
+    """Collects a row a step. The numbers stay on the device, so that no step waits for those of the
+    one before.
+
+    saved: of an interrupted run, as to_dict() gave it.
+    """
+
+    def __init__(self, saved: dict[str, Any] | None = None):
+        saved = saved or {"rows": [], "images": 0}
+        # (loss, correct predictions, gradient norm) of each step
+        self.rows: list[Tensor] = [torch.tensor(row) for row in saved["rows"]]
+        self.images: int = saved["images"]
+        self.data_seconds = 0.0  # waited for batches
+        self.started = time.perf_counter()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"rows": [row.tolist() for row in self.rows], "images": self.images}
+
+    def add(self, row: Tensor, images: int) -> None:
+        self.rows.append(row)
+        self.images += images
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def images_per_second(self) -> float:
+        return self.images / self.seconds()
+
+    def data_wait(self) -> float:
+        """The fraction of the time spent waiting for batches."""
+        return self.data_seconds / self.seconds()
+
+    def means(self, step: int) -> StepMeans:
+        """The means so far, after optimizer step `step`. Waits for the device.
+
+        Raises TrainingFailed, naming the step, where a loss is not finite.
+        """
+        rows = torch.stack([row.cpu() for row in self.rows]).double()
+        first = step - len(rows) + 1
+        for offset, loss in enumerate(rows[:, 0].tolist()):
+            require_finite(loss, first + offset)
+        loss, correct, grad_norm = rows.mean(0).tolist()
+        return StepMeans(loss, correct * len(rows) / self.images, grad_norm)
+
+
+def require_finite(loss: float, step: int) -> None:
+    """Raise TrainingFailed, naming the step, where a loss is not a finite number."""
+    if not math.isfinite(loss):
+        raise TrainingFailed(
+            f"the loss is {loss} at step {step}: training has diverged. The last good checkpoint "
+            "is kept; try a lower optimizer.lr, a longer schedule.warmup, train.clip_norm=1 or "
+            "train.precision=fp32"
+        )
