@@ -75,11 +75,13 @@ def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
     outputs = Outputs.of(settings.checkpoint, settings.out, settings.split)
     make_writable(outputs.report_folder if settings.report else outputs.folder)
 
+    # One pass over the split serves all; some measurements add passes of their own
     numbers, lines = measure_all(model, requested)
     with writing_to(outputs.folder, ADVICE):
         write_json(outputs.file, numbers)
         lines.append(f"written to {outputs.file}")
         if settings.report:
+            # matplotlib is imported for the page alone
             from vit.report.page import write_report
 
             page = write_report(outputs.report_folder, model, numbers, outputs.run)

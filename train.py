@@ -1,7 +1,12 @@
-"""Train a Vision Transformer: compose the configuration, build the parts, fit, say what came out.
+"""Train a Vision Transformer: compose the configuration, build the parts, fit, report the result.
 
-python train.py model=vit_b16 data=cifar10
-python train.py --help
+Usage:
+    python train.py model=vit_b16 data=cifar10
+    python train.py resume=RUN_FOLDER
+    python train.py --help
+
+Exit codes: 0 done, 1 a bug, 2 a mistake in the configuration, the data or a checkpoint, 3 training
+failed and the last checkpoint is kept, 75 stopped by a signal and resumable.
 """
 
 import sys
@@ -10,7 +15,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vit.config.command_line import prepare_arguments, run_main, task_errors
 from vit.config.config import (
@@ -18,6 +23,7 @@ from vit.config.config import (
     from_composed,
     read_config_file,
     register,
+    require_resolvable,
     validate,
 )
 from vit.config.resume import command_line_changes, resumed_config
@@ -29,19 +35,31 @@ from vit.runtime.signals import StopSignal
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(composed: DictConfig) -> float | None:
-    """One run; under -m one job of the sweep. Returns the validation top-1, for sweepers to
-    maximize.
+    """Run one training, or under -m one job of a sweep.
+
+    Returns the best validation top-1, which a sweeper maximizes, or None where there is none.
     """
     job = HydraConfig.get()
-    folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+    folder = Path(job.runtime.output_dir)
+    # As typed: an interpolation in an override must not be resolved here
+    overrides: list[str] = OmegaConf.to_container(job.overrides.task)  # pyright: ignore
+
+    # A job of a sweep runs in a child process: a crash must not take the other jobs with it
     if job.mode == RunMode.MULTIRUN:
         return sweep.run_job(folder, overrides, composed.jobs_at_once)
+
+    # All processes of a run end in the same errors, so one of them is enough to report them
     is_first = process_rank() == 0
     with task_errors(speaks=is_first):
+        require_resolvable(composed)
         count = requested_processes(composed, folder, overrides)
         if count > 1 and not started_by_torchrun():
             raise SystemExit(run_in_processes(count, folder, overrides))
+
+        # Before torch is imported, which takes seconds in which a signal may come already
         stop = StopSignal().install()
+
+        # The folder is locked before anything in it is read
         with RunFolder(folder, overrides, writes=is_first).outcome() as run:
             config, warnings = read_config(composed, run)
             validate(config)
@@ -51,33 +69,42 @@ def main(composed: DictConfig) -> float | None:
 
 
 def requested_processes(composed: DictConfig, folder: Path, overrides: list[str]) -> int:
-    """runtime.processes as the command line gives it, or as the run that is resumed has it."""
+    """Return runtime.processes from the command line, or else from the run that is resumed.
+
+    The whole configuration of a resumed run is read later, by each of the processes.
+    """
     given = any("runtime.processes" in override for override in overrides)
     file = folder / "config.yaml"
     count = composed.runtime.processes
     if composed.resume is not None and not given and file.exists():
         count = read_config_file(file).get("runtime", {}).get("processes")
+    # Anything but a number is refused by validate(), with a better message
     return count if isinstance(count, int) else 1
 
 
 def run_in_processes(count: int, folder: Path, overrides: list[str]) -> int:
-    """Run the same command in several processes of this machine; the exit code of the first that
-    failed.
+    """Run the same command in several processes.
+
+    Returns the exit code of the first process that failed, or 0.
     """
+    # The folder is given since its default holds a time, which each process would take for itself
     arguments = [*overrides, f"runtime.processes={count}", f"hydra.run.dir={folder}"]
     return launch_processes(count, [sys.argv[0], *prepare_arguments(arguments)])
 
 
 def read_config(composed: DictConfig, run: RunFolder) -> tuple[Config, list[str]]:
-    """The run's configuration and warnings: as composed, or a resumed run's own with the command
-    line's changes.
+    """Return the run's configuration, and warnings for the user.
+
+    The configuration of a new run is the composed one. That of a resumed run comes from its folder,
+    with the changes that the command line makes.
     """
     if composed.resume is None:
         run.require_empty()
         return from_composed(composed), []
     if composed.resume == "auto" and not run.has_checkpoint():
-        # A run that was killed before its first checkpoint begins anew
+        # A run that was killed before its first checkpoint starts over
         return from_composed(composed), []
+
     run.require_checkpoint()
     file = run.path / "config.yaml"
     changes = command_line_changes(composed, run.overrides)
@@ -86,6 +113,7 @@ def read_config(composed: DictConfig, run: RunFolder) -> tuple[Config, list[str]
 
 
 def explain(config: Config, run: RunFolder) -> None:
+    """Print the shapes and the costs of the configuration, and leave no run folder behind."""
     from vit.training.explanation import explanation  # imports torch
 
     run.remove()
@@ -95,7 +123,7 @@ def explain(config: Config, run: RunFolder) -> None:
 def guarded_train(
     config: Config, run: RunFolder, stop: StopSignal, warnings: list[str]
 ) -> float | None:
-    """train(), with what the machine does to it, such as a full disk, told in one line."""
+    """Call train(); a fault of the machine, such as a full disk, becomes a one-line message."""
     from vit.runtime.faults import faults_end_training  # imports torch
 
     images_at_once = config.train.micro_batch_size or config.train.batch_size
@@ -104,18 +132,23 @@ def guarded_train(
 
 
 def train(config: Config, run: RunFolder, stop: StopSignal, warnings: list[str]) -> float | None:
-    """Build the parts, fit, say what came out; the best validation top-1, or None where nothing is
-    held out.
+    """Build the parts of a run from its configuration, fit, and report the result.
+
+    Returns the best validation top-1, or None where nothing is held out.
     """
     # Late, so that --help and a mistaken command are answered before torch is imported
     from vit.training import reporting, start
     from vit.training.loop import Trainer
 
-    # Where it is computed; mistakes are told before any data is read
+    # The imports took seconds, in which a signal may have come
     stop.check()
+
+    # Where the run is computed: device, processes, threads; none of it changes the result
     machine = start.start_machine(config, stop)
     run.follow(machine.processes.broadcast(str(run.path)))
     new = not run.has_checkpoint()
+
+    # Mistakes in the configuration are reported before any data is read, which may take minutes
     config, weights = start.with_pretrained(config, run)
     start.check_parts(config)
 
@@ -135,20 +168,25 @@ def train(config: Config, run: RunFolder, stop: StopSignal, warnings: list[str])
     step = start.make_step(config, state, batches, plan, macs, new)
     reporting.announce(config, run, batches, plan, step, macs)
 
-    # From here on the folder is this run's
+    # From here on the folder and its result.json are this run's
     command = reporting.begin(config, run, state)
     observer = start.make_observer(config, run, state, plan, batches, macs, new)
     if new:
+        # Before the first step, so that an early kill leaves something to resume
         checkpoints.save_last(state)
         reporting.show_start(config, observer)
 
     Trainer(state, step, batches, plan, checkpoints, observer, stop, machine.processes).fit()
 
-    # What came out; the test set is read once
-    machine.processes.barrier()  # the first process has written the best checkpoint
+    # Every process reads the best checkpoint, which the first one has written
+    machine.processes.barrier()
     best = checkpoints.load_best(state)
+
+    # The test set is read this once, for the weights that were selected on the validation split
     test = batches.evaluate(best, data.test, state.precision)
     reporting.finish(config, run, test, observer, step, command)
+
+    # Leaving waits for all, since the others would take an early end of this one for a fault
     machine.processes.leave()
     return state.progress.best_top1
 

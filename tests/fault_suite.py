@@ -770,7 +770,7 @@ def machine(work: Path, quick: bool) -> Iterator[Row]:
     code, errors = finish(
         work, *short, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     )
-    told = code == 3 and "Traceback" not in errors and "the disk takes no more" in errors
+    told = code == 3 and "Traceback" not in errors and "the disk can't be written to" in errors
     row.count(told, f"exit code {code}: {errors[-400:]}")
     kept = read_last(work / "full" / "checkpoints")
     row.count(

@@ -9,19 +9,9 @@ from PIL import Image
 from vit.attention import main
 from vit.checkpoints.file import write_checkpoint
 from vit.checkpoints.model import build_model
-from vit.data.image_files import find_image_files
 from vit.data.preprocessing import Preprocessing
-from vit.errors import DataError, run_command
-from vit.figures.attention import (
-    COLORMAP,
-    attention_figure,
-    colorize,
-    displayable_images,
-    head_panels,
-    layers_to_show,
-    overlay,
-)
-from vit.model.attention_maps import head_maps, mean_maps, rollout, trace_images
+from vit.errors import run_command
+from vit.model.attention_maps import head_maps, mean_maps, rollout
 from vit.model.vision_transformer import VisionTransformer
 
 SMALL = {
@@ -33,7 +23,6 @@ SMALL = {
     "init": "trunc_normal",
     "init_range": 0.3,
 }
-PREPROCESSING = Preprocessing((16, 24), 3, (0.5,), (0.5,), None, "bilinear")
 
 
 def build(**changes):
@@ -85,72 +74,6 @@ def test_with_mean_pooling_maps_are_the_mean_over_the_patches(cls_token):
     start = int(cls_token)
     expected = trace.attentions[2][0, 3, start:, start:].mean(dim=0)
     torch.testing.assert_close(head_maps(trace, model)[2][0, 3].flatten(), expected)
-
-
-def test_overlay_is_brightest_where_the_map_is_highest():
-    maps = torch.tensor([[[0.1, 0.1, 0.1], [0.1, 0.1, 0.6]]])
-    shown = overlay(torch.full((1, 3, 16, 24), 0.5), maps)[0]
-    assert shown.shape == (3, 16, 24)
-    assert 0 <= shown.min() <= shown.max() <= 1
-    brightness = shown.mean(dim=0)
-    row, column = divmod(int(brightness.argmax()), 24)
-    assert row >= 8
-    assert column >= 16
-    assert brightness[:8, :8].max() < 0.4
-    assert overlay(torch.zeros(1, 3, 8, 8), torch.full((1, 2, 2), 0.3)).isfinite().all()
-    ends = colorize(torch.tensor([[[0.0, 1.0]]]))
-    torch.testing.assert_close(ends[:, 0].T, COLORMAP[[0, -1]])
-
-
-def test_removed_heads_stay_blank():
-    model = build(pruned_heads={1: [0, 2]})
-    trace = trace_images(model, torch.randn(2, 3, 16, 24))
-    panels = head_panels(trace, model, torch.zeros(3, 16, 24), 1)
-    assert panels.shape == (3, 4, 3, 16, 24)
-    blank = (panels == 1).flatten(2).all(dim=2)
-    assert blank.nonzero().tolist() == [[1, 0], [1, 2]]
-    picture = overlay(torch.zeros(3, 16, 24), head_maps(trace, model)[1][1, 1])
-    torch.testing.assert_close(panels[1, 3], picture)  # the second of those left is head 3
-
-
-def test_the_figure_for_tensorboard_leaves_the_model_and_the_generator_alone():
-    model = build(dropout=0.5).train()
-    images = torch.randn(3, 3, 16, 24)
-    state = torch.get_rng_state()
-    figure = attention_figure(model, PREPROCESSING, images)
-    assert torch.equal(state, torch.get_rng_state())
-    assert model.training
-    assert all(parameter.grad is None for parameter in model.parameters())
-    # 3 rows of 80 × 120 px, columns picture, layers 0 to 2, rollout, and gaps of 4
-    assert figure.shape == (3, 3 * 84 + 4, 5 * 124 + 4)
-    assert 0 <= figure.min() <= figure.max() <= 1
-    shown = (
-        PREPROCESSING.denormalize(images)[1].repeat_interleave(5, dim=1).repeat_interleave(5, dim=2)
-    )
-    torch.testing.assert_close(figure[:, 88:168, 4:124], shown)
-
-
-def test_large_images_are_shown_smaller_and_layers_chosen_evenly():
-    grey = Preprocessing((192, 384), 1, (0.5,), (0.5,), None, "bilinear")
-    pictures = displayable_images(torch.zeros(1, 1, 192, 384), grey, side=96)
-    assert pictures.shape == (1, 3, 48, 96)
-    assert layers_to_show(12) == [0, 4, 7, 11]
-    assert layers_to_show(2) == [0, 1]
-    assert layers_to_show(1) == [0]
-
-
-def test_pictures_are_found_at_any_depth(tmp_path):
-    pictures = make_images(tmp_path / "pictures", {"b": 1, "a": 2}, ("cat",))
-    found = find_image_files([pictures, pictures / "b" / "cat" / "0.jpg"])
-    assert [str(path.relative_to(pictures)) for path in found] == [
-        "a/cat/0.jpg",
-        "a/cat/1.jpg",
-        "b/cat/0.jpg",
-        "b/cat/0.jpg",
-    ]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: no pictures in this folder"):
-        find_image_files([pictures, tmp_path / "empty"])
 
 
 @pytest.fixture

@@ -1,47 +1,10 @@
-import pytest
+"""How a run is computed: precision and compiling."""
+
 import torch
-from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 
-from vit.evaluation.accuracy import evaluate, wilson_interval
 from vit.runtime.compiling import compile_model, worth_compiling
-from vit.runtime.precision import Precision, choose_precision
-
-FP32 = Precision("fp32", torch.device("cpu"))
-
-
-def test_metrics_are_scikit_learns_whatever_the_batches():
-    logits, labels = (
-        torch.randn(1003, 10, generator=torch.Generator().manual_seed(0)) * 2,
-        torch.arange(1003) % 10,
-    )
-    for size in (1003, 100, 7):
-        metrics = evaluate(
-            nn.Identity(), zip(logits.split(size), labels.split(size), strict=True), FP32
-        )
-        assert metrics["n"] == 1003
-        assert metrics["top1"] == accuracy_score(labels, logits.argmax(1))
-        assert metrics["top5"] == top_k_accuracy_score(labels, logits, k=5)
-        assert metrics["loss"] == pytest.approx(
-            log_loss(labels, logits.softmax(1).double().numpy()), rel=1e-5
-        )
-
-
-def test_fewer_than_five_classes():
-    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
-    assert evaluate(nn.Identity(), [(logits, torch.tensor([0, 0]))], FP32)["top5"] == 1.0
-
-
-def test_dropout_is_off():
-    model = nn.Dropout(0.9).train()
-    logits = torch.eye(4)
-    assert evaluate(model, [(logits, torch.arange(4))], FP32)["top1"] == 1.0
-
-
-def test_wilsons_interval():
-    assert wilson_interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    low, high = wilson_interval(1.0, 20)
-    assert (low, high) == pytest.approx((0.8389, 1.0), abs=1e-4)
+from vit.runtime.precision import choose_precision
 
 
 def test_precision_auto_on_the_cpu(monkeypatch):

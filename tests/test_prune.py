@@ -47,19 +47,18 @@ def digits(tmp_path_factory) -> Path:
     register()
     overrides = ["model.num_layers=2", "model.hidden_size=64", "model.patch_size=8"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed = compose("train", ["experiment=digits", *overrides])
-    config = to_dict(from_composed(composed))
-    data = load_data(
-        **data_arguments(config["data"], config["model"]), image_size=(16, 16), device=CPU
-    )
+        config = from_composed(compose("train", ["experiment=digits", *overrides]))
+    arguments = data_arguments(config.data, config.model.num_channels)
+    data = load_data(**arguments, image_size=(16, 16), device=CPU)
     preprocessing = Preprocessing((16, 16), 1, (0.305,), (0.376,), None, "bilinear")
     torch.manual_seed(0)
-    model = build_model(config["model"], 10)
+    plain_config = to_dict(config)
+    model = build_model(plain_config["model"], 10)
     learn(model, data.train, preprocessing, epochs=6)
     path = tmp_path_factory.mktemp("digits") / "best.safetensors"
     header = {
         "kind": "best",
-        "config": config,
+        "config": plain_config,
         "classes": data.classes,
         "preprocessing": preprocessing.to_dict(),
         "precision": "fp32",

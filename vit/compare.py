@@ -116,6 +116,7 @@ def compare_predictions(folders: Sequence[Path], split: str, workers: int | None
     Raises ConfigError if the images are not the same.
     """
     first, second = (predict_split(folder, split, workers) for folder in folders)
+    # The labels in their order stand for the images, which are not kept
     if first.labels.tolist() != second.labels.tolist():
         raise ConfigError(
             f"{folders[0]} and {folders[1]}: their {split} images are not the same, so their "

@@ -1,6 +1,6 @@
-"""How a command ends when it does not end well.
+"""The errors that end a command in one line, each with its exit code.
 
-Each class carries its exit code. A bug is none of these: it shows its traceback, with exit code 1.
+A bug is none of these: it keeps its traceback and ends in exit code 1.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 
 class UserError(ValueError):
-    """A mistake in the configuration, the data or a checkpoint.
+    """The user can correct this: a mistake in the configuration, the data or a checkpoint.
 
     The message is one line that names the key or the path, what was expected and what to do.
     """
@@ -30,8 +30,9 @@ class CheckpointError(UserError):
 
 
 class TrainingFailed(Exception):
-    """Training can't continue: a loss that is not finite, memory, disk. The last checkpoint is
-    kept.
+    """Training can't continue; the last checkpoint is kept.
+
+    The loss is not finite, or the machine has no memory or disk space left.
     """
 
     exit_code = 3
@@ -40,18 +41,20 @@ class TrainingFailed(Exception):
 class Stopped(Exception):
     """A signal asked the run to stop; its state is saved and it can be resumed."""
 
+    # EX_TEMPFAIL of sysexits.h: schedulers take it as "start me again"
     exit_code = 75
 
 
 @contextlib.contextmanager
 def writing_to(place: object, advice: str = "choose another place") -> Iterator[None]:
-    """Inside: what the disk refuses becomes a ConfigError that names the place and gives advice.
+    """Turn an OSError of the block into a ConfigError.
 
-    A closed pipe is not a refusal and passes through.
+    place: a path or a name for the message; advice: how the message ends.
     """
     try:
         yield
     except BrokenPipeError:
+        # The reader of our output has left (`| head`), which is no mistake of the user's
         raise
     except OSError as error:
         reason = error.strerror or error
@@ -59,7 +62,10 @@ def writing_to(place: object, advice: str = "choose another place") -> Iterator[
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:
-    """Run a command of plain arguments (`python -m name`) and return its exit code."""
+    """Run a command with plain arguments, such as `python -m vit.predict`.
+
+    name: how the command's error messages begin. Returns the exit code; a bug passes through.
+    """
     try:
         command()
     except (UserError, TrainingFailed, Stopped) as error:

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if options.limit is not None and options.limit <= 0:
         raise ConfigError(f"--limit must be a positive number, got {options.limit}")
-    # By its extension, so that a checkpoint is never overwritten by mistake
+    # Judged by the extension, so that a checkpoint is never overwritten by mistake
     if options.out.is_dir() or options.out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {options.out}: give the name of a file that ends in .html")
     explore(options)
@@ -132,6 +132,7 @@ def load_snapshots(paths: Sequence[Path]) -> "list[Snapshot]":
             )
         if snapshots:
             check_same_architecture(snapshot, snapshots[0])
+        # Best and last of a short run are often the same: shown twice they would mislead
         twin = next((other for other in snapshots if snapshot.equals(other)), None)
         if twin is None:
             snapshots.append(snapshot)

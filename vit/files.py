@@ -12,23 +12,30 @@ from typing import Any
 def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; it takes the place of `path` at the end.
 
-    At every moment either the old file or the new one stands at `path`. Where the block raises, the
-    temporary file is removed and the old file stays. The new file is readable by whom the user's
-    umask allows, however the block creates it. With `durable`, the file and its folder are flushed
-    to the disk, so that the new file also survives a power cut. Raises OSError.
+    At every moment either the old file or the new one is at `path`. Where the block raises, the
+    temporary file is removed and the old file stays. The permissions of the new file are those that
+    the user's umask gives, however the block creates it. With `durable`, the file and its folder
+    are flushed to the disk, so that the new file also survives a power cut. Raises OSError.
     """
+    # In the same folder, since a rename is atomic within one file system only
     temporary = path.with_name(f".{path.name}.writing")
     try:
+        # A library may create its file readable by the owner alone; an empty one shows the umask's
+        # permissions without changing the process's umask, which other threads share
         temporary.write_bytes(b"")
         permissions = temporary.stat().st_mode
         yield temporary
         temporary.chmod(permissions)
+
+        # Before the rename: after a power cut the new name must not point to missing bytes
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+    # The rename itself is an entry of the folder, which has a cache of its own
     if durable:
         sync_folder(path.parent)
 
@@ -54,8 +61,9 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or {} where there is no such file. Raises OSError and
-    ValueError.
+    """Return the object in a JSON file, or {} where there is no such file.
+
+    Raises OSError where the file can't be read, and ValueError where it is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -64,14 +72,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file that are whole; a run that was killed may have left half a line
-    at its end.
-    """
+    """Return the objects of a .jsonl file, one a line. Raises OSError."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
+            # A run that was killed may have left half a line
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -79,10 +86,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def truncate_after_step(path: Path, step: int) -> None:
-    """Drop what a resumed run will write again from a .jsonl file whose rows have a `step`.
+    """Cut a .jsonl file, whose rows have a `step`, back to what was known after that step.
 
-    Those are the rows after `step`, the row of the test split, which a run ends with, and a last
-    line that was cut short. A file that does not exist is left alone.
+    A resumed run writes the rest again, so that its file is the same as an uninterrupted run's.
+    A file that does not exist is left alone. Raises OSError.
     """
     if not path.exists():
         return
@@ -90,8 +97,10 @@ def truncate_after_step(path: Path, step: int) -> None:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
+            # A run ends with the row of the test split, which a longer run must not keep
             if row["step"] <= step and row.get("split") != "test":
                 kept.append(line + "\n")
         except ValueError:
+            # The last line of a run that was killed, cut short
             break
     write_text(path, "".join(kept))

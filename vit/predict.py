@@ -110,6 +110,7 @@ def check_options(options: argparse.Namespace) -> None:
         if value is not None and value < minimum:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} must be {minimum} or more, got {value}")
+    # Waiting for paths to be typed would look like a command that hangs
     if not options.images and sys.stdin.isatty():
         raise ConfigError(
             "no images: give files, folders or 'patterns*', or pipe their paths in, one per line"
@@ -127,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         discard_output()
         raise
     except KeyboardInterrupt:
+        # 128 + SIGINT, as a shell reports it, without a traceback
         raise SystemExit(130) from None
 
 
@@ -150,6 +152,7 @@ def predict(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     model, header = load_with_header(options.checkpoint)
     model = model.to(device)
+    # The precision in which it was trained and measured, so that the answers are those measured
     require_header_keys(header, options.checkpoint, "precision")
     precision = Precision(header["precision"], device)
     if options.attention is not None:
@@ -217,6 +220,7 @@ def infer(
     images = model.preprocessing.to_input(pixels.to(precision.device))
     with torch.inference_mode(), precision.autocast():
         logits = model(images)
+    # In float32: 16-bit probabilities would not sum to one
     return images, logits.float().softmax(dim=1)
 
 

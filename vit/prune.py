@@ -95,12 +95,13 @@ def prune(options: argparse.Namespace) -> None:
     restored = restore(options.checkpoint, changes, device)
     split = options.split or ("test" if restored.data.val is None else "val")
     images = restored.data.split(split)
-    # Before minutes of work, so that an impossible place is reported at once
+    # Before minutes of work, so that an impossible path is reported at once
     with writing_to(f"--out {options.out}"):
         options.out.parent.mkdir(parents=True, exist_ok=True)
 
     workers = loader_workers(None)
     heads = choose_heads(restored, options.fraction, workers)
+    # A copy, because the original is measured beside it
     pruned = copy.deepcopy(restored.model)
     pruned.prune_heads(heads)
 

@@ -41,6 +41,7 @@ def random_bits(seed: int, purpose: str, *counters: int | Tensor) -> Tensor:
 
     purpose: keeps apart what is drawn with the same seed and counters, such as "crop" and "flip".
     """
+    # Seed, purpose and counters are mixed in one after another, so that their order matters
     z = _mix(torch.tensor(_to_int64(seed)) ^ zlib.crc32(purpose.encode()))
     for counter in counters:
         z = _mix(z ^ torch.as_tensor(counter, dtype=torch.int64))

@@ -45,6 +45,7 @@ def list_samples(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
         for label, name in enumerate(classes)
         for path in iter_image_files(folder / name, follow_links=True)
     ]
+    # Sorted first, since folders are listed in any order
     samples.sort(key=lambda sample: str(sample[0]))
     random.Random(0).shuffle(samples)
     return samples
@@ -57,6 +58,7 @@ def encode_sample(source: tuple[Path, int], short_side: int | None) -> Sample | 
         jpeg = shrink_image(path, short_side, JPEG_QUALITY)
     except DataError as error:
         return str(error)
+    # A sample's files share their name up to the first extension, so there must be no second
     if jpeg is None:
         return path.suffix, path.read_bytes(), label
     is_jpeg = path.suffix.lower() in JPEG_SUFFIXES
@@ -153,6 +155,7 @@ def main(given: Sequence[str] | None = None) -> None:
     if not train.is_dir():
         raise DataError(f"{options.folder}: no folder train in it; expected train/<class>/…")
     classes = class_names(train)
+    # Shards of two data sets would be read as one
     if any(options.out.glob("*.tar")):
         raise ConfigError(f"{options.out}: already holds shards; choose a new folder")
 

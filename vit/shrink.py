@@ -39,6 +39,7 @@ def shrink_image(source: Path, short_side: int | None, quality: int) -> bytes | 
     """
     with open_lazily(source) as image:
         is_large = short_side is not None and min(image.size) > short_side
+    # Decoded in any case, so that a damaged file shows now
     image = open_image(source)
     if short_side is None or not is_large:
         return None
@@ -82,6 +83,7 @@ def map_in_processes(
     if workers == 1:
         yield from map(function, items)
         return
+    # A forked process would lack the threads, but not the locks, that torch started in this one
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         yield from pool.imap(function, items, chunksize=16)
 

@@ -1,10 +1,10 @@
-"""Words and numbers for people: durations, shortened names, tables."""
+"""Text for people: durations, shortened names, tables."""
 
 from collections.abc import Sequence
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as 3:05 (minutes and seconds), 2:03:05 (with hours) or 1 day 2:03:05."""
+    """Format seconds as 3:05 (minutes and seconds), 2:03:05 (with hours) or 1 day 2:03:05."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -17,22 +17,24 @@ def format_duration(seconds: float) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """The text, cut to at most `length` characters, the last of which is then an ellipsis."""
+    """Cut a text to at most `length` characters, the last of which is then an ellipsis."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, for messages that have to fit on one line."""
+    """Return the first line of an exception's message, for errors that must fit on one line."""
     return str(error).strip().split("\n")[0]
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are padded so that it also reads well on a terminal.
+    """Format a Markdown table with padded columns, so that it also reads well on a terminal.
 
-    rows: the first is the header; all have the same number of cells. A `|` in a cell is escaped.
+    rows: the first is the header; all have the same number of cells.
     """
+    # A bar or a line break would end the cell: class names and messages may hold either
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+
     lines = []
     for row in cells:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

@@ -41,7 +41,7 @@ def apply(image, operation, level, negative, settings):
 
 
 @pytest.mark.parametrize("bins", [10, 31])
-@pytest.mark.parametrize("name", TORCHVISION_NAMES)
+@pytest.mark.parametrize("name", sorted(TORCHVISION_NAMES.keys() - {"identity"}))
 @pytest.mark.parametrize("kind", ["batch", "image"])
 def test_torchvisions_operations(kind, name, bins):
     """At several magnitudes, both signs, on a batch and on an image: to the bit."""

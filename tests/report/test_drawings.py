@@ -60,4 +60,6 @@ def test_curves_of_the_splits_that_are_there():
         figure = draw_curves(LIGHT, rows, best_step=None)
     labels = [[line.get_label() for line in axes.lines] for axes in figure.axes]
     assert labels == [["train", "val", "test"], ["val", "test"]]
+    colors = [{line.get_label(): line.get_color() for line in axes.lines} for axes in figure.axes]
+    assert colors[0]["val"] == colors[1]["val"] != colors[0]["train"]
     assert figure.axes[0].lines[0].get_xydata().tolist() == [[1, 2.0], [2, 1.0]]

@@ -62,6 +62,7 @@ class BatchAugmentation:
             offsets = (draw("crop", 2) * (2 * pad + 1)).long()
             pixels = crop_and_flip(pixels, offsets, flipped, pad)
 
+        # The purposes' names are part of the result: other names are other random numbers.
         # The position of a policy tells its random numbers from those of the other policies
         for position, policy in enumerate(self.policies):
             numbers = draw(f"policy {position}", policy.num_random)
@@ -101,6 +102,7 @@ def resize_boxes(pixels: Tensor, boxes: Tensor, flipped: Tensor, size: tuple[int
     x = sampling_positions(left, box_width, size[1], width)
     x = torch.where(flipped[:, None], x.flip(1), x)
 
+    # grid_sample wants (x, y) of every output pixel
     x = x[:, None, :].expand(-1, size[0], -1)
     y = y[:, :, None].expand(-1, -1, size[1])
     grid = torch.stack([x, y], dim=-1).to(pixels.device, non_blocking=True)
@@ -114,6 +116,7 @@ def sampling_positions(start: Tensor, length: Tensor, count: int, image_side: in
     start, length: of each box, (B,) in pixels. Positions stay within their box, and are counted as
     grid_sample does, from -1 at the first pixel to 1 at the last.
     """
+    # Pixel i covers i to i + 1, so its center lies at i + 0.5; at the edges, border pixels repeat
     centers = start[:, None] + (torch.arange(count) + 0.5) * (length[:, None] / count) - 0.5
     centers = centers.clamp(start[:, None], (start + length - 1)[:, None])
     return centers * (2 / max(1, image_side - 1)) - 1
@@ -146,6 +149,7 @@ def apply_drawn(pixels: Tensor, drawn: Sequence[list[DrawnOperation]], policy: P
     pixels = pixels.clone()
     for turn in range(max(len(operations) for operations in drawn)):
         for operation, members in group_by_operation(drawn, turn).items():
+            # Indices go to the device, so that it need not be waited for
             chosen = torch.tensor(members).to(pixels.device, non_blocking=True)
             changed = apply_operation(pixels.index_select(0, chosen), operation, policy.settings)
             pixels.index_copy_(0, chosen, changed)

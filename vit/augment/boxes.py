@@ -31,6 +31,7 @@ def resized_crop_boxes(numbers: Tensor, height: int, width: int, scale: Sequence
     log_lowest, log_highest = math.log(3 / 4), math.log(4 / 3)
     log_ratios = log_lowest + (log_highest - log_lowest) * numbers[:, NUM_TRIES : 2 * NUM_TRIES]
     ratios = torch.exp(log_ratios)  # of width to height
+    # The sides that have this product and this quotient
     widths = (areas * ratios).sqrt().round()
     heights = (areas / ratios).sqrt().round()
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
@@ -50,6 +51,7 @@ def erasing_boxes(numbers: Tensor, height: int, width: int) -> Tensor:
     ratios = torch.exp(log_ratios)  # of height to width
     heights = (areas * ratios).sqrt().round()
     widths = (areas / ratios).sqrt().round()
+    # Smaller than the image, as in timm, so that something of it remains
     fits = (widths < width) & (heights < height)
     box_height, box_width = first_fitting(heights, widths, fits, (0, 0))
     return place_boxes(box_height, box_width, numbers[:, 2 * NUM_TRIES :], height, width)
@@ -62,8 +64,10 @@ def first_fitting(
 
     heights, widths and fits are (B, tries).
     """
+    # The first of equal maxima
     first = fits.int().argmax(dim=1, keepdim=True)
     any_fits = fits.any(1)
+    # Without one, argmax points at the first try, which is replaced
     box_height = torch.where(any_fits, heights.gather(1, first)[:, 0], float(fallback[0]))
     box_width = torch.where(any_fits, widths.gather(1, first)[:, 0], float(fallback[1]))
     return box_height, box_width

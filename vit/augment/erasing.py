@@ -21,6 +21,7 @@ def random_erase(
     device = images.device
     height, width = images.shape[-2:]
     draw = functools.partial(sample_numbers, seed, epochs, indices)
+    # Noise is made for the chosen images alone
     chosen = (draw("erasing", 1)[:, 0] < probability).nonzero()[:, 0]
     boxes = erasing_boxes(draw("erased box", NUMBERS_PER_BOX)[chosen], height, width)
     noise = normal_noise(images.shape[1:], epochs[chosen], indices[chosen], seed, device)

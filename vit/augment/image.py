@@ -43,6 +43,7 @@ def random_flip(pixels: Tensor, probability: float) -> Tensor:
 def apply_policies(image: Image.Image, policies: Sequence[Policy]) -> Image.Image:
     """Draw from one policy after another and apply what was drawn."""
     for policy in policies:
+        # Uniform numbers, so that files and batches share what is drawn from them
         numbers = torch.rand(policy.num_random).tolist()
         for operation in policy.draw(numbers, image.height, image.width):
             image = apply_operation(image, operation, policy.settings)

@@ -79,6 +79,7 @@ def saturation(images: Images, strength: float) -> Images:
 
 def gray_contrast(images: Images, strength: float) -> Images:
     """big_vision's contrast: blend with one gray that depends on the image's size alone."""
+    # The published code divides the number of pixels by 256 where it means the mean level
     height, width = ops.get_size(images)
     gray = min(255, height * width // 256)
     if isinstance(images, Tensor):
@@ -90,6 +91,7 @@ def gray_contrast(images: Images, strength: float) -> Images:
 
 def posterize(images: Images, strength: float) -> Images:
     """Keep the highest `strength` bits; without any bit left, the image is black."""
+    # Pillow refuses to keep no bits
     if strength < 1:
         return ops.adjust_brightness(images, 0.0)
     return ops.posterize(images, int(strength))
@@ -138,6 +140,7 @@ def fill_color(images: Images, settings: OperationSettings) -> Any:
     """The fill color as a list with one number per channel, or None for black."""
     if settings.fill is None:
         return None
+    # The mean color of a gray image, whose fill must have one channel too
     if is_gray(images):
         return [round(sum(settings.fill) / len(settings.fill))]
     return list(settings.fill)
@@ -158,11 +161,10 @@ def affine(
     translate: tuple[float, float] = (0, 0),
 ) -> Images:
     """Shear by angles in degrees (x, y) and translate by pixels (x, y)."""
+    # Whole pixels where nothing is interpolated, as in torchvision's policies
     if settings.interpolation == InterpolationMode.NEAREST:
-        translate = (
-            int(translate[0]),
-            int(translate[1]),
-        )  # whole pixels, as torchvision's policies
+        translate = (int(translate[0]), int(translate[1]))
+    # About the origin and not the image's center, as all published policies shear
     return ops.affine(
         images,
         angle=0.0,

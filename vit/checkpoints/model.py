@@ -14,12 +14,13 @@ from vit.runtime.processes import shard_like
 
 
 def load(path: Path | str) -> VisionTransformer:
-    """The model of a best checkpoint, in evaluation mode on the CPU, with two more attributes:
+    """Return the model of a best checkpoint, in evaluation mode on the CPU.
+
+    It has two more attributes:
 
     classes         the class names in the order of the logits
-    preprocessing   a vit.data.preprocessing.Preprocessing: preprocessing(image or path) → (C,
-    height, width), ready
-                    for the model
+    preprocessing   a vit.data.preprocessing.Preprocessing, which turns an image or a path into
+                    the model's input (C, height, width)
 
     Raises CheckpointError where the file is missing, damaged or not a best checkpoint.
     """
@@ -27,8 +28,9 @@ def load(path: Path | str) -> VisionTransformer:
 
 
 def load_with_header(path: Path | str) -> tuple[VisionTransformer, dict[str, Any]]:
-    """load() and the file's header, which is read only once."""
+    """Return (the model as load() gives it, the header of its file), reading the file once."""
     tensors, header = read_checkpoint(path)
+    # Of a last checkpoint it is not clear whether the raw or the averaged weights are meant
     if require_header_keys(header, path, "kind")["kind"] != "best":
         raise CheckpointError(
             f"{path}: holds the whole state of a run, to resume from; "
@@ -40,12 +42,13 @@ def load_with_header(path: Path | str) -> tuple[VisionTransformer, dict[str, Any
 def build_from_header(
     path: Path | str, tensors: dict[str, Tensor], header: dict[str, Any]
 ) -> VisionTransformer:
-    """The model that a header describes with these weights, as load() gives it.
+    """Return the model that a header describes with these weights, as load() gives it.
 
-    Raises CheckpointError, naming the path, where the header describes none, or the weights are of
-    another model.
+    Raises CheckpointError, naming the path, where the header describes no model, or the weights
+    belong to another one.
     """
     require_header_keys(header, path, "config", "classes", "preprocessing")
+    # Another version may have written settings that this model does not take
     try:
         model = build_model(header["config"]["model"], len(header["classes"]))
         preprocessing = Preprocessing.from_dict(header["preprocessing"])
@@ -59,17 +62,22 @@ def build_from_header(
 
 
 def build_model(settings: dict[str, Any], num_classes: int) -> VisionTransformer:
-    """The model of a configuration's group `model`, as plain values. Raises ValueError as
-    VisionTransformer does.
+    """Build the model of a configuration's group `model`, given as plain values.
+
+    Raises ValueError as VisionTransformer does.
     """
     arguments = {key: value for key, value in settings.items() if key != "name"}
-    if arguments.get("pruned_heads") is not None:  # older checkpoints have no such key
+    # get(), since older checkpoints have no such key
+    if arguments.get("pruned_heads") is not None:
         arguments["pruned_heads"] = parse_pruned_heads(arguments["pruned_heads"])
     return VisionTransformer(num_classes=num_classes, **arguments)
 
 
 def build_on_meta(settings: dict[str, Any], num_classes: int = 2) -> VisionTransformer:
-    """The model with shapes but no numbers. Raises ConfigError where there is no such model."""
+    """Build the model with shapes but no numbers, which takes neither memory nor time.
+
+    Raises ConfigError where the settings contradict each other.
+    """
     try:
         with torch.device("meta"):
             return build_model(settings, num_classes)
@@ -78,9 +86,8 @@ def build_on_meta(settings: dict[str, Any], num_classes: int = 2) -> VisionTrans
 
 
 def parse_pruned_heads(pruned_heads: Any) -> dict[int, list[int]]:
-    """{layer: heads} with the layers as numbers again, which are text after JSON. Raises ValueError
-    for anything else.
-    """
+    """Return {layer: heads} as whole numbers. Raises ValueError for anything else."""
+    # The keys of a JSON object are text
     try:
         return {
             int(layer): [int(head) for head in heads] for layer, heads in dict(pruned_heads).items()
@@ -92,8 +99,10 @@ def parse_pruned_heads(pruned_heads: Any) -> dict[int, list[int]]:
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Copy tensors into a model of the same shapes.
 
-    Raises CheckpointError with the first differences, and changes nothing, where they do not fit.
+    source: the path, for messages. Raises CheckpointError with the first differences, and changes
+    nothing, where they do not fit.
     """
+    # All differences before any is copied: load_state_dict would leave a model half loaded
     targets = model.state_dict()
     differences = tensor_differences(
         targets, tensors, extra="belongs to no part of this model", expected="expected"
@@ -102,6 +111,8 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> N
         raise CheckpointError(
             f"{source}: weights of another model: {first_differences(differences, 3)}"
         )
+
+    # Each process keeps its shard where the model is sharded
     placed = {name: shard_like(tensor, targets[name]) for name, tensor in tensors.items()}
     model.load_state_dict(placed)
 
@@ -109,8 +120,10 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> N
 def tensor_differences(
     targets: dict[str, Tensor], tensors: dict[str, Tensor], extra: str, expected: str
 ) -> list[str]:
-    """Which tensors are missing, too many or of another shape; extra and expected: words for the
-    latter two.
+    """List which tensors are missing, too many or of another shape.
+
+    extra, expected: the words for the latter two, as "<name> <extra>" and
+    "<name> is (2, 3), <expected> (2, 4)".
     """
     missing = [f"{name} is missing" for name in targets if name not in tensors]
     too_many = [f"{name} {extra}" for name in tensors if name not in targets]
@@ -123,7 +136,7 @@ def tensor_differences(
 
 
 def first_differences(differences: list[str], count: int) -> str:
-    """The first of many differences, and how many more there are."""
+    """Join the first of many differences, with how many more there are."""
     shown = differences[:count]
     if len(differences) > count:
         shown.append(f"and {len(differences) - count} more")
@@ -131,7 +144,7 @@ def first_differences(differences: list[str], count: int) -> str:
 
 
 def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, by the rest of their names."""
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

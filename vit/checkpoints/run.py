@@ -1,4 +1,8 @@
-"""The checkpoints of one run: the last, the one before it, and the best."""
+"""The checkpoints of one run: the last, the one before it, and the best.
+
+`last` holds the whole state, to resume from; `previous` is the last before it, in case it gets
+damaged; `best` holds only the weights that are evaluated.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +26,8 @@ LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safeten
 class RunCheckpoints:
     """Writes and reads the checkpoints of a run.
 
-    folder: RUN/checkpoints; header: what every file's header holds beside what the state tells:
-    config, classes, preprocessing, and `data`, a checksum of the training images; writes: false in
+    folder: RUN/checkpoints. header: what every file's header holds beside what describes the state:
+    config, classes, preprocessing, and `data`, a checksum of the training images. writes: false in
     all but the first of several processes.
     """
 
@@ -32,53 +36,67 @@ class RunCheckpoints:
     writes: bool
 
     def save_last(self, state: "TrainingState") -> None:
-        """Write the whole state; the last checkpoint before stays as the previous one. Raises
-        OSError.
+        """Write the whole state, and keep the last checkpoint before as the previous one.
+
+        Raises OSError where the disk refuses it.
         """
-        tensors = state.tensors()  # by all processes, which gather what is sharded
+        # All processes must get here, since gathering what is sharded is a collective
+        tensors = state.tensors()
         if self.writes:
             header = self.header_of("last", state)
             write_checkpoint(self.folder / LAST, tensors, header, keep=self.folder / PREVIOUS)
 
     def save_best(self, state: "TrainingState") -> None:
-        """Write the weights that are evaluated, under their plain names. Raises OSError."""
+        """Write the weights that are evaluated, under their plain names.
+
+        Raises OSError where the disk refuses it.
+        """
+        # By all processes, as in save_last
         tensors = state.selected_tensors()
         if self.writes:
             write_checkpoint(self.folder / BEST, tensors, self.header_of("best", state))
 
     def header_of(self, kind: str, state: "TrainingState") -> dict[str, Any]:
+        """Return the header of a file of a kind, "last" or "best"."""
         return {
             **self.header,
             "kind": kind,
+            # What `auto` chose: a resumed run on another machine must not choose anew
             "precision": state.precision.name,
             "progress": state.progress.to_dict(),
             "versions": {"torch": torch.__version__},
+            # Sums over another number of threads differ in their last bits
             "threads": torch.get_num_threads(),
         }
 
     def load_best(self, state: "TrainingState") -> "VisionTransformer":
-        """The state's evaluated model with the best checkpoint's weights. Raises CheckpointError."""
+        """Return the model that is evaluated, with the weights of the best checkpoint.
+
+        It is the state's own model, whose last weights are overwritten.
+        """
         model = state.selected()
         load_weights(model, read_checkpoint(self.folder / BEST)[0], str(self.folder))
         return model
 
     def resume(self, state: "TrainingState", data_may_differ: bool) -> list[str]:
-        """Bring the state to where the last checkpoint left it; warnings for the user.
+        """Bring the state to where the last checkpoint left it, and return warnings for the user.
 
-        Raises CheckpointError where no checkpoint can be read, or it is of another model, optimizer
-        or data set.
-        data_may_differ: take other training images than the run's.
+        data_may_differ: accept other training images than the run's. Raises CheckpointError where
+        no checkpoint can be read, or it belongs to another model, optimizer or data set.
         """
         tensors, header, warning = read_last(self.folder)
         warnings = [] if warning is None else [warning]
         require_header_keys(header, self.folder, "classes", "config", "precision", "progress")
         check_classes(header["classes"], self.header["classes"], self.folder)
+
+        # The order of the samples refers to the images by index. Older headers have no checksum
         same_data = header.get("data", self.header["data"]) == self.header["data"]
         if not same_data and not data_may_differ:
             raise CheckpointError(
                 f"resume={self.folder.parent}: the training images are not those of the run (their "
                 "checksum differs); bring them back, or add resume_changed=allow"
             )
+
         threads, saved_threads = torch.get_num_threads(), header.get("threads")
         if state.precision.device.type == "cpu" and saved_threads not in (None, threads):
             warnings.append(
@@ -90,10 +108,10 @@ class RunCheckpoints:
 
 
 def read_last(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
-    """The last checkpoint of RUN/checkpoints, or where it is damaged the one before and a warning
-    that says so.
+    """Return (tensors, header, warning or None) of the last checkpoint of RUN/checkpoints.
 
-    Raises CheckpointError where neither can be read.
+    Where it is damaged, it is the one before it, and the warning says so. Raises CheckpointError
+    where neither can be read: a run never starts over silently.
     """
     try:
         return *read_checkpoint(folder / LAST), None

@@ -41,6 +41,7 @@ def load_snapshot(path: Path) -> Snapshot:
     """
     tensors, header = read_checkpoint(path)
     require_header_keys(header, path, "kind")
+    # A run without averaging stores no tensors under average/
     if header["kind"] == "last":
         tensors = strip_prefix(tensors, "average/") or strip_prefix(tensors, "model/")
     model = build_from_header(path, tensors, header)

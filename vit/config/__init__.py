@@ -1,3 +1,4 @@
-"""The configuration: one dataclass a group, what each key may hold, and Hydra's command line. No
-torch here.
+"""The configuration: a dataclass for each group, what its keys may hold, and the command line.
+
+Nothing here imports torch, so that `--help` and a mistyped key are answered at once.
 """

@@ -1,4 +1,4 @@
-"""The group `augment`: conf/augment/*.yaml."""
+"""The group `augment`: conf/augment/*.yaml, which hold the values."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ CROP_SCALE = Range(
     lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= 1,
     "[smallest, largest], above 0 and at most 1",
 )
+# torchvision's RandAugment counts magnitudes to 30; check_augmentation() limits the others to 10
 MAGNITUDE = Range(lambda value: 0 <= value <= 30, "from 0 to 30")
 RANDAUGMENTS = belongs_to(
     "augment.policy", "randaugment", "randaugment_big_vision", "randaugment_timm"
@@ -26,22 +27,27 @@ RANDAUGMENTS = belongs_to(
 class AugmentConfig:
     """Random changes of the training images."""
 
-    # random crop of small images: padding as a fraction of the side
+    # Random crop of small images: padding on each side as a fraction of it (0.125 of 32 px: 4 px)
     pad: float = setting(PROBABILITY)
     # Random resized crop of image files, and of small images where pad is 0: fraction of the area;
-    # null: none
+    # null: the crop of evaluation
     crop_scale: list[float] | None = setting(CROP_SCALE)
-    flip: float = setting(PROBABILITY)  # probability of mirroring, where data.mirror allows it
-    policy: str = setting()  # a name of vit.augment.policies
-    policy_ops: int | None = setting(POSITIVE, belongs=RANDAUGMENTS)  # operations an image
+    # Probability of mirroring, where data.mirror allows it
+    flip: float = setting(PROBABILITY)
+    # A name in vit.augment.policies
+    policy: str = setting()
+    # RandAugment: operations an image, and their strength
+    policy_ops: int | None = setting(POSITIVE, belongs=RANDAUGMENTS)
     policy_magnitude: float | None = setting(MAGNITUDE, belongs=RANDAUGMENTS)
-    # brightness, contrast, saturation: a factor within 1 ± this
+    # Brightness, contrast and saturation are each multiplied by a factor within 1 ± this
     color_jitter: float = setting(PROBABILITY)
-    erasing: float = setting(PROBABILITY)  # probability of filling a random box with noise
-    # alpha of the Beta distribution of the two weights; 0: off
+    # Probability of filling a random box with noise
+    erasing: float = setting(PROBABILITY)
+    # Alpha of the Beta distribution of the two images' weights; 0: off
     mixup: float = setting(NOT_NEGATIVE)
-    # likewise, of the areas; with both on, either half the time
+    # Likewise, of their areas; with both on, each is chosen half the time
     cutmix: float = setting(NOT_NEGATIVE)
-    mix_probability: float | None = setting(FRACTION)  # of mixing a pair at all; null: 1
-    # times a sample comes in a row, augmented differently each time
+    # Probability of mixing a pair at all; null: 1
+    mix_probability: float | None = setting(FRACTION)
+    # How often a sample comes in a row, augmented differently each time
     repeats: int = setting(POSITIVE)

@@ -1,4 +1,8 @@
-"""Hydra's command line, with every mistake in one line and the exit codes of vit.errors."""
+"""Hydra's command line, with one-line errors and the exit codes of vit.errors.
+
+Hydra prints tracebacks and several lines of advice for a mistyped key, and exits with 1 for all
+that goes wrong; scripts and schedulers need to tell a mistake, a bug and a stopped run apart.
+"""
 
 import atexit
 import contextlib
@@ -13,7 +17,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vit.config.config import CONF
 from vit.errors import ConfigError, DataError, Stopped, TrainingFailed, UserError
 
+# Keys that hold paths, which may contain characters of Hydra's grammar
 PATH_KEYS = (
     "data.root",
     "hydra.run.dir",
@@ -33,27 +38,34 @@ PATH_KEYS = (
 
 
 def run_main(main: Callable[[], None], schema: type) -> int:
-    """Run a Hydra main and return its exit code: 0 done, 2 the user's mistake, 75 stopped by a
-    signal in a sweep.
+    """Run a Hydra main and return its exit code.
 
-    What the task itself ends in leaves through task_errors() as SystemExit. A bug keeps its
-    traceback, and Python's exit code 1.
+    0: done; 2: a mistake of the user; 75: a sweep was stopped by a signal. The errors of the task
+    itself leave through task_errors() as SystemExit. A bug keeps its traceback, and Python's exit
+    code 1.
+
+    schema: the dataclass whose keys are suggested for a mistyped one.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and exiting
-    # Launchers of sweeps unpickle main() in processes that were not started as this script, in any
-    # folder
+    # So that Hydra raises instead of printing and exiting
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    # Launchers of sweeps (joblib, submitit) unpickle main() in processes that were not started as
+    # this script and may run in another folder
     project = str(CONF.parent)
     paths = [project, os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+
     try:
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
         main()
         return 0
-    except (UserError, Stopped) as error:  # before the task, or of a sweep
+    except (UserError, Stopped) as error:
+        # Before the task, or of a sweep
         message, code = str(error), error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         message, code = composition_error(error, schema), ConfigError.exit_code
     except OSError as error:
+        # Hydra makes the run folder before it calls main; errors of the task do not get here
         reason = error.strerror or error
         message = (
             f"{error.filename}: can't make this run folder ({reason}); "
@@ -66,35 +78,34 @@ def run_main(main: Callable[[], None], schema: type) -> int:
 
 @contextlib.contextmanager
 def task_errors(speaks: bool = True) -> Iterator[None]:
-    """Around the body of a Hydra main: end the process in one line for every error that is not a
-    bug.
+    """End the process with one line for every error of the block that is not a bug.
 
-    SystemExit passes through Hydra, which would add lines of its own to any other exception. Bugs
-    of the kinds that Hydra raises itself are wrapped, so that run_main does not take them for
-    mistakes on the command line.
-    speaks: false in all but the first of several processes of a run, which end in the same errors;
-    only an unreadable image file may be a process's own.
+    It goes around the body of a Hydra main. speaks: false in all but the first of several processes
+    of a run, which end in the same errors.
     """
     try:
         yield
     except (UserError, TrainingFailed, Stopped) as error:
+        # Only this process may have read the image file that can't be read
         if speaks or isinstance(error, DataError):
             print_error(str(error))
+        # SystemExit passes through Hydra, which would add lines of its own to another exception
         raise SystemExit(error.exit_code) from None
     except (HydraException, OmegaConfBaseException, OSError) as error:
+        # Bugs of the kinds that Hydra raises: run_main would take them for the user's mistakes
         raise RuntimeError(f"unexpected {type(error).__name__}: {error}") from error
 
 
 def print_error(message: str) -> None:
-    """One line on standard error that begins with the script's name."""
+    """Print one line on standard error that begins with the script's name."""
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
 
 class AtSweepEnd(Callback):
-    """Calls a function with the sweep's folder when the process that drives a sweep ends, however
-    it ends.
+    """Calls a function with the sweep's folder when the process that drives the sweep exits.
 
-    Hydra's own on_multirun_end is not called after a job that failed.
+    A callback of Hydra, named in conf/train.yaml. Hydra's on_multirun_end would be the place for
+    it, but is not called after a job that failed.
     """
 
     def __init__(self, call: Callable[[Path], None]):
@@ -105,24 +116,26 @@ class AtSweepEnd(Callback):
 
 
 def prepare_arguments(arguments: Sequence[str]) -> list[str]:
-    """What Hydra gets to parse: paths quoted, and the folder of resume=FOLDER as the run folder.
+    """Return the arguments for Hydra: paths quoted, and resume=FOLDER also as the run folder.
 
     Raises ConfigError for an override that Hydra could not parse or would answer with a traceback.
     """
     prepared = quote_paths(arguments)
-    given = dict(argument.partition("=")[::2] for argument in prepared)
+    given = {key: value for key, _, value in (argument.partition("=") for argument in prepared)}
     resume = given.get("resume", "null")
     if resume not in ("null", "auto") and "hydra.run.dir" not in given:
         prepared.append(f"hydra.run.dir={resume}")
+
+    # Options such as -m and --help are not overrides
     for argument in prepared:
-        if not argument.startswith("-"):
+        # Without "=" it may be the value of one of Hydra's flags, as in --cfg job
+        if "=" in argument and not argument.startswith("-"):
             check_override(argument)
     return prepared
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
-    """Quote the values of keys that hold paths and expand ~ in them; a comma under -m stays a
-    sweep.
+    """Quote the values of keys that hold paths, and expand ~ in them.
 
     Paths may contain what Hydra's grammar refuses outside quotes: ü ~ ( ) = ' , # [
     """
@@ -130,7 +143,9 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        # Words of the grammar, and what the user has quoted
         special = value in ("", "null", "auto") or value[:1] in ("'", '"')
+        # Under -m a comma separates the values of a sweep
         swept = sweep and "," in value
         if equals and key in PATH_KEYS and not special and not swept:
             value = quote(os.path.expanduser(value))
@@ -139,8 +154,9 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def quote(value: str) -> str:
-    """A string in Hydra's single quotes, where a backslash is itself but must be doubled before a
-    quote or the end.
+    """Return a string in Hydra's single quotes.
+
+    A backslash stands for itself there, but must be doubled before a quote or the end.
     """
 
     def escape(match: re.Match) -> str:
@@ -151,9 +167,7 @@ def quote(value: str) -> str:
 
 
 def check_override(argument: str) -> None:
-    """Raise ConfigError where Hydra can't parse an override, or where a group is given anything but
-    a file's name.
-    """
+    """Raise ConfigError where Hydra can't parse an override, or a group is not given a name."""
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException:
@@ -163,25 +177,30 @@ def check_override(argument: str) -> None:
         ) from None
     if override.key_or_group not in group_names() or override.is_delete():
         return
+
+    # Hydra answers a number, a list or a dictionary here (model=3) with a traceback of its own
     value = override.value()
     if not (value is None or isinstance(value, str | ChoiceSweep)):
         raise ConfigError(f"{argument}: expected the name of a file, as in model=vit_s16")
 
 
 def group_names() -> set[str]:
-    """The groups of conf/."""
+    """Return the names of the groups of conf/."""
     return {path.name for path in CONF.iterdir() if path.is_dir()}
 
 
 def composition_error(error: Exception, schema: type) -> str:
-    """Hydra's or OmegaConf's complaint about the command line, as one line that says what to write
-    instead.
-    """
+    """Say what to write instead, in one line, where Hydra or OmegaConf refuse the command line."""
+    # A choice of a group that has no file
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         options = [option for option in error.options if not option.endswith("schema")]
         file = f"conf/{group}/{name}.yaml"
         return f"{group}={name}: there is no {file}{suggestion(name, options)}"
+
+    # Hydra wraps OmegaConf's error, which alone has the key's full name
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: expected KEY=VALUE or GROUP=NAME"
 
     cause = error
     if isinstance(error.__cause__, OmegaConfBaseException):
@@ -193,7 +212,7 @@ def composition_error(error: Exception, schema: type) -> str:
         key = overridden[1] if overridden else str(full_key)
         return f"{key}: no such key{suggestion(key, known_keys(schema))}"
 
-    # The line of the message that tells what is wrong with the value
+    # Of a message of several lines the one that says what is wrong with the value
     lines = [line.strip() for line in f"{error}\n{cause}".split("\n") if line.strip()]
     starts = ("Value ", "Invalid value ", "Object of ")
     line = next((line for line in lines if line.startswith(starts)), lines[0])
@@ -201,9 +220,7 @@ def composition_error(error: Exception, schema: type) -> str:
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
-    """ "; did you mean …?" with the known words nearest to a mistyped one, or all of them where
-    none is near.
-    """
+    """Return "; did you mean …?" with the known words nearest to a mistyped one, or else all."""
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
         return f"; did you mean {' or '.join(near)}?"
@@ -211,7 +228,7 @@ def suggestion(word: str, known: Sequence[str]) -> str:
 
 
 def known_keys(schema: type) -> list[str]:
-    """Every key of a schema with dots, groups included."""
+    """Return every key of a schema with dots, groups included."""
     keys: list[str] = []
     for item in fields(schema):
         keys.append(item.name)

@@ -1,7 +1,6 @@
 """The whole configuration: its schema, its checks across groups, and plain dictionaries in and out.
 
-Imports neither torch nor anything of the data, so that `--help` and a mistyped key are answered at
-once.
+Imports neither torch nor anything of vit/data, so that a mistyped key is answered at once.
 """
 
 import functools
@@ -35,9 +34,11 @@ from vit.text import first_line
 CONF = Path(__file__).parents[2] / "conf"
 
 
+# Hydra builds the schemas once, before any value is known, so checks across keys are functions
+# below and not __post_init__
 @dataclass
 class Config:
-    """Everything train.py is told."""
+    """The configuration of train.py."""
 
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
@@ -52,12 +53,13 @@ class Config:
     pretrained_positions: str = setting(one_of("bicubic", "linear"), on_resume=FREE)
     resume: str | None = setting(on_resume=FREE)
     resume_changed: str = setting(one_of("refuse", "allow"), on_resume=FREE)
-    jobs_at_once: int | None = setting(POSITIVE, on_resume=FREE)  # of a sweep, on this machine
+    # Of a sweep, on this machine
+    jobs_at_once: int | None = setting(POSITIVE, on_resume=FREE)
 
 
 @dataclass
 class EvaluateConfig:
-    """Everything evaluate.py is told.
+    """The configuration of evaluate.py.
 
     data: with a checkpoint, changes to its own; with pretrained weights, the whole group.
     model: for pretrained weights, the model they must fit; null: the one their file describes.
@@ -76,11 +78,11 @@ class EvaluateConfig:
 
 
 def register() -> None:
-    """Make the schemas and the resolver that conf/ refers to known to Hydra."""
+    """Register the schemas and the resolver that conf/ refers to with Hydra."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="evaluate_schema", node=EvaluateConfig)
-    # In the names of run folders, so that two runs begun in the same second have two folders
+    # In the names of run folders, so that two runs started in the same second have two folders
     OmegaConf.register_new_resolver("process", os.getpid, replace=True)
 
 
@@ -104,7 +106,8 @@ def check_splits(data: DataConfig) -> None:
 
 
 def check_augmentation(augment: AugmentConfig) -> None:
-    """RandAugment's scale of magnitudes, and mixing that is never done."""
+    """Check RandAugment's scale of magnitudes, and that mixing is ever done."""
+    # big_vision and timm count magnitudes to 10, torchvision to 30
     of_ten = augment.policy in ("randaugment_big_vision", "randaugment_timm")
     if of_ten and (augment.policy_magnitude or 0) > 10:
         raise ConfigError(
@@ -118,7 +121,7 @@ def check_augmentation(augment: AugmentConfig) -> None:
 
 
 def check_schedule(config: Config) -> None:
-    """Settings of schedules that never act."""
+    """Refuse settings of schedules that never act."""
     schedule = config.schedule
     if schedule.final is not None and schedule.name == "constant" and not schedule.cooldown:
         raise ConfigError(
@@ -129,7 +132,7 @@ def check_schedule(config: Config) -> None:
 
 
 def check_start(config: Config) -> None:
-    """Starting weights that contradict each other."""
+    """Refuse starting weights that contradict each other."""
     if not config.train.whiten_patches:
         return
     if config.model.resnet_stages:
@@ -145,7 +148,10 @@ def check_start(config: Config) -> None:
 
 
 def check_sharding(config: Config) -> None:
-    """Optimizers that look at whole matrices can't work on shards of them."""
+    """Refuse optimizers that need whole matrices where these are sharded.
+
+    Muon orthogonalizes a matrix; LAMB takes the norm of a tensor.
+    """
     if config.runtime.sharding == "fsdp" and config.optimizer.name not in ("adamw", "sgd"):
         raise ConfigError(
             f"runtime.sharding=fsdp works with optimizer=adamw and sgd; "
@@ -154,8 +160,9 @@ def check_sharding(config: Config) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as dictionaries, lists, numbers and words: what a checkpoint and
-    config.yaml hold.
+    """Return the configuration as dictionaries, lists, numbers and strings.
+
+    This is what the header of a checkpoint and config.yaml hold.
     """
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     assert isinstance(container, dict)
@@ -163,30 +170,36 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """The configuration as a run's config.yaml holds it."""
+    """Return the configuration as a run's config.yaml holds it."""
     return OmegaConf.to_yaml(to_dict(config))
+
+
+def require_resolvable(composed: DictConfig) -> None:
+    """Raise ConfigError, naming the key, where a value refers to a key that does not exist."""
+    try:
+        OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {first_line(error)}") from None
 
 
 def from_composed(composed: DictConfig) -> Any:
     """The typed configuration that Hydra composed.
 
-    Raises ConfigError, naming the key, where one has no value yet or refers to a key that does not
-    exist.
+    Raises ConfigError, naming the key, where one has no value yet.
     """
+    require_resolvable(composed)
     missing = sorted(key for key in OmegaConf.missing_keys(composed) if not key.startswith("hydra"))
     if missing:
         key = missing[0]
         raise ConfigError(f"{key} has no value; give it on the command line, such as {key}=…")
-    try:
-        return OmegaConf.to_object(composed)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'configuration'}: {first_line(error)}") from None
+    return OmegaConf.to_object(composed)
 
 
 def from_dict(container: dict[str, Any], source: str) -> Config:
-    """The inverse of to_dict; keys that an older version did not know yet get their defaults.
+    """Return the typed configuration of a plain one: the inverse of to_dict.
 
-    Raises ConfigError naming `source` where the container does not fit the schema.
+    Keys that the version which saved it did not have yet get their defaults. Raises ConfigError,
+    naming `source`, where the container does not fit the schema.
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), default_values(), migrate(container))
@@ -196,7 +209,7 @@ def from_dict(container: dict[str, Any], source: str) -> Config:
 
 
 def group_to_dict(group: str, schema: type, values: dict[str, Any]) -> dict[str, Any]:
-    """One group's values over its defaults, checked against its schema.
+    """Return one group's values over its defaults, checked against its schema.
 
     Raises ConfigError where they do not fit it, or a key has no value.
     """
@@ -211,12 +224,15 @@ def group_to_dict(group: str, schema: type, values: dict[str, Any]) -> dict[str,
 
 @functools.cache
 def default_values() -> dict[str, Any]:
-    """The defaults that stand in conf/, as plain values: of every group, and of train.yaml's own
-    keys.
+    """Return the defaults in conf/ as plain values: of every group, and of train.yaml's own keys.
+
+    They are read without Hydra, for configurations that no command line composed.
     """
-    defaults = OmegaConf.load(CONF / "defaults.yaml")
+    defaults = cast(DictConfig, OmegaConf.load(CONF / "defaults.yaml"))
+    # Of the groups that have one choice the file of that choice holds the defaults
     for group in ("train", "runtime"):
         defaults[group] = OmegaConf.load(CONF / group / "default.yaml")
+
     top = cast(DictConfig, OmegaConf.load(CONF / "train.yaml"))
     for key in top:
         if key not in ("defaults", "hydra"):
@@ -225,7 +241,7 @@ def default_values() -> dict[str, Any]:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """A run's config.yaml. Raises ConfigError where it is missing or holds no configuration."""
+    """Read a run's config.yaml. Raises ConfigError where it is missing or no configuration."""
     try:
         container = OmegaConf.to_container(OmegaConf.load(path))
         if isinstance(container, dict):
@@ -235,17 +251,16 @@ def read_config_file(path: Path) -> dict[str, Any]:
         problem = first_line(error)
     raise ConfigError(
         f"{path}: no configuration ({problem}); "
-        "it also stands in the header of checkpoints/last.safetensors"
+        "a copy of it is in the header of checkpoints/last.safetensors"
     )
 
 
 def migrate(container: dict[str, Any]) -> dict[str, Any]:
-    """A configuration that an earlier version saved, its renamed keys under the names they have
-    now.
-    """
+    """Return a configuration that an earlier version saved, with the names its keys have now."""
     augment = dict(container.get("augment") or {})
     if "randaugment_ops" not in augment:
         return container
+    # There was one RandAugment, torchvision's, and 0 operations switched it off
     ops = augment.pop("randaugment_ops")
     magnitude = augment.pop("randaugment_magnitude", None)
     if ops:
@@ -254,7 +269,7 @@ def migrate(container: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten(container: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys joined with dots."""
+    """Return nested dictionaries as one, whose keys are joined with dots."""
     flat: dict[str, Any] = {}
     for key, value in container.items():
         if isinstance(value, dict):
@@ -265,8 +280,9 @@ def flatten(container: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def with_changes(container: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A plain configuration with some keys, given with dots, set anew."""
+    """Return a plain configuration with new values of some keys, which are given with dots."""
     config = OmegaConf.create(container)
     for key, value in changes.items():
+        # Without merging: a new group or dictionary replaces the old one and leaves none of it
         OmegaConf.update(config, key, value, merge=False)
     return cast(dict[str, Any], OmegaConf.to_container(config))

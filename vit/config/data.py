@@ -1,4 +1,4 @@
-"""The group `data`: conf/data/*.yaml."""
+"""The group `data`: conf/data/*.yaml, which hold the values."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,28 +23,41 @@ PER_CHANNEL_POSITIVE = Range(
 
 @dataclass
 class DataConfig:
-    """What is learned from. Which data sets need or take root, test_fraction, num_classes and
-    num_images is told by the table in vit/data/datasets.py.
+    """What is learned from.
+
+    The table in vit/data/datasets.py says which data sets take root, test_fraction, num_classes and
+    num_images.
     """
 
     name: str = setting()
-    root: str | None = setting(on_resume=FREE)  # where the files are
-    val_fraction: float = setting(BELOW_ONE)  # of train, held out to select the best checkpoint
-    test_fraction: float | None = setting(BETWEEN_0_AND_1)  # of train, where there is no test split
-    limit: int | None = setting(POSITIVE)  # images of each split, spread evenly over the classes
-    mean: list[float] = setting(PER_CHANNEL)  # per channel, of pixels in 0..1
+    # Where the files are; free on a resume since the images themselves are compared by checksum
+    root: str | None = setting(on_resume=FREE)
+    # Of train, held out to select the best checkpoint; 0 trains on everything
+    val_fraction: float = setting(BELOW_ONE)
+    # Of train, where the data set has no test split
+    test_fraction: float | None = setting(BETWEEN_0_AND_1)
+    # Images of each split, spread evenly over the classes, for quick tries
+    limit: int | None = setting(POSITIVE)
+    # Of each channel, for pixels in 0..1
+    mean: list[float] = setting(PER_CHANNEL)
     std: list[float] = setting(PER_CHANNEL_POSITIVE)
-    # center crop as a fraction of the shorter side; null: squash
+    # Center crop of evaluation as a fraction of the shorter side; null: squash to the model's size
     eval_crop: float | None = setting(FRACTION)
     interpolation: str = setting(one_of("bilinear", "bicubic"))
-    unreadable: str = setting(one_of("refuse", "skip"))  # image files of train that can't be read
-    mirror: bool = setting()  # a mirrored image is of the same class
+    # What an image file of train that can't be read does: end the run, or be replaced by another
+    unreadable: str = setting(one_of("refuse", "skip"))
+    # Whether a mirrored image is of the same class, as that of a digit is not
+    mirror: bool = setting()
+    # Of the synthetic data set alone
     num_classes: int | None = setting(POSITIVE)
     num_images: int | None = setting(POSITIVE)
 
 
 def data_arguments(data: DataConfig, num_channels: int) -> dict[str, Any]:
-    """The keyword arguments of vit.data.datasets.load_data, less the device and the image size."""
+    """Return the arguments of vit.data.datasets.load_data but for the device and the image size.
+
+    num_channels: of the model, since images are brought to the channels it takes.
+    """
     return {
         "name": data.name,
         "root": data.root,

@@ -1,4 +1,4 @@
-"""The group `model`: conf/model/*.yaml."""
+"""The group `model`: conf/model/*.yaml, which hold the values."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,42 +21,59 @@ STAGES = Range(
 
 @dataclass
 class ModelConfig:
-    """The keyword arguments of vit.model.VisionTransformer, which documents them; the data set
-    gives num_classes.
+    """The keyword arguments of vit.model.VisionTransformer, which documents them.
+
+    num_classes is not among them: the data set gives it.
     """
 
     name: str = setting()
-    image_size: Any = setting()  # pixels: one number or [height, width]
-    # pixels: one number or [height, width]; null where grid_size is given
+
+    # The input in pixels: one number or [height, width]. Images are resized to it
+    image_size: Any = setting()
+    # Likewise; null where grid_size, the number of patches a side, is given instead
     patch_size: Any = setting()
-    grid_size: Any = setting()  # patches a side, instead of patch_size
+    grid_size: Any = setting()
     num_channels: int = setting(GRAY_OR_RGB)
+
     hidden_size: int = setting(POSITIVE)
     num_layers: int = setting(POSITIVE)
     num_heads: int = setting(POSITIVE)
     mlp_ratio: float = setting(POSITIVE)
-    intermediate_size: int | None = setting(POSITIVE)  # width of the MLP, instead of mlp_ratio
+    # Width of the MLP, instead of mlp_ratio
+    intermediate_size: int | None = setting(POSITIVE)
     activation: str = setting(one_of("gelu", "gelu_tanh", "quick_gelu", "relu", "silu"))
+
+    # The three that may be null take the value of dropout then
     dropout: float = setting(BELOW_ONE)
-    embedding_dropout: float | None = setting(BELOW_ONE)  # null: dropout
+    embedding_dropout: float | None = setting(BELOW_ONE)
     attention_dropout: float = setting(BELOW_ONE)
-    projection_dropout: float | None = setting(BELOW_ONE)  # null: dropout
-    mlp_dropout: float | None = setting(BELOW_ONE)  # null: dropout
-    drop_path: float = setting(BELOW_ONE)  # stochastic depth, see train.drop_path_schedule
-    patch_dropout: float = setting(BELOW_ONE)  # fraction of the patches left out in training
+    projection_dropout: float | None = setting(BELOW_ONE)
+    mlp_dropout: float | None = setting(BELOW_ONE)
+    # Stochastic depth: the last block's rate, see train.drop_path_schedule
+    drop_path: float = setting(BELOW_ONE)
+    # Fraction of the patches left out in training
+    patch_dropout: float = setting(BELOW_ONE)
+
     qkv_bias: bool = setting()
     qk_norm: bool = setting()
-    layer_scale: float | None = setting(POSITIVE)  # initial factor
+    # Initial factor of every residual branch; null: none
+    layer_scale: float | None = setting(POSITIVE)
     layer_norm_eps: float = setting(POSITIVE)
+
     position: str = setting(one_of("learned", "sincos2d", "sincos1d", "rope2d", "none"))
     cls_token: bool = setting()
-    cls_position: bool = setting()  # learned positions: the class token has one of its own
+    # Whether the class token has a learned position too
+    cls_position: bool = setting()
     num_registers: int = setting(NOT_NEGATIVE)
     global_pool: str = setting(one_of("cls", "mean"))
-    # width of a dense + tanh layer before the head
+    # Width of a dense + tanh layer before the head; null: none
     representation_size: int | None = setting(POSITIVE)
-    resnet_stages: list[int] | None = setting(STAGES)  # hybrid: units in each stage of the ResNet
+
+    # Hybrid: units in each stage of the ResNet before the patches; null: patches of pixels
+    resnet_stages: list[int] | None = setting(STAGES)
     resnet_style: str = setting(one_of("jax", "timm"))
-    pruned_heads: Any = setting()  # {layer: [heads to leave out]}
+
+    # {layer: [heads to leave out]}, as vit.prune writes it into a checkpoint
+    pruned_heads: Any = setting()
     init: str = setting(one_of("jax", "xavier", "trunc_normal", "local"))
     init_range: float = setting(POSITIVE)

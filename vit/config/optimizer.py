@@ -1,4 +1,7 @@
-"""The groups `optimizer` and `schedule`: conf/optimizer/*.yaml and conf/schedule/*.yaml."""
+"""The groups `optimizer` and `schedule`: conf/optimizer/*.yaml and conf/schedule/*.yaml.
+
+Those files hold the values.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,21 +27,27 @@ BETAS = Range(
 
 @dataclass
 class OptimizerConfig:
-    """Which keys below weight and layer decay an optimizer takes is told by the parameters of its
-    builder in vit/training/optimizers.py; null is "not given".
+    """The optimizer and its settings.
+
+    The parameters of its builder in vit/training/optimizers.py say which of the keys from betas on
+    an optimizer takes; null is "not given".
     """
 
     name: str = setting()
-    lr: float = setting(POSITIVE)  # at the schedule's peak, for the batch size as it is
-    # of the weights of linear layers and convolutions alone
+    # At the schedule's peak, for the batch size as it is: nothing scales it by the batch
+    lr: float = setting(POSITIVE)
+    # Of the weights of linear layers and convolutions alone; multiplied by the learning rate, as
+    # torch does
     weight_decay: float = setting(NOT_NEGATIVE)
-    # learning rate of a layer relative to the one above it
+    # Learning rate of a layer relative to the one above it; null: all layers learn alike
     layer_decay: float | None = setting(FRACTION)
+
     betas: list[float] | None = setting(BETAS)
     eps: float | None = setting(POSITIVE)
     momentum: float | None = setting(BELOW_ONE)
     nesterov: bool | None = setting()
-    adamw_lr: float | None = setting(POSITIVE)  # Muon: of everything but the blocks' matrices
+    # Muon: the learning rate of everything but the blocks' matrices
+    adamw_lr: float | None = setting(POSITIVE)
 
 
 @dataclass
@@ -46,7 +55,9 @@ class ScheduleConfig:
     """The learning rate over the run."""
 
     name: str = setting(one_of("cosine", "linear", "constant"))
-    warmup: Any = setting(DURATION)  # linear, from 0
-    final: float | None = setting(PROBABILITY)  # learning rate at the end, relative to the peak
-    # linear, at the end
+    # Linear, from 0
+    warmup: Any = setting(DURATION)
+    # Learning rate at the end, relative to the peak; null: 0
+    final: float | None = setting(PROBABILITY)
+    # A straight line down over the last steps; null: none
     cooldown: Any = setting(DURATION, belongs=belongs_to("schedule.name", "constant"))

@@ -1,5 +1,7 @@
-"""What the command line changes: of a run that is resumed, and beside pretrained weights that bring
-settings along.
+"""Configurations that do not come from the command line alone.
+
+A resumed run's comes from its folder; pretrained weights bring the settings they were trained with.
+What is given on the command line wins, and is refused where it would make another run of it.
 """
 
 import re
@@ -12,8 +14,8 @@ from vit.config.config import Config, flatten, from_dict, to_dict, with_changes
 from vit.config.settings import BITS_MAY_DIFFER, FREE, settings_of
 from vit.errors import ConfigError
 
-# What pretrained weights were trained with, and a model must have to compute what they did; its
-# sizes are the user's choice.
+# What pretrained weights were trained with, and a model must have to compute what they did. Its
+# sizes are not among them: they are the user's choice, and weights that don't fit are refused
 MODEL_SETTINGS_OF_WEIGHTS = (
     "layer_norm_eps",
     "activation",
@@ -45,17 +47,17 @@ USUAL_KEYS = (
 
 
 def overridden_keys(overrides: Sequence[str]) -> list[str]:
-    """The keys and groups of command-line overrides, with dots: "+hydra/x=1" gives hydra.x."""
+    """Return the keys and groups of overrides, with dots: "+hydra/x=1" gives hydra.x."""
     return [re.split(r"[=@]", item.lstrip("+~"))[0].replace("/", ".") for item in overrides]
 
 
 def command_line_changes(composed: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """{key: value} of the composed configuration for every override of the command line.
+    """Return {key: value} of the composed configuration for every override of the command line.
 
-    A group (`optimizer=sgd`) gives its whole node; `experiment=…` can touch any key and gives them
-    all.
+    A group (`optimizer=sgd`) gives its whole node.
     """
     keys = overridden_keys(overrides)
+    # An experiment can touch any key
     if "experiment" in keys:
         keys = [str(key) for key in composed]
     return {key: OmegaConf.select(composed, key) for key in keys}
@@ -68,22 +70,24 @@ def with_settings_of_weights(
     overrides: Sequence[str],
     source: str,
 ) -> Config:
-    """The configuration with what belongs to pretrained weights, but for keys the command line
-    gives itself.
+    """Return the configuration with the settings that belong to pretrained weights.
 
-    model, preprocessing: as a file of weights describes them; source: its name, for messages.
+    Keys that the command line gives stay as given. model, preprocessing: as a file of weights
+    describes them; source: its name, for messages.
     """
     adopted = {f"model.{key}": model[key] for key in MODEL_SETTINGS_OF_WEIGHTS if key in model}
     if preprocessing is not None:
         adopted |= {f"data.{key}": preprocessing[key] for key in PREPROCESSING_OF_WEIGHTS}
+
     given = set(overridden_keys(overrides))
     changes = {key: value for key, value in adopted.items() if key not in given}
     return from_dict(with_changes(to_dict(config), changes), source)
 
 
 def notable_settings(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
-    """{key: value} of what tells runs apart on one page: the usual keys, and those the command line
-    gives.
+    """Return {key: value} of what tells runs apart on one page.
+
+    These are the usual keys, and those that the command line gives.
     """
     given = overridden_keys(overrides)
     return {
@@ -96,17 +100,19 @@ def notable_settings(config: Config, overrides: Sequence[str]) -> dict[str, Any]
 def resumed_config(
     saved: dict[str, Any], changes: dict[str, Any], allow: bool, source: str
 ) -> tuple[Config, list[str]]:
-    """(the configuration of a resumed run, a warning for every change worth one).
+    """Return (the configuration of a resumed run, a warning for every change worth one).
 
-    saved: what the run's config.yaml holds; changes: see command_line_changes.
-    Raises ConfigError, naming the differences, where a change would change the result and `allow`
-    is false.
+    saved: what the run's config.yaml holds; changes: see command_line_changes; source: the path of
+    config.yaml, for messages. Raises ConfigError, naming the differences, where a change would
+    change the result and `allow` is false.
     """
+    # By way of the schema, so that a run of an earlier version has all keys of this one
     saved = to_dict(from_dict(saved, source))
     changed = with_changes(saved, changes)
     before, after = flatten(saved), flatten(changed)
-    # What came with pretrained weights is not taken back by repeating the command that began the
-    # run
+
+    # Repeating the command that started the run must not take back what came with its weights: a
+    # group on the command line (model=vit_b16) gives all of its keys
     if saved.get("pretrained"):
         kept = {key: before[key] for key in ADOPTED_KEYS & before.keys() - changes.keys()}
         changed = with_changes(changed, kept)
@@ -114,6 +120,7 @@ def resumed_config(
 
     rules = {item.key: item.on_resume for item in settings_of(Config)}
     refused, warnings = [], []
+    # The keys of both: dictionaries such as pruned_heads may have other keys than before
     for key in {**before, **after}:
         rule = rules.get(key)
         if before.get(key) == after.get(key) or rule == FREE:
@@ -124,6 +131,7 @@ def resumed_config(
         else:
             refused.append(line)
             warnings.append(f"resuming with a change: {line}")
+
     if refused and not allow:
         raise ConfigError(
             f"resuming with another configuration would be another run ({'; '.join(refused)}); "

@@ -13,6 +13,8 @@ from vit.config.settings import (
     setting,
 )
 
+# What is FREE below leaves every bit of the result as it is; another number of threads or processes
+# adds in another order, so that the last bits differ
 DEVICE = one_of("auto", "cpu", "cuda", "mps")
 AUTO_OR_BOOL = Range(lambda value: value in ("auto", True, False), "auto, true or false")
 
@@ -23,17 +25,24 @@ class RuntimeConfig:
 
     device: str = setting(DEVICE, on_resume=FREE)
     compile: Any = setting(AUTO_OR_BOOL, on_resume=BITS_MAY_DIFFER)
-    workers: int | None = setting(NOT_NEGATIVE, on_resume=FREE)  # processes that decode image files
-    threads: int | None = setting(POSITIVE, on_resume=BITS_MAY_DIFFER)  # of torch on the CPU
+    # Processes that decode image files; null: one a core, eight at most
+    workers: int | None = setting(NOT_NEGATIVE, on_resume=FREE)
+    # Of torch on the CPU; null: torch's choice
+    threads: int | None = setting(POSITIVE, on_resume=BITS_MAY_DIFFER)
     deterministic: bool = setting(on_resume=BITS_MAY_DIFFER)
     activation_checkpointing: bool = setting(on_resume=BITS_MAY_DIFFER)
-    processes: int | None = setting(POSITIVE, on_resume=BITS_MAY_DIFFER)  # to start on this machine
+    # To start on this machine; null: this one alone, or those that torchrun has started
+    processes: int | None = setting(POSITIVE, on_resume=BITS_MAY_DIFFER)
+    # fsdp: each process keeps a part of the weights, their averages and the optimizer's state
     sharding: str = setting(one_of("none", "fsdp"), on_resume=BITS_MAY_DIFFER)
 
 
 @dataclass
 class EvaluateRuntimeConfig:
-    """RuntimeConfig without compiling: evaluation runs the model as it is, in training too."""
+    """RuntimeConfig without what only training needs.
+
+    The model is never compiled here: the evaluations of a run do not compile it either.
+    """
 
     device: str = setting(DEVICE)
     workers: int | None = setting(NOT_NEGATIVE)

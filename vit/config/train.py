@@ -1,4 +1,4 @@
-"""The group `train`: conf/train/default.yaml."""
+"""The group `train`: conf/train/default.yaml, which holds the values."""
 
 from dataclasses import dataclass
 
@@ -16,20 +16,36 @@ from vit.config.settings import (
 class TrainConfig:
     """What is optimized, how long, and how often to look at it."""
 
+    # The length of the run; steps wins over epochs
     epochs: float = setting(POSITIVE)
-    steps: int | None = setting(POSITIVE)  # wins over epochs
-    batch_size: int = setting(POSITIVE)  # global: over all processes and micro-batches
-    # null: the whole batch
+    steps: int | None = setting(POSITIVE)
+
+    # Global: the images of one optimizer step, over all processes and micro-batches
+    batch_size: int = setting(POSITIVE)
+    # Images of one forward and backward pass, to save memory; null: the whole batch
     micro_batch_size: int | None = setting(POSITIVE, on_resume=BITS_MAY_DIFFER)
+    # Here and not in `runtime`, since it changes the result
     precision: str = setting(one_of("auto", "bf16", "fp16", "fp32"))
+
     loss: str = setting(one_of("cross_entropy", "bce"))
     label_smoothing: float = setting(BELOW_ONE)
+    # Of model.drop_path: rising over the blocks, or the same in all
     drop_path_schedule: str = setting(one_of("linear", "constant"))
-    clip_norm: float | None = setting(POSITIVE)  # of the whole gradient; null: no clipping
+    # Largest norm of the whole gradient; null: no clipping
+    clip_norm: float | None = setting(POSITIVE)
+
+    # Start the patch embedding from the principal axes of the training images' patches
     whiten_patches: bool = setting()
+    # backbone: only the head is trained (a linear probe)
     freeze: str = setting(one_of("none", "backbone"))
-    ema_decay: float = setting(BELOW_ONE)  # of the averaged weights; 0: no average
-    eval_every: float = setting(POSITIVE)  # epochs
-    attention_every: float | None = setting(POSITIVE, on_resume=FREE)  # epochs
-    log_every: int = setting(POSITIVE, on_resume=FREE)  # steps
-    save_every: int | None = setting(POSITIVE, on_resume=FREE)  # steps; null: every ten minutes
+    # Of the averaged weights, which are then evaluated and saved as best; 0: no average
+    ema_decay: float = setting(BELOW_ONE)
+
+    # Epochs. Not free on a resume: the times of evaluation decide which checkpoint is the best
+    eval_every: float = setting(POSITIVE)
+    # Epochs; null: never
+    attention_every: float | None = setting(POSITIVE, on_resume=FREE)
+    # Steps
+    log_every: int = setting(POSITIVE, on_resume=FREE)
+    # Steps; null: every ten minutes
+    save_every: int | None = setting(POSITIVE, on_resume=FREE)

@@ -37,9 +37,11 @@ def list_class_folders(folder: Path, title: str) -> tuple[list[str], ImageSplit]
             f"{folder.absolute()}: found {len(classes)} class folders; expected one folder per "
             "class, two at least"
         )
+    # Bytes, since an array of strings takes four bytes a character
     paths: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
+        # Sorted, since the order of the files decides what is held out and when each is seen
         images = sorted(iter_image_files(folder / name))
         if not images:
             raise DataError(
@@ -81,6 +83,7 @@ def list_annotated(folder: Path, classes: list[str], title: str) -> ImageSplit:
 
 def is_imagenet(classes: Sequence[str]) -> bool:
     """Whether the classes are the 1,000 wnids of ILSVRC 2012."""
+    # Other class names need not even be valid text
     if len(classes) != 1000:
         return False
     return hashlib.sha256("\n".join(classes).encode()).hexdigest() == IMAGENET_WNIDS_SHA256

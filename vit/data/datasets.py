@@ -168,9 +168,11 @@ def load_data(
     if val is None and val_fraction > 0:
         train, val = hold_out(train, val_fraction, f"{train.title}, held out for validation")
 
+    # After the cuts, so that a limited test split is part of the whole one
     train = limited(train, limit)
     val = None if val is None else limited(val, limit)
     test = limited(test, limit)
+    # Few images or many classes may leave nothing, which would fail later with less to go by
     for images in (train, val, test):
         if images is not None and len(images) == 0:
             raise DataError(
@@ -213,10 +215,11 @@ def read_cifar(dataset: type[CIFAR10], request: Request) -> Splits:
     """Either CIFAR, downloaded and verified by torchvision where it is not in root yet."""
     root = request.root
     folder = root / dataset.base_folder
+    # torchvision raises RuntimeError for files that are missing, incomplete or changed
     try:
         try:
             parts = [dataset(root, train=train) for train in (True, False)]
-        except RuntimeError:  # not there, or not complete
+        except RuntimeError:
             print(f"{request.title} is not in {folder}: downloading it", flush=True)
             dataset(root, download=True)
             parts = [dataset(root, train=train) for train in (True, False)]
@@ -226,6 +229,7 @@ def read_cifar(dataset: type[CIFAR10], request: Request) -> Splits:
             f"({error}); unpack that archive into {root} by hand, or try experiment=digits, which "
             "needs no download"
         ) from None
+    # torchvision gives (n, height, width, C)
     train, test = (
         ImageSplit(
             f"{request.title} {split}",
@@ -239,6 +243,7 @@ def read_cifar(dataset: type[CIFAR10], request: Request) -> Splits:
 
 def make_synthetic(request: Request, *, num_classes: int, num_images: int) -> Splits:
     """Noise of the model's image size, for speed tests without a disk or a decoder."""
+    # The same noise for every run, so that speeds can be compared
     generator = torch.Generator(request.device).manual_seed(0)
     pixels = torch.randint(
         0,
@@ -328,6 +333,7 @@ def read_shards(request: Request) -> Splits:
             "python -m vit.shards FOLDER OUT, or say where they are with data.root=FOLDER"
         )
     labels = torch.cat([images.labels for images in splits.values() if images is not None])
+    # Shards may have been written by others, who count from 1 or have another list of classes
     highest = int(labels.max()) if len(labels) else -1
     if (root / CLASSES).is_file():
         classes = (root / CLASSES).read_text(encoding="utf-8").splitlines()
@@ -349,6 +355,7 @@ def read_shard_split(root: Path, split: str) -> ImageSplit | None:
     return ImageSplit(f"{root.name} {split}", torch.from_numpy(labels), paths=paths)
 
 
+# The names are the values of data.name; messages list them in this order
 DATASETS: dict[str, DatasetReader] = {
     "digits": DatasetReader(
         read_digits, "digits", num_classes=10, needs_root=False, cuts_test=True

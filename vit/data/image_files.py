@@ -54,6 +54,7 @@ def iter_image_files(folder: str | Path, follow_links: bool = False) -> Iterator
 
     follow_links: also look into folders that are links.
     """
+    # Strings, since Path objects of a million files take seconds to make
     for parent, _, names in os.walk(folder, followlinks=follow_links):
         for name in names:
             if is_image_file(name):
@@ -87,6 +88,7 @@ def open_tar_member(path: str) -> io.BytesIO:
     if match is None:
         raise FileNotFoundError(path)
     tar_path, offset, size = match.groups()
+    # Copied out, so that no reader can run into the next member
     with open(tar_path, "rb") as file:
         file.seek(int(offset))
         return io.BytesIO(file.read(int(size)))
@@ -142,10 +144,11 @@ def decode_jpeg(image: Image.Image, num_channels: int, shrink: int = 1) -> Tenso
     is_plain = image.mode in ("RGB", "L") and exif_orientation(image) == 1
     if image.format != "JPEG" or not is_plain or file is None:
         return None
-    file.seek(0)
+    file.seek(0)  # Pillow has read the header already
     # Least sizes, which tell simplejpeg how far it may shrink; 0: not at all
     height = -(-image.height // shrink) if shrink > 1 else 0
     width = -(-image.width // shrink) if shrink > 1 else 0
+    # Both shortcuts trade accuracy for speed; random augmentation changes far more
     try:
         pixels = simplejpeg.decode_jpeg(
             file.read(),
@@ -165,6 +168,7 @@ def to_mode(image: Image.Image, num_channels: int) -> Image.Image:
     """Convert any mode to 8-bit RGB, or gray for one channel; what is transparent becomes white."""
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         image = scale_to_8_bits(image)  # Pillow itself would clip the values
+    # Without its transparency an image would show the colors that it hides
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

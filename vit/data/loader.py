@@ -62,6 +62,7 @@ class ImageFileDataset(Dataset):
         """A DataError is returned, not raised: a worker would wrap it in its traceback."""
         epoch, first = item
         assert self.images.paths is not None
+        # In the order of the data set, so that the substitute is the same in every epoch
         attempts = min(MAX_SUBSTITUTES, len(self.images)) if self.skip else 1
         errors: list[DataError] = []
         for attempt in range(attempts):
@@ -143,7 +144,7 @@ def decode_batches(
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=init_worker,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda",  # so that the copy does not hold the GPU up
         prefetch_factor=2 if workers else None,
     )
     skipped: set[str] = set()
@@ -157,6 +158,7 @@ def decode_batches(
 
 def report_skipped(unreadable: list[str], skipped: set[str], num_images: int) -> None:
     """Log what is not in `skipped` yet and add it; raise DataError where that is too much."""
+    # Each of them comes again in every epoch
     for line in unreadable:
         if line not in skipped:
             skipped.add(line)
@@ -184,6 +186,7 @@ def evaluation_batches(
     each takes every processes-th image, and all take equally many: one that has none left gets an
     image whose label is -1, which vit.evaluation does not count.
     """
+    # As many batches in every process, since they talk to each other between two batches
     num_images = len(images)
     rounded_up = -(-num_images // processes) * processes
     indices = torch.arange(rank, rounded_up, processes)
@@ -191,6 +194,7 @@ def evaluation_batches(
     indices = indices.clamp(max=num_images - 1)
     labels = torch.where(is_padding, -1, images.labels[indices])
 
+    # Labels are known without decoding; the stream gives the pixels alone
     batches = indices.split(batch_size)
     if images.pixels is None:
         stream = decode_for_evaluation(images, batches, preprocessing, workers, device)

@@ -93,6 +93,7 @@ class Preprocessing:
         """
         # In place: four passes over fresh memory would take five times as long on a CPU
         images = match_channels(pixels, self.num_channels).to(torch.float32, copy=True).div_(255)
+        # Small images are enlarged here, on the device, and not in the workers
         if images.shape[-2:] != self.image_size:
             images = F.interpolate(
                 images,

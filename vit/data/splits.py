@@ -56,6 +56,7 @@ class ImageSplit:
         """
         checksum = zlib.crc32(self.labels.numpy().data)
         if self.paths is not None:
+            # Folder and file, such as cat/0.jpg; reading the contents would take an epoch's time
             names = [b"/".join(path.split(b"/")[-2:]) for path in self.paths.tolist()]
             return zlib.crc32(b"\0".join(names), checksum)
         assert self.pixels is not None
@@ -90,6 +91,7 @@ class ImageDataset:
 
 def rank_within_class(labels: Tensor) -> Tensor:
     """The position of each sample in a fixed random order of its class, int64 (n,)."""
+    # Not the run's seed: every run holds out the same images
     order = torch.argsort(random_bits(0, "split", torch.arange(len(labels))), stable=True)
     # Sorted by class, in random order within one
     order = order[torch.argsort(labels[order], stable=True)]
@@ -106,6 +108,7 @@ def hold_out(images: ImageSplit, fraction: float, title: str) -> tuple[ImageSpli
     A class of two images or more gives at least one and keeps one. A larger fraction holds out the
     same images and more.
     """
+    # By rank within the class, so that classes need not be gone through one by one
     class_sizes = torch.bincount(images.labels)[images.labels]  # of each image's class
     num_held_out = (class_sizes * fraction).round().clamp(min=1).minimum(class_sizes - 1)
     is_held_out = rank_within_class(images.labels) < num_held_out

@@ -29,6 +29,7 @@ def index_split(root: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
     shards = sorted(root.glob(f"{split}-*.tar"))
     if not shards:
         return None
+    # The time of a shard changes even where one of the same size is written in its place
     state = np.array([f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in shards])
     index_file = root / f".index-{split}.npz"
     kept = read_index(index_file, state)
@@ -73,7 +74,8 @@ def index_shard(path: Path) -> tuple[list[bytes], list[int]]:
 
     Raises DataError where the file is no tar, or an image has no label that is a number.
     """
-    images: dict[str, bytes] = {}  # both by the member's name without its extension
+    # By the name without its extension, which the files of a sample have in common
+    images: dict[str, bytes] = {}
     labels: dict[str, int] = {}
     try:
         with tarfile.open(path) as tar:

@@ -51,9 +51,11 @@ class TrainingTransform:
         """A random piece of the image, resized to image_size: uint8 (C, *image_size)."""
         preprocessing = self.preprocessing
         with open_lazily(path) as image:
+            # Drawn for the whole image, whichever way it is decoded then
             crop = draw_crop(*upright_size(image), scale)
             shrink = possible_shrink(crop, preprocessing.image_size)
             pixels = decode_jpeg(image, preprocessing.num_channels, shrink)
+            # Pillow reads the rest, and says what is wrong with a damaged file
             if pixels is None:
                 shrink = 1
                 image = ImageOps.exif_transpose(image)
@@ -79,6 +81,7 @@ def possible_shrink(crop: Crop, image_size: tuple[int, int]) -> int:
     Never so far that the crop would have to be enlarged to image_size afterwards.
     """
     height, width = image_size
+    # Both sides are shrunk alike, so the one with less to spare decides
     spare = min(crop.height // height, crop.width // width)
     for factor in (8, 4, 2):
         if spare >= factor:

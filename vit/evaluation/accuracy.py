@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from vit.runtime.precision import Precision
@@ -38,6 +37,7 @@ def evaluate(
     for images, labels in batches:
         with precision.autocast():
             logits = model(images)
+        # Ranks and losses in float32, whatever precision the model computed in
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == labels[:, None]
@@ -47,6 +47,7 @@ def evaluate(
         if confusion is not None:
             cells = (labels.clamp(min=0), best[:, 0])
             confusion.index_put_(cells, counted.long(), accumulate=True)
+    # The only wait for the device, and for the other processes
     if over_processes is not None:
         sums = over_processes(sums)
     n, loss, top1, top5 = sums.tolist()
@@ -55,6 +56,9 @@ def evaluate(
 
 def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
     """The 95 % interval of an accuracy measured on n samples, as two fractions (Wilson 1927)."""
+    from scipy.stats import binomtest  # takes half a second to import, which a run's start need not
+
+    # SciPy takes whole successes; `accuracy` is a quotient of such
     hits = round(accuracy * n)
     interval = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)

@@ -79,6 +79,7 @@ def record_outputs(
     def keep_features(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         record.feature_batches.append(inputs[0].detach().float().cpu())
 
+    # Hooks, so that the model's forward pass needs no flag for this
     handles = []
     if logits:
         handles.append(model.register_forward_hook(keep_logits))
@@ -176,6 +177,7 @@ def measure_neighbors(model: MeasuredModel) -> Result:
     """
     restored, labels = model.restored, model.images.labels
     train = restored.data.train
+    # A second pass, over train, fills the bank; without augmentation
     with record_outputs(restored.model, features=True) as bank:
         restored.measure(restored.model, "train", model.workers)
 
@@ -200,6 +202,7 @@ def measure_neighbors(model: MeasuredModel) -> Result:
 
 def check_corruptions(model: MeasuredModel) -> None:
     images = model.images
+    # Image files are corrupted at the size the model sees them, other images as they are
     height, width = model.restored.model.preprocessing.image_size
     if images.pixels is not None:
         height, width = images.pixels.shape[-2:]
@@ -220,6 +223,7 @@ def measure_corruptions(model: MeasuredModel) -> Result:
         accuracies[kind] = []
         for severity in range(1, NUM_SEVERITIES + 1):
             corrupted = replace(images, pixels=corrupt(images.pixels, kind, severity))
+            # The pixels are in memory, so there is nothing for workers to decode
             batches = evaluation_batches(
                 corrupted,
                 restored.config.train.batch_size,
@@ -275,6 +279,7 @@ def measure_calibration(model: MeasuredModel) -> Result:
     }
     line = f"macro F1 {numbers['macro_f1']:.2%}, expected calibration error {ece:.2%}"
 
+    # Fitted on the images that are measured, the temperature would flatter
     held_out = model.restored.data.val
     if held_out is None:
         return numbers, line

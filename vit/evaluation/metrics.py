@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 
@@ -54,7 +54,7 @@ def per_class(predicted: Tensor, labels: Tensor, num_classes: int) -> PerClass:
         labels.cpu().numpy(),
         predicted.cpu().numpy(),
         labels=np.arange(num_classes),
-        zero_division=0,
+        zero_division=0,  # pyright: ignore[reportArgumentType]
     )
     return PerClass(np.asarray(precision), np.asarray(recall), np.asarray(f1), np.asarray(support))
 
@@ -68,6 +68,7 @@ def most_confused(confusion: Tensor, count: int) -> list[tuple[int, int, int]]:
     most frequent first and equal ones in the order of the classes.
     """
     num_classes = len(confusion)
+    # A stable sort, so that the same counts always give the same pairs
     mistakes = confusion.clone().fill_diagonal_(0).flatten()
     cells = mistakes.argsort(descending=True, stable=True)[:count]
     pairs = []
@@ -129,6 +130,7 @@ def reliability(
 ) -> Reliability:
     """Sort the predictions of softmax(logits / temperature) into bins by their confidence."""
     confidence, predicted = confidences(logits, temperature)
+    # Bins are open on the left, so a confidence of exactly b/B belongs to bin b
     bin_of_sample = (confidence * bins).ceil().long().clamp(1, bins) - 1
     count = torch.bincount(bin_of_sample, minlength=bins).double()
 
@@ -161,7 +163,11 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     log_bound = math.log(bound)
     if (slope(0.0) > 0) == (slope(log_bound) > 0):
         return bound
-    return math.exp(brentq(slope, 0.0, log_bound, xtol=TEMPERATURE_TOLERANCE))
+    # An absolute tolerance of the logarithm is a relative one of T
+    search = root_scalar(
+        slope, bracket=(0.0, log_bound), method="brentq", xtol=TEMPERATURE_TOLERANCE
+    )
+    return math.exp(search.root)
 
 
 def likelihood_slope(logits: Tensor, labels: Tensor, beta: float) -> float:

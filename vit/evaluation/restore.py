@@ -76,6 +76,7 @@ def restore(path: Path, changes: dict[str, Any], device: torch.device) -> Restor
         image_size=model.preprocessing.image_size,
         device=device,
     )
+    # A folder of images may have changed since training
     check_classes(header["classes"], data.classes, path)
     name = require_header_keys(header, path, "precision")["precision"]
     return RestoredModel(model.to(device), header, config, data, Precision(name, device))
@@ -115,6 +116,7 @@ def restore_pretrained(
         image_size=loaded.preprocessing.image_size,
         device=device,
     )
+    # Foreign weights rarely name their classes: the number is all that can be compared
     if len(dataset.classes) != loaded.head.out_features:
         raise CheckpointError(
             f"{path}: its head has {loaded.head.out_features} classes, data={data_config.name} "

@@ -36,6 +36,7 @@ def overlay(images: Tensor, maps: Tensor) -> Tensor:
     above_lowest = maps - maps.amin(dim=(-2, -1), keepdim=True)
     scaled = above_lowest / above_lowest.amax(dim=(-2, -1), keepdim=True).clamp(min=tiny)
     flat = scaled.reshape(-1, 1, *maps.shape[-2:])
+    # Smoothly, since the edges of patches would draw the eye
     heat = F.interpolate(flat, size, mode="bicubic").clamp(min=0)
     # The curve between the patches overshoots a little
     heat = heat / heat.amax(dim=(-2, -1), keepdim=True).clamp(min=tiny)
@@ -47,6 +48,7 @@ def overlay(images: Tensor, maps: Tensor) -> Tensor:
 
 def colorize(values: Tensor) -> Tensor:
     """(…, 1, height, width) in 0..1 → colors (…, 3, height, width), interpolated in COLORMAP."""
+    # Linear interpolation between the two nearest colors
     colors = COLORMAP.to(values)
     position = values[..., 0, :, :] * (len(colors) - 1)
     below = position.long().clamp(max=len(colors) - 2)

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from vit.figures.themes import DOTS_PER_INCH, Theme
 from vit.text import shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Up to so many classes, the cells hold their counts; the axes, the names of the classes
 MAX_CLASSES_WITH_COUNTS = 20
@@ -34,13 +35,17 @@ def classes_per_cell(num_classes: int) -> int:
     return math.ceil(num_classes / MAX_CELLS)
 
 
-def draw_confusion(theme: Theme, confusion: Tensor, names: Sequence[str]) -> Figure:
+def draw_confusion(theme: Theme, confusion: Tensor, names: Sequence[str]) -> "Figure":
     """Draw counts (C, C), rows are the true classes; to be called within themed(theme).
 
     The color of a cell is its fraction of the row. Of more than MAX_CLASSES_WITH_COUNTS classes it
     is the root of the fraction, so that rare confusions show, and a bar beside the matrix gives the
     scale.
     """
+    # Training imports this module and draws only later; matplotlib takes half a second to import
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
     per_cell = classes_per_cell(len(names))
     counts = sum_blocks(confusion, per_cell)
     cells = len(counts)
@@ -92,11 +97,13 @@ def sum_blocks(confusion: Tensor, side: int) -> Tensor:
     return padded.reshape(blocks, side, blocks, side).sum(dim=(1, 3))
 
 
-def square_axes(side: int, names: Sequence[str], with_scale: bool) -> tuple[Figure, Axes]:
+def square_axes(side: int, names: Sequence[str], with_scale: bool) -> "tuple[Figure, Axes]":
     """A figure with axes of `side` pixels, and margins for the names and, on the right, a scale.
 
     matplotlib's layouts would give the axes a fraction of a pixel.
     """
+    from matplotlib.figure import Figure
+
     longest = max((len(name) for name in names), default=4)
     before = 44 + LETTER_WIDTH * longest  # on the left, and below
     after = 14  # above, and on the right
@@ -111,7 +118,7 @@ def square_axes(side: int, names: Sequence[str], with_scale: bool) -> tuple[Figu
     return figure, axes
 
 
-def write_counts(axes: Axes, theme: Theme, counts: Tensor, cell_size: int) -> None:
+def write_counts(axes: "Axes", theme: Theme, counts: Tensor, cell_size: int) -> None:
     """Write the counts other than 0 into their cells."""
     fractions = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     digits = len(str(int(counts.max())))

@@ -4,15 +4,14 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import torch
-from cycler import cycler
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 100
 
@@ -37,6 +36,8 @@ DARK = Theme("_dark", "#16191e", "#d5dae1", "#3b424c", "#6cb0ff", "#ffa15e")
 
 
 def matplotlib_settings(theme: Theme) -> dict[Any, Any]:
+    from cycler import cycler
+
     return {
         "figure.facecolor": theme.background,
         "axes.facecolor": theme.background,
@@ -63,14 +64,18 @@ def matplotlib_settings(theme: Theme) -> dict[Any, Any]:
 @contextlib.contextmanager
 def themed(theme: Theme) -> Iterator[None]:
     """Within the block, figures are drawn and saved in the theme."""
+    import matplotlib  # late, as in vit/figures/confusion.py
+
     with matplotlib.rc_context(matplotlib_settings(theme)), warnings.catch_warnings():
         # Names of classes may be in scripts that the font lacks
         warnings.filterwarnings("ignore", message="Glyph")
         yield
 
 
-def rasterize(figure: Figure) -> Tensor:
+def rasterize(figure: "Figure") -> Tensor:
     """The pixels of a figure, uint8 (3, height, width)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]

@@ -39,7 +39,7 @@ def draw_calibration(theme: Theme, curves: Sequence[tuple[str, Reliability]]) ->
     """
     figure = Figure(figsize=(5.6, 5.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    # Where confidence and accuracy are equal
+    # The diagonal, where confidence and accuracy are equal
     upper.plot([0, 1], [0, 1], color=theme.faint, linewidth=1)
     for number, (label, bins) in enumerate(curves):
         draw_accuracies(upper, label, bins)
@@ -64,6 +64,7 @@ def draw_accuracies(axes: Axes, label: str, bins: Reliability) -> None:
     filled = bins.count > 0
     accuracies = bins.accuracy[filled].tolist()
     below, above = [], []
+    # matplotlib takes the distances to the ends, which rounding can make negative at 0 and 1
     for accuracy, count in zip(accuracies, bins.count[filled].tolist(), strict=True):
         low, high = wilson_interval(accuracy, int(count))
         below.append(max(0.0, accuracy - low))
@@ -88,12 +89,15 @@ def draw_curves(theme: Theme, rows: Sequence[dict[str, Any]], best_step: int | N
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, key, title in ((left, "loss", "loss"), (right, "top1", "top-1")):
-        for split in ("train", "val"):
-            draw_curve(axes, points_of(rows, split, key), split)
+        # Colors by name, since train may have no top-1
+        for split, color in (("train", theme.first), ("val", theme.second)):
+            draw_curve(axes, points_of(rows, split, key), split, color)
+        # Measured once, at the end: a point, not a curve
         tests = points_of(rows, "test", key)
         if tests:
             steps, values = zip(*tests, strict=True)
             axes.plot(steps, values, "D", color=theme.text, markersize=5, label="test")
+        # The step whose weights `best` holds
         if best_step is not None:
             axes.axvline(best_step, color=theme.text, linestyle=":", linewidth=0.8)
         axes.set_title(title)
@@ -114,11 +118,19 @@ def points_of(rows: Sequence[dict[str, Any]], split: str, key: str) -> list[tupl
     return points
 
 
-def draw_curve(axes: Axes, points: Sequence[tuple[int, float]], label: str) -> None:
-    if points:
-        steps, values = zip(*points, strict=True)
-        marker = "o" if len(points) < FEW_POINTS else ""
-        axes.plot(steps, values, label=label, linewidth=1.2, marker=marker, markersize=3)
+def draw_curve(axes: Axes, points: Sequence[tuple[int, float]], label: str, color: str) -> None:
+    if not points:
+        return
+    steps, values = zip(*points, strict=True)
+    axes.plot(
+        steps,
+        values,
+        color=color,
+        label=label,
+        linewidth=1.2,
+        marker="o" if len(points) < FEW_POINTS else "",
+        markersize=3,
+    )
 
 
 def filter_components(weight: Tensor, count: int) -> Tensor:
@@ -127,6 +139,7 @@ def filter_components(weight: Tensor, count: int) -> Tensor:
     Each is scaled to its own range around 0.5. A component's sign is arbitrary: its value of
     largest magnitude is made positive. As in Dosovitskiy et al. 2021, figure 7, on the left.
     """
+    # One filter a row; the right singular vectors are the principal axes of the rows
     flat = weight.flatten(1)
     components = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False).Vh[:count]
     largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))

@@ -133,6 +133,7 @@ def examine(
         trace = model.trace(image[None])
         maps = []
         logits = [trace.logits]
+        # The page counts on this order: heads, then the rollout, layer by layer
         for layer in layers:
             rolled_out = rollout(trace.attentions[: layer + 1])
             maps.append(quantize(torch.cat([trace.attentions[layer][0], rolled_out])))

@@ -31,6 +31,7 @@ def write_report(
     Raises OSError.
     """
     report = Report(folder, model, numbers, run)
+    # Foreign weights have no configuration, and are called by their file
     name = report.configuration.get("model.name", model.path.stem)
     page = folder / "index.html"
     template = environment().get_template("page.html")

@@ -210,6 +210,7 @@ def corruptions(report: Report) -> dict[str, Any] | None:
     for kind in CORRUPTIONS:
         severities = range(1, NUM_SEVERITIES + 1)
         strips.append(torch.cat([pixels, *(corrupt(pixels, kind, level) for level in severities)]))
+    # Large enough to be looked at, with whole pixels
     panels = torch.stack(strips).float().expand(-1, -1, 3, -1, -1) / 255
     panels = enlarge(panels, max(1, 72 // max(panels.shape[-2:])))
     alt = "an image under every corruption"
@@ -243,6 +244,7 @@ def example_images(
     count = min(EXAMPLES, int(chosen.sum()))
     if not count:
         return []
+    # A stable sort, so that equal confidences keep the data set's order
     indices = torch.where(chosen, order, torch.inf).argsort(stable=True)[:count]
     inputs = inputs_of(report, indices)
     images = displayable_images(inputs, report.network.preprocessing, side=160)
@@ -303,6 +305,7 @@ def patch_filters(report: Report) -> dict[str, Any] | None:
         return None
     filters = filter_components(patches.projection.weight.detach().float().cpu(), FILTERS)
     count = len(filters)
+    # The last row is filled up with gray
     blank = torch.full((-count % FILTER_COLUMNS, *filters.shape[1:]), 0.5)
     panels = torch.cat([filters, blank]).unflatten(0, (-1, FILTER_COLUMNS))
     panels = enlarge(panels, max(1, 64 // max(panels.shape[-2:])))
@@ -317,9 +320,11 @@ def position_embeddings(report: Report) -> dict[str, Any] | None:
     if not isinstance(positions, nn.Parameter):
         return None
     grid = embeddings.patch_embedding.grid_size
+    # The class token's embedding has no place in the grid
     of_patches = positions.detach().float().cpu()[0, int(embeddings.cls_position) :]
     similarity = position_similarity(of_patches, grid)
     lowest = similarity.min()
+    # From the lowest similarity to 1, which every patch has with itself
     scaled = (similarity - lowest) / (1 - lowest).clamp(min=1e-6)
     panels = colorize(scaled[:, :, None].clamp(0, 1))
     panels = enlarge(panels, max(1, round(560 / max(grid) ** 2)))
@@ -335,6 +340,7 @@ def learning_curves(report: Report) -> dict[str, Any] | None:
     rows = read_metrics(report.run)
     if not rows:
         return None
+    # None where nothing was held out to select a checkpoint on
     best_step = read_result(report.run).get("best_step")
     if not isinstance(best_step, int):
         best_step = None
@@ -373,6 +379,7 @@ def cost(report: Report) -> list[tuple[str, str]]:
     ]
     if report.model.path.is_file():
         rows.append(("file", f"{report.model.path.stat().st_size / 1e6:.1f} MB"))
+    # A result.json of another version may lack these
     seconds, speed = result.get("seconds"), result.get("images_per_second")
     if isinstance(seconds, int | float):
         steps = f"{result.get('steps', 0):,} steps"

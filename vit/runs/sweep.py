@@ -252,8 +252,11 @@ def table_over_seeds(groups: list[Row]) -> str:
     for group in groups:
         accuracies = []
         for value in (group["val_top1"], group["test_top1"]):
-            mean, deviation = value or (None, None)
-            accuracies.append("" if mean is None else f"{100 * mean:.2f} ± {100 * deviation:.2f} %")
+            if value is None:
+                accuracies.append("")
+            else:
+                mean, deviation = value
+                accuracies.append(f"{100 * mean:.2f} ± {100 * deviation:.2f} %")
         cells.append([str(group["seeds"]), *accuracies, group["overrides"] or "(none)"])
     return markdown_table(cells)
 

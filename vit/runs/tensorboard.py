@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -129,7 +128,7 @@ class TensorBoard:
         for tag, value in results.items():
             self.scalar(tag, value, step)
 
-    def summary(self, summary: Summary) -> None:
+    def summary(self, summary: Any) -> None:
         if self.writer is not None and self.writer.file_writer is not None:
             with self.disk_errors_end_it():
                 self.writer.file_writer.add_summary(summary)

@@ -1,4 +1,4 @@
-"""The machine a run is computed on: device, precision, compiling, processes, signals and faults.
+"""The machine that a run is computed on: device, precision, compiling, processes, signals, faults.
 
-Nothing here may change the result of a run.
+Nothing here but the precision changes the result of a run, beyond its last bits.
 """

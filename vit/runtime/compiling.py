@@ -15,10 +15,10 @@ CPU_COMPILE_MIN_WIDTH = 384
 
 
 def worth_compiling(device: torch.device, width: int, run_flops: float) -> bool:
-    """What runtime.compile=auto decides.
+    """Decide runtime.compile=auto.
 
-    From the device, the model's width and the run's FLOPs alone, so that a resumed run decides the
-    same.
+    width: the model's hidden_size; run_flops: of the whole run. Nothing is measured, so that a
+    resumed run decides the same.
     """
     wide_enough = device.type == "cuda" or width >= CPU_COMPILE_MIN_WIDTH
     return wide_enough and run_flops > COMPILE_MIN_FLOPS.get(device.type, float("inf"))
@@ -27,13 +27,15 @@ def worth_compiling(device: torch.device, width: int, run_flops: float) -> bool:
 def compile_model(
     model: nn.Module, mode: bool | str, device: torch.device, width: int, run_flops: float
 ) -> tuple[nn.Module, str | None]:
-    """The model, compiled where that is asked for or, with mode "auto", where it pays.
+    """Compile a model where that is asked for or, with mode "auto", where it pays.
 
-    The second value is a message for the user where compiling was asked for in vain.
-    width, run_flops: see worth_compiling.
+    mode: runtime.compile; width, run_flops: see worth_compiling. Returns (the model, a warning for
+    the user where compiling was asked for in vain, or None).
     """
     if mode is False or (mode == "auto" and not worth_compiling(device, width, run_flops)):
         return model, None
+
+    # torch.compile compiles at the first call: a missing compiler would end the run there
     problem = missing_compiler(device)
     if problem is not None:
         return model, f"runtime.compile: {problem}, so the model runs uncompiled"
@@ -41,7 +43,8 @@ def compile_model(
 
 
 def missing_compiler(device: torch.device) -> str | None:
-    """What torch.compile lacks on this machine, or None."""
+    """Return what torch.compile lacks on this machine, or None."""
+    # The CPU's kernels are C++ and compiled where the run is; the GPU's are Triton's
     compilers = (os.environ.get("CXX", "g++"), "c++", "clang++")
     if device.type == "cpu" and not any(shutil.which(compiler) for compiler in compilers):
         return "no C++ compiler was found"

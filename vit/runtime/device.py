@@ -9,16 +9,19 @@ import torch
 
 from vit.errors import ConfigError
 
-# Matrix products that measure a device's rate: (rows, inner, columns), large enough to reach it
+# Matrix products that measure a device's rate: (rows, inner, columns), large enough to reach it.
+# The first tries are slower, since libraries are loaded and clocks rise
 CPU_PRODUCT = (2048, 1024, 1024)
 GPU_PRODUCT = (8192, 8192, 8192)
 PRODUCT_TRIES = 8
 
 
 def choose_device(name: str) -> torch.device:
-    """auto, cuda, mps or cpu → a device. Raises ConfigError where the machine has no such
-    device.
+    """Return the device of a name: auto, cuda, mps or cpu.
+
+    Raises ConfigError where the machine has no such device.
     """
+    # In the order in which auto prefers them
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -35,7 +38,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device for people: a GPU's name, or the CPU with its number of threads."""
+    """Describe the device for people: a GPU's name, or the CPU with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -44,17 +47,20 @@ def describe_device(device: torch.device) -> str:
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch use so many threads on the CPU; None leaves the number to torch."""
+    """Set the number of torch's threads on the CPU; None leaves it to torch."""
     if threads is not None:
         torch.set_num_threads(threads)
 
 
 def use_deterministic_kernels(deterministic: bool) -> None:
-    """On a GPU: refuse kernels whose bits differ from run to run. CPU kernels repeat at a fixed
-    thread count.
+    """Choose whether a GPU may use kernels whose bits differ from run to run.
+
+    CPU kernels give the same bits at a fixed number of threads in any case.
     """
+    # The benchmark picks kernels by their time, which differs from run to run
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
+        # cuBLAS repeats its bits only with a workspace of fixed size, set before its first call
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     # Nothing here reads uninitialized memory, and filling it takes time
@@ -62,11 +68,11 @@ def use_deterministic_kernels(deterministic: bool) -> None:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of large matrix products in a type, the best of some tries: a quarter of a second or
-    so.
+    """Measure the FLOP/s of large matrix products in a type, in a quarter of a second or so.
 
-    No model on this device can surpass it; a training step's speed is given as a fraction of it
-    (MFU).
+    No model on this device can surpass it; the speed of training is given as a fraction of it, the
+    MFU (model FLOPs utilization; Chowdhery et al. 2022, PaLM, appendix B, which takes the data
+    sheet's peak instead).
     """
     rows, inner, columns = GPU_PRODUCT if device.type == "cuda" else CPU_PRODUCT
     a = torch.ones(rows, inner, dtype=dtype, device=device)
@@ -75,17 +81,18 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     for _ in range(PRODUCT_TRIES):
         start = time.perf_counter()
         product = a @ b
+        # A product is only queued on a GPU; reading one number waits for it
         if device.type != "cpu":
-            product[0, 0].item()  # waits for the device
+            product[0, 0].item()
         best = min(best, time.perf_counter() - start)
+    # A multiply-add is two operations
     return 2 * rows * inner * columns / best
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that the GPU's allocator has held, or else the most that the process has
-    held.
-    """
+    """Return the most bytes in use so far: tensors on a GPU, or else the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, Linux in KiB
+    # macOS counts in bytes, Linux in KiB
+    return peak if sys.platform == "darwin" else peak * 1024

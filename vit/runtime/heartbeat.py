@@ -1,9 +1,8 @@
-"""A heartbeat between the processes of a run, so that one that falls silent ends the run within
-half a minute.
+"""A heartbeat between the processes of a run: one that falls silent ends it within half a minute.
 
-A process that is stopped, or whose machine is gone, would otherwise be waited for until the
+A process that is suspended, or whose machine is gone, would otherwise be waited for until the
 collectives' timeout, which is long because healthy processes may compile or save for minutes. The
-heartbeat is a thread of its own and goes on meanwhile.
+heartbeat runs in a thread, so it continues meanwhile.
 """
 
 import contextlib
@@ -24,39 +23,48 @@ MAX_SILENCE_SECONDS = 30.0
 
 
 class Heartbeat(threading.Thread):
-    """Tells the other ranks through a store that this one lives, and ends this process when one of
-    them falls silent.
+    """Tells the other ranks that this one lives, and ends this process when one falls silent.
 
-    names: host and process id of every other rank, by rank.
+    store: where every rank writes its beats; names: host and process id of every other rank, by
+    rank.
     """
 
     def __init__(self, rank: int, store: TCPStore, names: dict[int, str]):
+        # A daemon, so that it can't keep a process alive whose main thread has failed
         super().__init__(daemon=True, name="heartbeat")
         self.rank, self.store, self.names = rank, store, names
         self.last_beat = dict.fromkeys(names, b"")
         self.last_change = dict.fromkeys(names, time.monotonic())
         self.stopped = threading.Event()
-        self.server: TCPStore | None = None  # kept alive by rank 0
+        # Rank 0 hosts the store, which lives as long as this reference
+        self.server: TCPStore | None = None
 
     def run(self) -> None:
+        """Exchange beats until stop() is called; the body of the thread."""
         beat = 0
         while not self.stopped.wait(BEAT_SECONDS):
             beat += 1
             try:
                 silent = self.exchange(beat)
             except (RuntimeError, OSError):
-                silent = 0  # rank 0 hosts the store
+                # The store is gone, and with it rank 0, which hosts it
+                silent = 0
+            # Looked at once more: a rank that has left in good order is no longer missed
             if silent is not None and not self.stopped.is_set():
                 exit_after_silence(self.rank, silent, self.names.get(silent, ""))
 
     def exchange(self, beat: int) -> int | None:
-        """Write this rank's beat and read the others'; the rank that has been silent for too long,
-        or None.
+        """Write this rank's beat and read the others'.
+
+        Returns the rank that has been silent for too long, or None. Raises RuntimeError or OSError
+        where the store does not answer.
         """
         self.store.set(f"beat {self.rank}", str(beat))
         for other in self.names:
             key = f"beat {other}"
+            # get() waits for a key that is not there yet
             value = self.store.get(key) if self.store.check([key]) else b""
+            # By this process's clock alone: the clocks of two machines differ
             now = time.monotonic()
             if value != self.last_beat[other]:
                 self.last_beat[other] = value
@@ -76,17 +84,22 @@ def start_heartbeat(
 
     broadcast: gives rank 0's value to all; barrier: waits for all.
     """
+    # Rank 0 hosts a store for the heartbeat alone; port 0 is any free one
     host = os.environ["MASTER_ADDR"]
     server = None
     if rank == 0:
         server = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     port = broadcast(server.port if server else None)
+
     # Rank 0 connects as a client too, so that the thread and the server's shutdown share nothing
     timeout = timedelta(seconds=MAX_SILENCE_SECONDS)
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+
+    # All names are written before any is read
     store.set(f"name {rank}", f"{socket.gethostname()} {os.getpid()}")
     barrier()
     names = {other: store.get(f"name {other}").decode() for other in range(count) if other != rank}
+
     heartbeat = Heartbeat(rank, store, names)
     heartbeat.server = server
     heartbeat.start()
@@ -94,8 +107,9 @@ def start_heartbeat(
 
 
 def exit_after_silence(rank: int, silent: int, name: str) -> None:
-    """End this process because another rank has ended or is silent, and that one too where it is on
-    this machine.
+    """End this process because another rank is silent, and that one if it is on this machine.
+
+    name: its host and process id. The exit code is 3, as of other runs that failed.
     """
     host, _, process = name.partition(" ")
     message = (
@@ -103,7 +117,11 @@ def exit_after_silence(rank: int, silent: int, name: str) -> None:
         "exiting. The last checkpoint is kept"
     )
     print(message, file=sys.stderr, flush=True)
+
+    # A suspended process would lie in memory forever; SIGKILL reaches it all the same
     if host == socket.gethostname():
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(process), signal.SIGKILL)
+
+    # From a thread sys.exit would end only the thread, while the main one waits in a collective
     os._exit(3)

@@ -1,8 +1,6 @@
-"""Starting a run in several processes of this machine, and knowing whether this process is one of
-them.
+"""Starting a run in several processes of this machine, and telling whether this is one of them.
 
-Imports no torch at module level: the process that launches the others needs it only once it
-launches.
+Imports no torch at module level, so that a mistaken command is answered at once.
 """
 
 import logging
@@ -14,26 +12,28 @@ from collections.abc import Sequence
 from vit.runtime.cores import usable_cores
 
 TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-SECONDS_TO_SAVE = 600  # that the processes have after a signal
+# How long the processes may take to save after a signal
+SECONDS_TO_SAVE = 600
 
 
 def started_by_torchrun() -> bool:
-    """Whether torchrun, or launch_processes, which uses its API, has started this process."""
+    """Whether torchrun, or launch_processes through its API, has started this process."""
     return os.environ.keys() >= TORCHRUN_VARIABLES
 
 
 def process_rank() -> int:
-    """This process's number; 0 where it is alone. Rank 0 writes the run folder and speaks to the
-    user.
+    """Return this process's number, 0 where it is alone.
+
+    Rank 0 writes the run folder and prints for the user.
     """
     return int(os.environ.get("RANK", 0)) if started_by_torchrun() else 0
 
 
 def launch_processes(count: int, arguments: Sequence[str]) -> int:
-    """Run `python arguments…` in so many processes of this machine through torchrun's API.
+    """Run `python arguments…` in `count` processes of this machine through torchrun's API.
 
-    Returns the exit code of the first that failed, or 0. A SIGTERM or SIGINT is passed on to the
-    processes, which are waited for so that they can save.
+    Returns the exit code of the first that failed, 75 after a signal, or 0. A signal is passed on
+    to the processes, which are waited for so that they can save.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -41,14 +41,18 @@ def launch_processes(count: int, arguments: Sequence[str]) -> int:
 
     # The processes report their errors themselves
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+
+    # The processes share the cores; without this torchrun gives each one thread
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=count,
         run_id=f"vit-{os.getpid()}",
+        # A restart would begin anew; resuming is the user's decision
         max_restarts=0,
         rdzv_backend="c10d",
+        # Port 0: any free one, so that two runs on one machine do not meet
         rdzv_endpoint="localhost:0",
         monitor_interval=0.1,
         signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
@@ -58,8 +62,10 @@ def launch_processes(count: int, arguments: Sequence[str]) -> int:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        # The others are ended after it, so only the first exit code says what happened
         if failure.exitcode >= 0:
             return failure.exitcode
+        # Negative: killed by that signal, so it could not report anything itself
         name = signal.Signals(-failure.exitcode).name
         print(f"rank {rank} (process {failure.pid}) was killed by {name}", file=sys.stderr)
         return 3

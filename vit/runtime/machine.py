@@ -1,6 +1,4 @@
-"""Where a run is computed: this process's device, the processes it shares the run with, and its
-loader workers.
-"""
+"""Where a run is computed: this process's device, the other processes, the loader's workers."""
 
 from dataclasses import dataclass
 
@@ -21,7 +19,7 @@ from vit.runtime.signals import StopSignal
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything about the hardware that a run needs to know; none of it changes the result.
+    """What a run needs to know about the hardware; none of it changes the result.
 
     workers: processes that decode image files; sharded: weights, averages and optimizer state are
     spread over the processes (FSDP).
@@ -48,13 +46,18 @@ class Machine:
         Raises ConfigError where the machine has no such device, or one process is to be sharded.
         """
         chosen = choose_device(device)
-        stop.exit_immediately = started_by_torchrun()  # until all processes are there
+
+        # Until all processes are there, nobody looks at the signal and there is nothing to save
+        stop.exit_immediately = started_by_torchrun()
         processes = join_processes(chosen.type)
         stop.exit_immediately = False
+
         if sharding == "fsdp" and processes.count == 1:
             raise ConfigError(
                 "runtime.sharding=fsdp needs several processes: runtime.processes=N, or torchrun"
             )
+
+        # One GPU a process; collectives use the current device
         if chosen.type == "cuda":
             chosen = torch.device("cuda", processes.local_rank)
             torch.cuda.set_device(chosen)
@@ -69,11 +72,11 @@ class Machine:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the run folder and speaks to the user."""
+        """Whether this process writes the run folder and prints for the user."""
         return self.processes.rank == 0
 
     def describe(self) -> str:
-        """For people: "2 processes, each cpu, 1 threads"."""
+        """Describe the hardware for people: "2 processes, each cpu, 1 threads"."""
         device = describe_device(self.device)
         count = self.processes.count
         return f"{count} processes, each {device}" if count > 1 else device

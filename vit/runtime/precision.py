@@ -1,4 +1,8 @@
-"""The number format of matrix products, and what `train.precision=auto` chooses."""
+"""The number format of matrix products, and what `train.precision=auto` chooses.
+
+Weights, optimizer state and averages are float32 in every precision. Choices come from tables and
+the hardware, never from a measurement, so that a resumed run chooses the same.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # the figures.
 CPU_BF16_MIN_WIDTH = 192
 
-# Fused attention's kernels in the order of preference by compute capability: cuDNN's is about twice
-# as fast as the default on Hopper (9.0) in training shapes and slower elsewhere, as published;
-# benchmarks/gpu.py compares them.
+# Kernels of fused attention in the order of preference, by compute capability: cuDNN's is about
+# twice as fast as the default on Hopper (9.0) in training shapes and slower elsewhere, as
+# published; benchmarks/gpu.py compares them. GPUs that are not listed get torch's choice.
 ATTENTION_KERNELS: dict[tuple[int, int] | None, list[SDPBackend]] = {
     (9, 0): [
         SDPBackend.CUDNN_ATTENTION,
@@ -29,8 +33,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Precision:
-    """bf16 or fp16: matrix products in 16 bits under autocast, weights and sums in float32; fp32:
-    no autocast.
+    """The number format of a run on a device.
+
+    bf16 or fp16: matrix products in 16 bits under autocast, weights and sums in float32; fp32: no
+    autocast.
     """
 
     name: str
@@ -38,18 +44,17 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrix products."""
+        """The type of the matrix products."""
         return DTYPES[self.name]
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Around a forward pass: its precision, and the kernels of attention that are fast on the
-        device.
-        """
+        """Compute forward passes in this precision, with the attention kernels for the device."""
         with contextlib.ExitStack() as stack:
             capability = None
             if self.device.type == "cuda":
                 capability = torch.cuda.get_device_capability(self.device)
+            # With priorities, the later kernels take what the first can't, such as some head sizes
             if capability in ATTENTION_KERNELS:
                 stack.enter_context(sdpa_kernel(ATTENTION_KERNELS[capability], set_priority=True))
             if self.name != "fp32":
@@ -57,15 +62,18 @@ class Precision:
             yield
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss so that small gradients survive fp16; does nothing for the others."""
+        """Return what scales the loss so that small gradients survive fp16.
+
+        It does nothing in other precisions: bf16 has the exponents of float32.
+        """
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
 
 def choose_precision(name: str, device: torch.device, width: int) -> Precision:
-    """The precision of a name. auto, from the hardware and the model's width alone:
+    """Return the precision of a name: bf16, fp16, fp32 or auto.
 
-    bf16 on GPUs that have it (compute capability 8.0) and on CPUs that have it in hardware where
-    `width` makes it pay; fp16 on older GPUs; else fp32.
+    auto is bf16 on GPUs that have it (compute capability 8.0 on) and on CPUs that have it in
+    hardware where the model's width makes it pay; fp16 on older GPUs; else fp32.
     """
     if name != "auto":
         return Precision(name, device)
@@ -78,6 +86,7 @@ def choose_precision(name: str, device: torch.device, width: int) -> Precision:
 
 def cpu_multiplies_bf16() -> bool:
     """Whether this CPU has bfloat16 matrix products in hardware (AVX512_BF16 or AMX)."""
-    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.11 may lack it
+    # torch 2.11 may lack this function; float32 is then the safe answer
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)
     capabilities = get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,8 +1,7 @@
-"""The processes that train one model together: which part of a batch is whose, and what they
-exchange.
+"""The processes that train one model together: who computes which samples, what they exchange.
 
-torchrun, or runtime.processes=N, starts the processes and ends all of them when one ends. Alone,
-every method here does nothing, so that training is written once.
+torchrun, or runtime.processes=N, starts the processes and ends all of them when one fails. In a
+run of one process every method here does nothing, so that training is written once.
 """
 
 import contextlib
@@ -25,16 +24,16 @@ from vit.runtime.launch import started_by_torchrun
 
 T = TypeVar("T")
 
-COLLECTIVE_TIMEOUT = timedelta(
-    minutes=30
-)  # compiling, saving and listing a data set must fit into it
+# Compiling, saving and listing a data set must fit into it; the heartbeat finds dead processes
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass
 class Processes:
     """The processes of a run. rank, count: of all; local_rank, local_count: of this machine.
 
-    cpu_group: for collectives on the CPU where the gradients' are on GPUs; None: the default group.
+    cpu_group: for collectives on the CPU where those of the gradients are on GPUs; None: the
+    default group.
     """
 
     rank: int = 0
@@ -45,36 +44,41 @@ class Processes:
     heartbeat: Heartbeat | None = None
 
     def batch_slice(self, batch_size: int) -> slice:
-        """Which samples of a global batch are this process's: whole pairs, since neighbors may be
-        mixed.
+        """Return which samples of a global batch this process computes.
+
+        The slices of all processes cover the batch without overlap.
         """
+        # Whole pairs, since mixup and CutMix mix neighbors: the mix is then the same in one process
         pairs = -(-batch_size // 2)
         start = 2 * (pairs * self.rank // self.count)
         end = 2 * (pairs * (self.rank + 1) // self.count)
         return slice(start, min(end, batch_size))
 
     def any_of(self, *flags: bool) -> list[bool]:
-        """Each flag: whether it is set in some process. All processes must call this at the same
-        point.
+        """Return for each flag whether it is set in any process.
+
+        A collective: all processes must call it at the same point.
         """
         if self.count == 1:
             return list(flags)
+        # On the CPU, so that a GPU's queue of work is not waited for at every step
         tensor = torch.tensor(flags, dtype=torch.uint8)
         dist.all_reduce(tensor, dist.ReduceOp.MAX, self.cpu_group)
         return [bool(flag) for flag in tensor]
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
+        # dist.barrier() of NCCL would wait for the GPU too
         self.any_of(True)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in all of them."""
+        """Replace a tensor by its sum over all processes, and return it. A collective."""
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value, in all processes."""
+        """Return rank 0's value in all processes. A collective; the value is pickled."""
         if self.count == 1:
             return value
         values = [value]
@@ -82,9 +86,7 @@ class Processes:
         return values[0]
 
     def first_then_others(self, call: Callable[[], T]) -> T:
-        """call() in rank 0 first, then in the others: it may download or build what they
-        then find.
-        """
+        """Return call(), made by rank 0 before the others: it may download what they then find."""
         if self.rank == 0:
             result = call()
             self.barrier()
@@ -93,11 +95,10 @@ class Processes:
         return call()
 
     def data_parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model wrapped so that its gradients are averaged over the processes as they are
-        computed.
-        """
+        """Wrap a model so that its gradients are averaged over the processes (DDP)."""
         if self.count == 1:
             return model
+        # The model has no buffers that change. Gradients as views of the buckets save a copy
         return DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
@@ -112,26 +113,33 @@ class Processes:
         computed, in `dtype` where given; gradients are reduced in float32.
         """
         mesh = init_device_mesh(device_type, (self.count,))
+
+        # Many processes' gradients added in 16 bits would lose the small ones
         reduce_dtype = torch.float32 if dtype else None
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce_dtype)
+
+        # Blocks before the whole, which takes the parameters that are left
         for block in model.get_submodule("encoder.blocks").children():
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
 
     def leave(self) -> None:
-        """At the end of a run: wait for all, then part."""
+        """Leave the group at the end of a run, once all processes have come to it."""
         if self.count == 1:
             return
         self.barrier()
+        # The heartbeat first, or it would miss the process that leaves before the others
         if self.heartbeat is not None:
             self.heartbeat.stop()
         dist.destroy_process_group()
 
 
 def join_processes(device_type: str) -> Processes:
-    """The processes that torchrun started, or this one alone. Blocks until all are there."""
+    """Return the processes that torchrun started, or this one alone. Waits for all of them."""
     if not started_by_torchrun():
         return Processes()
+
+    # NCCL for tensors on GPUs; gloo beside it for flags and Python objects, which are on the CPU
     on_gpu = device_type == "cuda"
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
     processes = Processes(
@@ -149,15 +157,17 @@ def join_processes(device_type: str) -> Processes:
 
 
 def gather_full(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together in each process, all of which must call this; others as they
-    are.
+    """Put a sharded tensor together in every process; return other tensors as they are.
+
+    A collective for sharded tensors: all processes must call it.
     """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """The inverse of gather_full: sharded as `like` is, where that is sharded and has the same
-    shape.
+    """Shard a whole tensor as `like` is sharded: the inverse of gather_full.
+
+    Returned as it is where `like` is not sharded, or has another shape (which the caller reports).
     """
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
@@ -166,13 +176,15 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def no_gradient_sync(model: nn.Module) -> Iterator[None]:
-    """Inside: gradients stay with their process (DistributedDataParallel, FSDP2); other models are
-    left alone.
+    """Keep the gradients of the block's backward passes in their process (DDP, FSDP2).
+
+    Other models are left alone.
     """
     if isinstance(model, DistributedDataParallel):
         with model.no_sync():
             yield
-    elif hasattr(model, "set_requires_gradient_sync"):  # a module that fully_shard() has changed
+    elif hasattr(model, "set_requires_gradient_sync"):
+        # A module that fully_shard() has changed
         model.set_requires_gradient_sync(False)  # pyright: ignore[reportCallIssue]
         yield
         model.set_requires_gradient_sync(True)  # pyright: ignore[reportCallIssue]

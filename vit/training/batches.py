@@ -27,11 +27,11 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """All random changes of training.
+    """All random changes of training images.
 
-    image: of image files, in the workers; batch: of small images in memory, a batch at a time;
-    erasing: probability of random erasing, of both; mixing: of both; skip_unreadable: take another
-    image for a file that can't be read.
+    image: of image files, in the workers; batch: of small images in memory, a batch at a time.
+    erasing: the probability of random erasing, for both; mixing: mixup and CutMix, for both.
+    skip_unreadable: take another image for a file that can't be read.
     """
 
     image: TrainingTransform
@@ -46,6 +46,7 @@ class Batches:
     """Gives every step its batch, and evaluates a model on a split.
 
     order: which samples each step sees; batch_size: global, of which this process gets its slice.
+    Batches are functions of the seed and the step, so that a resumed run sees the same ones.
     """
 
     data: ImageDataset
@@ -57,6 +58,7 @@ class Batches:
     stop: StopSignal
 
     def __post_init__(self) -> None:
+        # Once: small images stay on the device, so that a step needs no copy of pixels
         self.train = self.data.train.to(self.machine.device)
 
     @property
@@ -65,44 +67,52 @@ class Batches:
 
     @property
     def own(self) -> slice:
-        """This process's samples of every global batch."""
+        """The samples of every global batch that this process computes."""
         return self.machine.processes.batch_slice(self.batch_size)
 
     def training(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
-        """This process's part of the batches of steps first_step to last_step - 1, on the device.
+        """Yield this process's part of the batches of steps first_step to last_step - 1.
 
-        Images are float32 (B, C, *image_size); labels int64 (B,), or where images are mixed the
-        classes' weights, float32 (B, classes).
+        Images are float32 (B, C, *image_size) and normalized; labels int64 (B,), or where images
+        are mixed the classes' weights, float32 (B, classes). Both are on the device.
         """
         pixel_batches = self.pixel_batches(first_step, last_step)
         for step, (pixels, labels) in zip(range(first_step, last_step), pixel_batches, strict=True):
             images = self.preprocessing.to_input(pixels)
+
+            # After normalizing, since the boxes are filled with normal noise
             if self.augmentation.erasing:
                 epochs, indices = self.samples(step)
                 images = random_erase(
                     images, epochs, indices, self.order.seed, self.augmentation.erasing
                 )
+
+            # Last, so that both images of a pair are augmented. Pairs are drawn for the global
+            # batch, of which this process's images start at own.start
             if self.augmentation.mixing:
                 images, labels = self.augmentation.mixing(images, labels, step, self.own.start or 0)
             yield images, labels
 
     def samples(self, step: int) -> tuple[Tensor, Tensor]:
-        """(passes, indices) of this process's samples of a step, int64 on the CPU; see
-        SampleOrder.batch.
+        """Return (passes, indices) of this process's samples of a step, int64 on the CPU.
+
+        The pass over the data set seeds a sample's augmentation; see SampleOrder.batch.
         """
         passes, indices = self.order.batch(step)
         return passes[self.own], indices[self.own]
 
     def pixel_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """uint8 images and labels of the steps, on the device, cropped, mirrored and changed by the
-        policies.
+        """Return uint8 images and labels of the steps, on the device.
+
+        The images are cropped, mirrored and changed by the policies.
         """
         if self.train.pixels is None:
             return self.decoded_batches(first_step, last_step)
         return self.batches_in_memory(first_step, last_step)
 
     def decoded_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """Of image files, from the loader's processes."""
+        """Return the batches of image files, which the loader's processes decode ahead."""
+        # A generator, since a long run has many millions of (pass, index) pairs
         items = (
             list(zip(*(numbers.tolist() for numbers in self.samples(step)), strict=True))
             for step in range(first_step, last_step)
@@ -117,18 +127,20 @@ class Batches:
         return decode_batches(dataset, items, self.machine.workers, self.machine.device)
 
     def batches_in_memory(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """Of images that stand in memory, on the device."""
+        """Yield the batches of images that are in memory, or on the GPU."""
         assert self.train.pixels is not None
         device = self.machine.device
         for step in range(first_step, last_step):
             passes, indices = self.samples(step)
+            # Without blocking, so that the host can prepare the next step while a GPU computes
             pixels = self.train.pixels[indices.to(device, non_blocking=True)]
             labels = self.train.labels[indices].to(device, non_blocking=True)
             yield self.augmentation.batch(pixels, passes, indices), labels
 
     def inputs_of(self, images: ImageSplit) -> Batch:
-        """A small split as one batch, as evaluation sees it, on the device."""
+        """Return a small split as one batch on the device, preprocessed as in evaluation."""
         device = self.machine.device
+        # Starting processes takes longer than decoding a few images here
         workers = self.machine.workers if len(images) > 100 else 0
         batches = evaluation_batches(images, len(images), self.preprocessing, workers, device)
         with contextlib.closing(batches):
@@ -141,11 +153,14 @@ class Batches:
         precision: Precision,
         confusion: Tensor | None = None,
     ) -> dict[str, float]:
-        """vit.evaluation.accuracy.evaluate of a model on a split, shared by all processes.
+        """Measure a model on a split; each process takes a part of the images.
 
-        Raises Stopped, between two batches, where a signal came to any of the processes.
+        confusion: where to count predictions, see empty_confusion. Returns what
+        vit.evaluation.accuracy.evaluate does, the same in all processes. Raises Stopped, between
+        two batches, where a signal came to any of them.
         """
         processes = self.machine.processes
+        # A step's batch split over the processes; without gradients it needs far less memory
         batches = evaluation_batches(
             images,
             -(-self.batch_size // processes.count),
@@ -159,12 +174,14 @@ class Batches:
             return evaluate(model, self.until_stopped(batches), precision, confusion, processes.sum)
 
     def until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches; raise Stopped where a signal came to any of the processes."""
         for batch in batches:
+            # All processes have the same number of batches, so they meet in this collective
             if self.machine.processes.any_of(bool(self.stop))[0]:
                 raise Stopped(f"stopped by {self.stop.describe()} in an evaluation")
             yield batch
 
 
 def empty_confusion(num_classes: int, device: torch.device) -> Tensor:
-    """Counts for evaluate(): int64 (classes, classes) of zeros."""
+    """Return zero counts for evaluate(): int64 (classes, classes), true class by prediction."""
     return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)

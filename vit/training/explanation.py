@@ -1,6 +1,4 @@
-"""What explain=true prints: the shape at every stage, the costs and the memory, before anything is
-trained.
-"""
+"""What explain=true prints: the shape at every stage, the costs and the memory of training."""
 
 from dataclasses import asdict
 
@@ -15,12 +13,19 @@ UNKNOWN_CLASSES = 1000  # assumed where only reading the data set would tell
 
 
 def explanation(config: Config) -> str:
-    """The page that explain=true prints."""
+    """Return the page that explain=true prints.
+
+    Neither data nor weights are needed: the model has shapes but no numbers.
+    """
     device = choose_device(config.runtime.device)
     precision = choose_precision(config.train.precision, device, config.model.hidden_size)
+
+    # The head's size depends on the data set, which is not read here
     published = DATASETS[config.data.name].num_classes
     num_classes = config.data.num_classes or published or UNKNOWN_CLASSES
     model = build_on_meta(asdict(config.model), num_classes)
+
+    # Activations are those of a micro-batch; they are what mostly fills the memory
     batch_size = config.train.micro_batch_size or config.train.batch_size
     bytes_per_activation = 4 if precision.name == "fp32" else 2
     memory = training_memory(
@@ -32,10 +37,13 @@ def explanation(config: Config) -> str:
     shapes = [("images", (batch_size, patches.num_channels, height, width))]
     shapes += stage_shapes(model, batch_size)
     name_width = max(len(name) for name, _ in shapes)
+
+    # Forward and twice that backward, two operations a multiply-add: 6 FLOPs
     macs = count_macs(model)
     step_flops = 6 * macs * config.train.batch_size
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size)
     total = sum(memory.values()) / 2**30
+
     lines = [
         f"{config.model.name} on {batch_size} images of "
         f"{patches.num_channels} x {height} x {width}, {num_classes} classes",

@@ -1,4 +1,4 @@
-"""The training loop.
+"""The training loop: learning rate, step, average, report, and from time to time evaluate and save.
 
 It receives ready objects and knows neither the configuration nor the data set.
 """
@@ -19,7 +19,7 @@ from vit.training.step import OptimizerStep
 
 @dataclass
 class Trainer:
-    """Trains a state from where it stands to the end of the plan."""
+    """Trains a state from its current step to the end of the plan."""
 
     state: TrainingState
     step: OptimizerStep
@@ -38,8 +38,12 @@ class Trainer:
         """
         progress, observer = self.state.progress, self.observer
         training = self.batches.training(progress.step, self.plan.total_steps)
-        with contextlib.closing(training):  # ends the processes that decode image files
+
+        # Closing the batches ends the processes that decode image files
+        with contextlib.closing(training):
             while True:
+                # First, so that a run that was stopped in an evaluation resumes with it, and a
+                # checkpoint saved here knows the evaluation of its step
                 if self.plan.evaluation_due(progress.step):
                     self.evaluate()
                 observer.draw_attention_if_due()
@@ -52,31 +56,37 @@ class Trainer:
                     images, labels = next(training)
                 with observer.stepping():
                     row = self.step(images, labels)
-                    if (
-                        row is None
-                    ):  # a signal came between micro-batches: the part of the gradient is dropped
+                    # A signal came between micro-batches: the part of the gradient is dropped, and
+                    # save_or_stop() ends the run before another batch is taken
+                    if row is None:
                         continue
+                    # After real steps only, or the average would count some weights twice
                     if self.state.ema is not None:
                         self.state.ema.update(self.state.model, progress.step)
                     progress.step += 1
                     observer.step_done(row)
                 observer.forecast_if_due()
-        if not self.batches.has_validation:  # then the last weights are the ones to keep
+
+        # Nothing is held out to select by: the last weights are the best, as published recipes do
+        if not self.batches.has_validation:
             progress.best_step = progress.step
             self.save_best()
         self.save()
 
     def set_learning_rates(self) -> None:
+        # From the step alone: a scheduler with a state would have to be saved and could drift
         factor = self.plan.schedule(self.state.progress.step)
         for group in self.state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
     def save_or_stop(self) -> None:
-        """Save where it is time to, or a signal came to any of the processes; then raise
-        Stopped.
+        """Save the last checkpoint where it is time to, or where a signal came.
+
+        Raises Stopped, after saving, where a signal came to any of the processes.
         """
         progress = self.state.progress
         save_due = self.observer.clock.save_due(progress.step, self.plan.save_every)
+        # Clocks and signals differ between the processes, but saving and stopping is for all
         stopping, saving = self.processes.any_of(bool(self.stop), save_due)
         if stopping or saving:
             self.save()
@@ -84,32 +94,41 @@ class Trainer:
             raise Stopped(f"stopped by {self.stop.describe()} after step {progress.step}")
 
     def evaluate(self) -> None:
-        """Evaluate the averaged weights, or the raw ones where none are averaged, and keep them if
-        they are the best.
+        """Evaluate the selected weights, and save them as best where they are.
 
-        Where a signal comes in the middle, the run is saved before Stopped is raised; resumed, it
-        evaluates anew.
+        These are the averaged weights, or the raw ones where there is no average. Where a signal
+        comes in the middle, the run is saved before Stopped is raised; resumed, it evaluates again.
         """
         progress = self.state.progress
+        # Done before: the run was saved after this evaluation and resumed, or a step was dropped
         if progress.evaluated_step == progress.step:
             return
+
         if self.batches.has_validation:
             try:
                 metrics = self.observer.evaluate_validation()
             except Stopped:
+                # Its steps were logged when the evaluation became due; there is nothing to keep
                 self.observer.restart_window()
                 self.save()
                 raise
+
             improved = progress.improve(metrics)
             self.observer.evaluated(metrics, improved)
             if improved:
                 self.save_best()
+
+        # The time of the evaluation must not count as time of the next steps
         progress.evaluated_step = progress.step
         self.observer.restart_window()
 
     def save(self) -> None:
-        """Write the last checkpoint, once the losses since the last look are known to be finite."""
+        """Write the last checkpoint. Raises TrainingFailed instead where a loss is not finite."""
+        # On a GPU losses are read only now and then; weights that diverged must not replace the
+        # last good checkpoint
         self.observer.require_finite_losses()
+
+        # With the steps since the last log, the log of a resumed run is the same to the byte
         progress = self.state.progress
         progress.scaler = self.step.scaler.state_dict() or None
         progress.window = self.observer.window.to_dict()

@@ -9,13 +9,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def build_loss(name: str, label_smoothing: float) -> Loss:
-    """(logits (B, classes), targets) → the sum of the images' losses.
+    """Return the function (logits (B, classes), targets) → the sum of the images' losses.
 
+    The sum and not the mean, so that micro-batches of different sizes add up to the global batch.
     targets: labels, int64 (B,), or the classes' weights in mixed images, float (B, classes), rows
     summing to 1.
-    cross_entropy: of the softmax. bce: binary cross-entropy, the mean over the classes, for which a
-    mixed image is wholly of both its classes (Wightman et al. 2021, arXiv:2110.00476, section 2.1;
-    DeiT-III). Labels are smoothed as in Szegedy et al. 2016. Raises ValueError for another name.
+
+    cross_entropy: of the softmax. bce: binary cross-entropy, the mean over the classes (Wightman et
+    al. 2021, arXiv:2110.00476, section 2.1; DeiT-III). Labels are smoothed as in Szegedy et al.
+    2016, arXiv:1512.00567, section 7. Raises ValueError for another name.
     """
     if name == "cross_entropy":
         return cross_entropy(label_smoothing)
@@ -34,6 +36,7 @@ def cross_entropy(label_smoothing: float) -> Loss:
 def binary_cross_entropy(label_smoothing: float) -> Loss:
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         num_classes = logits.shape[1]
+        # A mixed image counts as wholly of both its classes, whatever their weights
         present = targets > 0 if targets.ndim == 2 else F.one_hot(targets, num_classes)
         smoothed = present.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / num_classes
         total = F.binary_cross_entropy_with_logits(logits, smoothed, reduction="sum")

@@ -1,4 +1,4 @@
-"""What the loop tells the screen, the run's files and TensorBoard."""
+"""What the loop reports to the screen, the run's files and TensorBoard."""
 
 import contextlib
 import logging
@@ -21,15 +21,17 @@ from vit.training.window import StepWindow
 
 log = logging.getLogger("vit")
 
-SLOW_SECONDS = 2 * 3600  # a forecast above this comes with the advice
+# A longer forecast comes with advice
+SLOW_SECONDS = 2 * 3600
 
 
 @dataclass
 class Observer:
-    """Watches a run and reports on it; draws no random number and changes nothing.
+    """Watches a run and reports on it.
 
-    validation_board: None where this process does not draw. slow_advice: a line for a run that will
-    take long, or None.
+    It uses no random numbers and changes nothing of the state, so that runs which are watched
+    differently have the same result. validation_board: None where this process draws no images;
+    slow_advice: a line for a run that will take long, or None.
     """
 
     state: TrainingState
@@ -45,6 +47,7 @@ class Observer:
     window: StepWindow = field(init=False)
 
     def __post_init__(self) -> None:
+        # A resumed run completes the window it was stopped in, so that its log is the same
         self.window = StepWindow(self.state.progress.window)
 
     @property
@@ -52,17 +55,20 @@ class Observer:
         return self.state.progress.step
 
     def restart_window(self) -> None:
+        """Collect the steps from here on anew, and measure their time from now on."""
         self.window = StepWindow()
 
     def require_finite_losses(self) -> None:
-        """Raise TrainingFailed where a loss since the last log is not finite. Waits for
-        the device.
+        """Raise TrainingFailed where a loss since the last log is not finite.
+
+        Waits for the device.
         """
         if self.window.rows:
             self.window.means(self.step)
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
+        """Count the time of the block as spent waiting for a batch."""
         before = self.clock.spent.data
         with self.clock.during("data"):
             yield
@@ -70,29 +76,40 @@ class Observer:
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
+        """Count the time of the block as spent on a step."""
+        # The first one of a process apart, since it may compile
         is_first = self.step == self.clock.first_step
         with self.clock.during("first_step" if is_first else "steps"):
             yield
 
     def step_done(self, row: Tensor) -> None:
-        """After an optimizer step; row: (loss, correct predictions, gradient norm) of its batch."""
+        """Report an optimizer step.
+
+        row: (loss, correct predictions, gradient norm) of its global batch, on the device. Raises
+        TrainingFailed where numbers are read and a loss is not finite.
+        """
         self.window.add(row, self.plan.batch_size)
         self.console.advance(self.step)
+
+        # Seldom, since reading numbers makes a GPU wait
         if self.console.wants_numbers():
             means = self.window.means(self.step)
             rate = self.window.images_per_second()
             self.console.show_numbers(self.step, means.loss, means.top1, rate, self.speed.mfu(rate))
+
         if self.plan.log_due(self.step):
             self.log_window()
             self.restart_window()
 
     def log_window(self) -> None:
-        """Write the means over the window's steps to the files, TensorBoard and the next line on
-        the screen.
+        """Write the means over the window's steps to the files and TensorBoard.
+
+        They are also remembered for the next line on the screen.
         """
         means = self.window.means(self.step)
         rates = {group["name"]: group["lr"] for group in self.state.optimizer.param_groups}
         learning_rate = max(rates.values())
+
         images_per_second = self.window.images_per_second()
         mfu = self.speed.mfu(images_per_second)
         data_wait = self.window.data_wait()
@@ -101,11 +118,14 @@ class Observer:
         self.metrics.train(self.step, means.loss, means.top1, learning_rate, means.grad_norm)
         self.metrics.speed(self.step, images_per_second, mfu, data_wait, memory)
         self.console.note_numbers(means.loss, means.top1, images_per_second, mfu)
+
         scalars = {"loss/train": means.loss}
-        if means.top1 == means.top1:  # not NaN: known, since no images are mixed
+        # NaN, which differs from itself, where it is unknown since images are mixed
+        if means.top1 == means.top1:
             scalars["top1/train"] = means.top1
         scalars["optimizer/learning_rate"] = learning_rate
         scalars["optimizer/gradient_norm"] = means.grad_norm
+        # Layer decay and Muon have rates that differ; otherwise one curve says it all
         if len(set(rates.values())) > 1:
             scalars |= {f"optimizer/learning_rate/{name}": rate for name, rate in rates.items()}
         scalars |= {
@@ -119,10 +139,10 @@ class Observer:
             self.board.scalar(tag, value, self.step)
 
     def evaluate_validation(self) -> dict[str, float]:
-        """Evaluate the selected weights on the validation split, and draw what they get right and
-        wrong.
+        """Evaluate the selected weights on the validation split, and draw their mistakes.
 
-        Raises Stopped where a signal came in the middle.
+        Returns the metrics of vit.evaluation.accuracy.evaluate. Raises Stopped where a signal came
+        in the middle.
         """
         images = self.batches.data.val
         assert images is not None
@@ -130,13 +150,14 @@ class Observer:
         confusion = empty_confusion(len(self.batches.data.classes), precision.device)
         with self.clock.during("evaluation"):
             metrics = self.batches.evaluate(model, images, precision, confusion)
+            # A collective, so before the question whether this process draws
             confusion = self.batches.machine.processes.sum(confusion)
             if self.validation_board is not None:
                 self.validation_board.evaluated(model, precision, confusion, self.step)
         return metrics
 
     def evaluated(self, metrics: dict[str, float], improved: bool) -> None:
-        """Report an evaluation on the validation split."""
+        """Report an evaluation on the validation split; improved: it is the best so far."""
         self.metrics.evaluation(self.step, "val", metrics)
         for name in ("loss", "top1", "top5"):
             self.board.scalar(f"{name}/val", metrics[name], self.step)
@@ -146,7 +167,8 @@ class Observer:
         )
 
     def draw_attention_if_due(self) -> None:
-        """Attention maps on validation images, at the plan's times."""
+        """Draw attention maps on validation images, at the plan's times."""
+        # A resumed run has drawn them before it was stopped
         just_started = self.step <= self.clock.first_step
         if self.validation_board is None or just_started or not self.plan.attention_due(self.step):
             return
@@ -154,7 +176,7 @@ class Observer:
             self.validation_board.attention(self.state.model, self.step)
 
     def forecast_if_due(self) -> None:
-        """Once, after a few steps: how long the run will take."""
+        """Say once, after a few steps, how long the run will take."""
         if not self.clock.forecast_due(self.step):
             return
         seconds = self.clock.seconds_per_step(self.step) * (self.plan.total_steps - self.step)

@@ -1,8 +1,8 @@
 """Parameter groups and optimizers.
 
-An optimizer is one builder in OPTIMIZERS: its keyword-only parameters are the keys of
-conf/optimizer/*.yaml it takes. What it keeps for a parameter is found out when a run is resumed, so
-nothing else need know of it.
+An optimizer is one builder in OPTIMIZERS, whose keyword-only parameters are the keys of
+conf/optimizer/*.yaml that it takes. Checkpoints ask the optimizer itself which tensors it keeps, so
+nothing else needs to know about a new one.
 """
 
 import inspect
@@ -15,8 +15,10 @@ from torch import nn
 
 from vit.errors import ConfigError
 
-ROLES = ("matrices", "decay", "no_decay")  # of parameters, in the order of their groups
-COMMON_KEYS = ("name", "lr", "weight_decay", "layer_decay")  # of the configuration's group
+# Of parameters, in the order of their groups
+ROLES = ("matrices", "decay", "no_decay")
+# Keys of the configuration's group that every optimizer takes
+COMMON_KEYS = ("name", "lr", "weight_decay", "layer_decay")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Grouping:
     """How parameters are grouped: what is decayed, and how fast each layer learns.
 
     layer_decay: learning rate of a layer relative to the one above it (Clark et al. 2020, ELECTRA;
-    Bao et al. 2022, BEiT), the embeddings the slowest, the head at the full rate; None: all alike.
+    Bao et al. 2022, BEiT), so that the embeddings learn the slowest and the head at the full rate;
+    None: all learn alike.
     """
 
     lr: float
@@ -35,26 +38,29 @@ class Grouping:
 def parameter_groups(
     model: nn.Module, grouping: Grouping, separate_matrices: bool = False
 ) -> list[dict[str, Any]]:
-    """Groups of a model's trained parameters, each with its name, role, weight_decay, lr and
-    initial_lr.
+    """Return groups of a model's trained parameters, as torch's optimizers take them.
 
-    The weights of linear and convolution layers are decayed, everything else is not. By role, not
-    by shape: class token, positions, biases and norms are left alone although some of them are
-    matrices.
-    separate_matrices: the matrices of attention and MLP get the role "matrices" (Muon is for them);
-    embeddings and head do not map hidden states to hidden states.
+    Each has its name, role, weight_decay, lr and initial_lr, the learning rate at the schedule's
+    peak. The weights of linear and convolution layers are decayed, everything else is not.
+    separate_matrices: the matrices of attention and MLP get the role "matrices".
     """
+    # By role, not by shape: the class token, positions and registers are no weights of a layer
+    # although some of them are matrices (the common `ndim >= 2` decays them)
     decayed = {
         module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)
     }
+
     num_layers = count_layers(model)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+
         role = "decay" if parameter in decayed else "no_decay"
+        # Muon is for maps from hidden states to hidden states, which embeddings and head are not
         if separate_matrices and name.startswith("encoder.blocks.") and parameter.ndim == 2:
             role = "matrices"
+
         # Without layer decay all layers learn as the one after the last block does
         depth = num_layers + 1
         if grouping.layer_decay:
@@ -67,7 +73,8 @@ def parameter_groups(
 
 
 def new_group(title: str, role: str, layers_above: int, grouping: Grouping) -> dict[str, Any]:
-    """An empty group of a role, so many layers below the head."""
+    """Return an empty group of a role, `layers_above` layers below the head."""
+    # Plain and initial learning rate: the schedule multiplies the latter at every step
     lr_scale = (grouping.layer_decay or 1.0) ** layers_above
     return {
         "params": [],
@@ -81,14 +88,16 @@ def new_group(title: str, role: str, layers_above: int, grouping: Grouping) -> d
 
 
 def count_layers(model: nn.Module) -> int:
-    """The number of a VisionTransformer's blocks, from its parameters' names."""
+    """Return the number of a VisionTransformer's blocks."""
+    # From the names, since layer decay counts removed or wrapped blocks all the same
     names = [name for name, _ in model.named_parameters() if name.startswith("encoder.blocks.")]
     return len({name.split(".")[2] for name in names})
 
 
 def depth_of(name: str, num_layers: int) -> int:
-    """How deep a parameter lies: 0 for the embeddings, n + 1 for block n, num_layers + 1 after the
-    blocks.
+    """Return how deep a parameter lies: 0 in the embeddings, n + 1 in block n, or after the blocks.
+
+    That is num_layers + 1: the last norm, the pooler and the head.
     """
     if name.startswith("encoder.blocks."):
         return int(name.split(".")[2]) + 1
@@ -96,7 +105,7 @@ def depth_of(name: str, num_layers: int) -> int:
 
 
 def freeze_all_but_head(model: nn.Module) -> None:
-    """For a linear probe: only the parameters of model.head get gradients."""
+    """Let only the parameters of model.head get gradients, for a linear probe."""
     model.requires_grad_(False)
     model.get_submodule("head").requires_grad_(True)
 
@@ -104,8 +113,8 @@ def freeze_all_but_head(model: nn.Module) -> None:
 class LAMB(torch.optim.Optimizer):
     """LAMB (You et al. 2020, arXiv:1904.00962, algorithm 2).
 
-    Adam's step of every decayed tensor, decay included, is scaled to the length of the tensor
-    itself; tensors that are not decayed take Adam's step, as in NVIDIA's and timm's LAMB.
+    Adam's step of every decayed tensor, decay included, is scaled to the norm of the tensor itself;
+    tensors that are not decayed take Adam's step, as in NVIDIA's and timm's LAMB.
     """
 
     def __init__(self, params: list[dict], lr: float, betas: tuple[float, float], eps: float):
@@ -119,12 +128,14 @@ class LAMB(torch.optim.Optimizer):
                     self.update(parameter, group)
 
     def update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        """One step of one parameter."""
+        """Make one step of one parameter."""
         state = self.state[parameter]
         if not state:
+            # Tensors all of them, since a checkpoint holds nothing else
             state["step"] = torch.zeros(())
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
+
         beta1, beta2 = group["betas"]
         gradient = parameter.grad
         assert gradient is not None
@@ -136,6 +147,8 @@ class LAMB(torch.optim.Optimizer):
         step = state["step"].item()
         mean = state["exp_avg"] / (1 - beta1**step)
         update = mean / ((state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"])
+
+        # The trust ratio; 1 where a norm is 0, as that of a head that starts at zero
         if group["weight_decay"]:
             update += group["weight_decay"] * parameter
             length, target = update.norm(), parameter.norm()
@@ -144,8 +157,9 @@ class LAMB(torch.optim.Optimizer):
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Several optimizers of different parameters as one: their groups and states stand side by
-    side.
+    """Several optimizers of different parameters as one, with all their groups and states.
+
+    Saving, scaling and the schedule then need not know that there are several.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
@@ -155,7 +169,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self.share_state()
 
     def share_state(self) -> None:
-        """Let the optimizers work on this one's groups and state, which loading replaces."""
+        """Let the optimizers work on the groups and the state of this one."""
         first = 0
         for optimizer in self.optimizers:
             count = len(optimizer.param_groups)
@@ -165,6 +179,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
+        # Loading has replaced both
         self.share_state()
 
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -179,7 +194,7 @@ def adamw(
     betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019)."""
+    """Build AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
     groups = parameter_groups(model, grouping)
     return torch.optim.AdamW(groups, lr=grouping.lr, betas=as_pair(betas), eps=eps, fused=True)
 
@@ -191,7 +206,7 @@ def lamb(
     betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """See LAMB."""
+    """Build LAMB, see there."""
     return LAMB(parameter_groups(model, grouping), grouping.lr, as_pair(betas), eps)
 
 
@@ -216,17 +231,22 @@ def muon(
     betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """torch.optim.Muon (Jordan et al. 2024) at lr for the blocks' matrices, query, key and value
-    each by itself, and AdamW at adamw_lr (lr where None) for everything else.
+    """Build torch.optim.Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest.
+
+    Muon learns at lr, AdamW at adamw_lr, or lr where that is None. Query, key and value are
+    orthogonalized each by itself, since they are matrices of their own in the model.
     """
     require_momentum(momentum, nesterov)
+
     groups = parameter_groups(model, grouping, separate_matrices=True)
     matrices = [group for group in groups if group["role"] == "matrices"]
     rest = [group for group in groups if group["role"] != "matrices"]
     for group in rest:
         group["lr"] = group["initial_lr"] = (adamw_lr or grouping.lr) * group["lr_scale"]
+
     optimizers: list[torch.optim.Optimizer] = []
-    if matrices:  # none where the backbone is frozen
+    # None where the backbone is frozen
+    if matrices:
         optimizers.append(
             torch.optim.Muon(matrices, lr=grouping.lr, momentum=momentum, nesterov=nesterov)
         )
@@ -249,10 +269,10 @@ def build_optimizer(
     layer_decay: float | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer of a name in OPTIMIZERS for a model's trained parameters.
+    """Build the optimizer of a name in OPTIMIZERS for a model's trained parameters.
 
-    Every group has its `initial_lr`, the one at the schedule's peak. settings: the optimizer's own
-    keys; None is "not given". Raises ConfigError as check_optimizer does.
+    Every group has its `initial_lr`, the learning rate at the schedule's peak. settings: the keys
+    that only some optimizers take; None is "not given". Raises ConfigError as check_optimizer does.
     """
     check_optimizer(name, settings or {})
     given = {key: value for key, value in (settings or {}).items() if value is not None}
@@ -260,9 +280,7 @@ def build_optimizer(
 
 
 def check_optimizer(name: str, settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError, naming the key, for an unknown name and for a setting the optimizer does
-    not take.
-    """
+    """Raise ConfigError, naming the key, for an unknown name or a setting it does not take."""
     if name not in OPTIMIZERS:
         raise ConfigError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, got {name}")
     for key, value in settings.items():
@@ -275,7 +293,7 @@ def check_optimizer(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def keys_of(builder: Builder) -> list[str]:
-    """The keys of the configuration that a builder takes."""
+    """Return the keys of the configuration that a builder takes."""
     parameters = inspect.signature(builder).parameters.values()
     return [item.name for item in parameters if item.kind is inspect.Parameter.KEYWORD_ONLY]
 

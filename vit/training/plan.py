@@ -1,6 +1,6 @@
 """The run's only clock: epochs and fractions become steps here, once.
 
-Schedules are pure functions of the step and hold no state, so a resumed run needs none.
+Schedules are pure functions of the step and hold no state, so nothing of them need be saved.
 """
 
 import math
@@ -16,9 +16,9 @@ Schedule = Callable[[int], float]
 class Plan:
     """How long a run is, and what is due when. Steps count finished optimizer steps.
 
-    batch_size: global; schedule: step → factor on the learning rate; eval_every, attention_every:
-    epochs;
-    log_every, save_every: steps; save_every None: by the clock.
+    steps_per_epoch: need not be whole; batch_size: global; schedule: step → factor on the learning
+    rate. eval_every, attention_every: in epochs; log_every, save_every: in steps; save_every None:
+    by the clock.
     """
 
     total_steps: int
@@ -39,10 +39,11 @@ class Plan:
         return due_every(self.attention_every * self.steps_per_epoch, step, self.total_steps)
 
     def log_due(self, step: int) -> bool:
+        # Before each evaluation too, so that train and val have points at the same steps
         return step % self.log_every == 0 or self.evaluation_due(step)
 
     def epoch_of(self, step: int) -> int:
-        """The epoch, counted from 1, that the step after `step` belongs to."""
+        """Return the epoch, counted from 1, that the step after `step` belongs to."""
         return int(step / self.steps_per_epoch) + 1
 
     @property
@@ -52,16 +53,18 @@ class Plan:
 
 
 def due_every(interval: float, step: int, total_steps: int) -> bool:
-    """Whether a multiple of `interval` steps, which need not be whole, has just been reached, or
-    the end.
+    """Whether a multiple of `interval` steps has just been reached, or the end.
+
+    interval: need not be whole; half an epoch of 7 steps is 3.5.
     """
     if step == total_steps:
         return True
+    # From the step alone, without a counter, so that a resumed run has the same times
     return step > 0 and int(step / interval) > int((step - 1) / interval)
 
 
 def duration_in_steps(value: float | str, total_steps: int, steps_per_epoch: float) -> int:
-    """Steps from a fraction of the run (a number below 1), steps (1 or more) or epochs ("5ep").
+    """Turn a fraction of the run (below 1), steps (1 or more) or epochs ("5ep") into steps.
 
     Raises ConfigError for anything else.
     """
@@ -84,17 +87,18 @@ def build_schedule(
     total_steps: int,
     steps_per_epoch: float,
 ) -> Schedule:
-    """step → factor on the learning rate: from 0 at step 0 to 1 after the warmup, then down to
-    `final` at the end.
+    """Return the function step → factor on the learning rate.
 
-    cosine, linear: down over the whole rest; constant: in a straight line over the last steps,
-    `cooldown`, if any (Zhai et al. 2022, arXiv:2106.04560, section 3.5). warmup, cooldown: see
-    duration_in_steps. final: 0 where None.
-    Raises ValueError for another name, and ConfigError where warmup and cooldown are as long as the
-    run.
+    It rises from 0 at step 0 to 1 after the warmup, and then falls to `final` (0 where None) at the
+    end: over the whole rest for cosine (Loshchilov & Hutter 2017, arXiv:1608.03983) and linear; in
+    a straight line over the last steps, `cooldown`, if any, for constant (Zhai et al. 2022,
+    arXiv:2106.04560, section 3.5). warmup, cooldown: see duration_in_steps.
+
+    Raises ValueError for another name, and ConfigError where warmup and cooldown leave no step.
     """
     if name not in ("cosine", "linear", "constant"):
         raise ValueError(f"schedule must be cosine, linear or constant, got {name}")
+
     warmup_steps = duration_in_steps(warmup, total_steps, steps_per_epoch)
     cooldown_steps = duration_in_steps(cooldown or 0, total_steps, steps_per_epoch)
     if warmup_steps >= total_steps:
@@ -109,6 +113,8 @@ def build_schedule(
         )
     lowest = final or 0.0
 
+    # Steps count from 0: the first one is made at rate 0 where there is a warmup, and the last one
+    # a step above `final`, as in the published schedules
     def factor(step: int) -> float:
         if step < warmup_steps:
             return step / warmup_steps

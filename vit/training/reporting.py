@@ -1,4 +1,4 @@
-"""What a run says before its first step, and what it leaves after its last."""
+"""What a run reports before its first step, and what it leaves after its last."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ NOT_HELD_OUT = "nothing held out: the last weights are taken"
 
 
 def start_log(run: RunFolder, warnings: list[str]) -> None:
-    """From now on the log's lines reach the screen and train.log."""
+    """Send the log's lines to the screen and to train.log from now on, the warnings first."""
     run.start_log(print_line)
     for warning in warnings:
         log.info(f"warning: {warning}")
@@ -37,7 +37,10 @@ def start_log(run: RunFolder, warnings: list[str]) -> None:
 def announce(
     config: Config, run: RunFolder, batches: Batches, plan: Plan, step: OptimizerStep, macs: int
 ) -> None:
-    """Say what is about to happen: model, data, length, hardware, folder."""
+    """Say what is about to happen: model, data, length, hardware, folder.
+
+    macs: multiply-adds of one image's forward pass.
+    """
     model, data = step.state.model, batches.data
     log.info(
         f"model  {config.model.name}: {model.num_parameters():,} parameters, "
@@ -45,6 +48,8 @@ def announce(
     )
     for name, images in {"train": data.train, "val": data.val, "test": data.test}.items():
         log.info(f"{name:6} {images or NOT_HELD_OUT}")
+
+    # Which weights count is said before the run, and not chosen by their accuracy after it
     epochs = plan.total_steps / plan.steps_per_epoch
     weights = "raw" if step.state.ema is None else "averaged"
     log.info(
@@ -54,6 +59,8 @@ def announce(
     log.info(f"folder {run.path}")
     if step.compiled:
         log.info("the first step compiles the model, which takes a minute or so")
+
+    # Enlarging 32 px to 224 costs 49 times the pixels and adds no detail
     if batches.train.pixels is not None:
         side, model_side = batches.train.pixels.shape[-1], batches.preprocessing.image_size[0]
         if model_side >= 4 * side:
@@ -64,13 +71,17 @@ def announce(
 
 
 def describe_computing(batches: Batches, step: OptimizerStep) -> str:
-    """The precision and the hardware: "bf16 on cpu, 2 threads, compiled"."""
+    """Describe the precision and the hardware: "bf16 on cpu, 2 threads, compiled"."""
     compiled = ", compiled" if step.compiled else ""
     return f"{step.state.precision.name} on {batches.machine.describe()}{compiled}"
 
 
 def begin(config: Config, run: RunFolder, state: TrainingState) -> str:
-    """Write config.yaml, which makes the folder this run's; the command that repeats the run."""
+    """Write config.yaml, which makes the folder this run's.
+
+    Returns the command that repeats the run.
+    """
+    # Before config.yaml is written: a resumed run finds its first command in the old one
     command = repeat_command(run.path / "config.yaml", run.overrides, config.seed)
     progress = state.progress
 
@@ -87,13 +98,17 @@ def begin(config: Config, run: RunFolder, state: TrainingState) -> str:
 
 
 def show_start(config: Config, observer: Observer) -> None:
-    """TensorBoard's first entries of a new run: the configuration, and training images as the model
-    sees them.
+    """Write a new run's first entries in TensorBoard.
+
+    These are the configuration, and training images as the model sees them, which show at a glance
+    what the augmentation does.
     """
     board, batches = observer.board, observer.batches
     board.text("configuration", f"```yaml\n{to_yaml(config)}```", 0)
     if not board.active:
         return
+
+    # The batch of the first step, which training computes once more
     with contextlib.closing(batches.training(0, 1)) as training:
         images, targets = next(training)
     shown = batches.preprocessing.denormalize(images[:SHOWN_TRAINING_IMAGES])
@@ -109,12 +124,14 @@ def finish(
     step: OptimizerStep,
     command: str,
 ) -> None:
-    """Write what the run reached to its files and to TensorBoard, and say it.
+    """Write the result of a run to its files and to TensorBoard, and print it.
 
-    test: the measurement of the best weights on the test split; command: repeats the run.
+    test: the metrics of the best weights on the test split; command: the one that repeats the run.
     """
     plan, batches, progress = observer.plan, observer.batches, observer.state.progress
     data = batches.data
+
+    # A single test value is a row of the HPARAMS page, and no curve
     observer.metrics.evaluation(plan.total_steps, "test", dict(test))
     results = {"result/test_top1": test["top1"]}
     if progress.best_top1 is not None:
@@ -122,6 +139,7 @@ def finish(
     settings = notable_settings(config, run.overrides)
     observer.board.hyperparameters(settings, results, plan.total_steps)
     observer.close()
+
     run.write_result(
         status="finished",
         reason="all steps done",
@@ -131,6 +149,8 @@ def finish(
         params=observer.state.model.num_parameters(),
         images_per_second=round(plan.total_steps * plan.batch_size / progress.seconds, 2),
     )
+
+    # From the files above, so after them; asking git is for one process
     if run.writes:
         described = {
             "classes": len(data.classes),
@@ -141,6 +161,7 @@ def finish(
         computing = describe_computing(batches, step)
         macs = observer.speed.macs
         write_card(run.path, to_dict(config), command, described, macs, computing)
+
     log_result(
         run,
         best_top1=progress.best_top1,
@@ -154,7 +175,7 @@ def finish(
 
 
 def describe_bottleneck(config: Config, observer: Observer, step: OptimizerStep) -> str:
-    """The run's last line: what limited it most, and what would help."""
+    """Return the run's last line: what limited it most, and what would help."""
     machine, width = observer.batches.machine, config.model.hidden_size
     circumstances = Circumstances(
         device=machine.device.type,
@@ -166,6 +187,7 @@ def describe_bottleneck(config: Config, observer: Observer, step: OptimizerStep)
         workers=machine.workers,
         cores=usable_cores(),
     )
+
     spent = observer.clock.spent
     # The first step is counted apart, since it may compile
     steps = observer.plan.total_steps - observer.clock.first_step - 1

@@ -114,12 +114,9 @@ def build_optimizer_of(config: Config, model: VisionTransformer) -> torch.optim.
 
 def build_policies_of(config: Config) -> list:
     augment = config.augment
-    try:
-        return build_policies(
-            augment.policy, augment.policy_ops, augment.policy_magnitude, augment.color_jitter
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    return build_policies(
+        augment.policy, augment.policy_ops, augment.policy_magnitude, augment.color_jitter
+    )
 
 
 def load_dataset(config: Config, machine: Machine) -> ImageDataset:

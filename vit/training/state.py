@@ -5,7 +5,7 @@ state, progress.
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,9 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after optimizer step `step`, counted from 0."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averages, parameters = list(self.model.parameters()), list(model.parameters())
+        averages: list[Tensor] = list(self.model.parameters())
+        parameters: list[Tensor] = list(model.parameters())
+        # One kernel for all of them; pyright does not know it
         torch._foreach_lerp_(averages, parameters, weight)  # pyright: ignore[reportPrivateImportUsage]
 
 
@@ -155,13 +157,26 @@ class TrainingState:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights by name, put together where they are sharded."""
-    return get_model_state_dict(model, options=WHOLE_ON_CPU)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=WHOLE_ON_CPU))
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of an optimizer that has made a step, as {"<parameter>/<key>": tensor}."""
-    gathered = get_optimizer_state_dict(model, optimizer, options=WHOLE_ON_CPU)
-    state = gathered.get("state", {})  # in all but the first of several processes there is none
+OptimizerState = dict[str, dict[str, Any]]  # {parameter: {key: tensor or number}}
+
+
+def optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, options: StateDictOptions | None = None
+) -> tuple[OptimizerState, Any]:
+    """(an optimizer's state by the names of its parameters, its parameter groups).
+
+    Asked for the state of an optimizer that has made no step, torch makes one at learning rate 0.
+    With WHOLE_ON_CPU both are empty in all but the first process.
+    """
+    state = get_optimizer_state_dict(model, optimizer, options=options)
+    return cast(OptimizerState, state.get("state", {})), state.get("param_groups", [])
+
+
+def flat_tensors(state: OptimizerState) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state as {"<parameter>/<key>": tensor}."""
     return {
         f"{name}/{key}": value
         for name, values in state.items()
@@ -170,36 +185,33 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer that has made a step, as {"<parameter>/<key>": tensor}."""
+    state, _ = optimizer_state(model, optimizer, WHOLE_ON_CPU)
+    return flat_tensors(state)
+
+
 def load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], source: str
 ) -> None:
-    """The inverse of optimizer_tensors, for an untouched optimizer built alike. Load the weights
-    afterwards.
+    """The inverse of optimizer_tensors, for an untouched optimizer. Load the weights afterwards.
 
-    Raises CheckpointError, naming the source, where a tensor is missing or unexpected. What is
-    expected is found
-    out from the optimizer itself: asked for its state, torch makes a step of it at learning rate 0.
+    Raises CheckpointError, naming the source, where a tensor is missing or unexpected.
     """
-    expected = get_optimizer_state_dict(model, optimizer)
-    names = {
-        f"{name}/{key}"
-        for name, values in expected["state"].items()
-        for key, value in values.items()
-        if isinstance(value, Tensor)
-    }
-    difference = sorted(names ^ tensors.keys())
+    # What the optimizer keeps is asked of the optimizer itself, so that none need be known here
+    state, groups = optimizer_state(model, optimizer)
+    expected = flat_tensors(state)
+    difference = sorted(expected.keys() ^ tensors.keys())
     if difference:
-        problem = "is missing" if difference[0] in names else "is unexpected"
+        problem = "is missing" if difference[0] in expected else "is unexpected"
         raise CheckpointError(
             f"{source}: its optimizer state is of another optimizer: {difference[0]} {problem}"
         )
-    if not names:  # SGD without momentum keeps nothing
+    if not expected:  # SGD without momentum keeps nothing
         return
-    state: dict[str, dict[str, Any]] = {
-        name: dict(expected["state"][name]) for name in expected["state"]
-    }
+    saved = {name: dict(values) for name, values in state.items()}
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition("/")
-        state[parameter][key] = tensor
-    saved = {"state": state, "param_groups": expected["param_groups"]}
-    set_optimizer_state_dict(model, optimizer, saved, options=WHOLE_ON_CPU)
+        saved[parameter][key] = tensor
+    state_dict = cast(Any, {"state": saved, "param_groups": groups})
+    set_optimizer_state_dict(model, optimizer, state_dict, options=WHOLE_ON_CPU)

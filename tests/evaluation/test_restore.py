@@ -1,0 +1,97 @@
+"""A checkpoint is measured again from its file alone, and foreign weights on a data set."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import make_images
+
+from vit.checkpoints.file import read_checkpoint
+from vit.errors import CheckpointError, ConfigError, DataError
+from vit.evaluation.restore import (
+    assumed_preprocessing,
+    build_for_weights,
+    restore,
+    restore_pretrained,
+)
+from vit.model.vision_transformer import VisionTransformer
+from vit.weights.description import Weights
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def best(digits_run) -> Path:
+    return digits_run[0] / "checkpoints" / "best.safetensors"
+
+
+def test_a_checkpoint_brings_its_data_and_precision(best):
+    restored = restore(best, {"data.limit": 50}, CPU)
+    header = read_checkpoint(best)[1]
+    assert not restored.model.training
+    assert restored.precision.name == header["precision"]
+    assert restored.data.classes == header["classes"]
+    assert restored.config.data.limit == 50
+    assert restored.measure(restored.model, "test", workers=0)["n"] == 50
+
+
+def test_a_change_that_does_not_fit_is_refused(best):
+    with pytest.raises(ConfigError, match=r"best\.safetensors"):
+        restore(best, {"data.limit": "many"}, CPU)
+
+
+def test_classes_of_another_data_set_are_refused(best, tmp_path):
+    make_images(tmp_path, {"train": 4, "test": 2})
+    changes = {"data.name": "folder", "data.root": str(tmp_path)}
+    with pytest.raises((CheckpointError, DataError), match="class"):
+        restore(best, changes, CPU)
+
+
+def test_weights_need_a_data_set(best):
+    with pytest.raises(ConfigError, match="data=NAME"):
+        restore_pretrained(best, {"root": None}, None, CPU)
+
+
+def test_weights_with_another_number_of_classes_are_refused(best, tmp_path):
+    make_images(tmp_path, {"train": 4, "test": 2})
+    data = {
+        "name": "folder",
+        "root": str(tmp_path),
+        "mean": [0.5],
+        "std": [0.5],
+        "test_fraction": 0.1,
+    }
+    with pytest.raises(CheckpointError, match=r"10 classes.* 2"):
+        restore_pretrained(best, data, None, CPU)
+
+
+SETTINGS = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+
+
+def test_a_model_keeps_what_its_weights_were_trained_with():
+    trained_with = {"num_channels": 3, "activation": "relu", "num_classes": 5}
+    weights = Weights(Path("file"), "test", {}, SETTINGS | trained_with)
+    alone = build_for_weights(weights.path, weights, None)
+    assert alone.head.out_features == 5
+    # The group `model` chooses the sizes, the file the activation
+    larger = {"name": "larger", **SETTINGS, "image_size": 16, "activation": "gelu"}
+    built = build_for_weights(weights.path, weights, larger)
+    assert built.embeddings.patch_embedding.image_size == (16, 16)
+    activation = built.encoder.blocks[0].mlp.activation
+    assert activation(torch.tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
+
+
+def test_weights_of_an_impossible_model_are_refused():
+    weights = Weights(Path("file"), "test", {}, SETTINGS | {"num_heads": 3})
+    with pytest.raises(CheckpointError, match="file"):
+        build_for_weights(weights.path, weights, None)
+
+
+def test_the_assumed_preprocessing_is_the_papers():
+    model = VisionTransformer(**SETTINGS, num_channels=1, num_classes=2)
+    preprocessing = assumed_preprocessing(model)
+    assert preprocessing.image_size == (8, 8)
+    assert preprocessing.num_channels == 1
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
+    images = black_and_white.expand(2, 1, 8, 8)
+    assert preprocessing.to_input(images)[:, 0, 0, 0].tolist() == [-1.0, 1.0]

@@ -1,0 +1,329 @@
+"""The loop on a small model: what it computes, when it evaluates and saves, how it stops."""
+
+import signal
+
+import pytest
+import timm
+import torch
+from helpers import rows
+from safetensors.torch import save_file
+from small_training import (
+    SGD,
+    MadeUpBatches,
+    NotedCheckpoints,
+    assert_close,
+    batch,
+    make_model,
+    make_plan,
+    make_state,
+    make_trainer,
+    same_bits,
+)
+from torch import nn
+
+from vit.checkpoints.file import read_checkpoint
+from vit.checkpoints.run import RunCheckpoints
+from vit.errors import Stopped, TrainingFailed
+from vit.training.losses import build_loss
+from vit.training.state import EMA
+from vit.weights.loading import load_into, read
+
+ADAMW = {"name": "adamw", "lr": 3e-3, "weight_decay": 0.0}
+MUON = {
+    "name": "muon",
+    "lr": 0.02,
+    "weight_decay": 0.01,
+    "settings": {"momentum": 0.95, "nesterov": True, "adamw_lr": 2e-3},
+}
+
+
+def real_checkpoints(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {"config": {}, "classes": ["a"], "preprocessing": {}, "data": 1}
+    return RunCheckpoints(folder, header, writes=True)
+
+
+def plain_step(model, optimizer, images, labels, label_smoothing=0.0):
+    """A training step as torch's documentation writes it; returns the loss."""
+    loss = nn.functional.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def test_one_batch_is_learned_by_heart(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        steps=150,
+        state=make_state(optimizer=ADAMW),
+        batches=MadeUpBatches(source=lambda step: batch(0)),
+    )
+    trainer.fit()
+    images, labels = batch(0)
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(trainer.state.model(images), labels)
+    assert loss < 0.01
+
+
+def test_the_loop_is_the_plain_algorithm(tmp_path):
+    """Six steps against a loop written out with torch's own parts, in float64."""
+    factors = [0.0, 0.5, 1.0, 0.8, 0.5, 0.1]
+    trainer = make_trainer(
+        tmp_path,
+        state=make_state(make_model(torch.float64)),
+        batches=MadeUpBatches(dtype=torch.float64),
+        plan=make_plan(6, schedule=lambda step: factors[step]),
+        loss=build_loss("cross_entropy", 0.1),
+    )
+    trainer.fit()
+
+    reference = make_model(torch.float64)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = 0.05 * factors[step]
+        images, labels = batch(step)
+        plain_step(reference, optimizer, images.double(), labels, label_smoothing=0.1)
+    assert_close(trainer.state.model, reference, rtol=1e-9, atol=1e-12)
+
+
+def reference_optimizer(name, model, weight_decay):
+    """torch's own, with the weights of linear and convolution layers decayed alone."""
+    layers = [item for item in model.modules() if isinstance(item, nn.Linear | nn.Conv2d)]
+    decayed = [layer.weight for layer in layers]
+    rest = [item for item in model.parameters() if all(item is not other for other in decayed)]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings", [SGD, {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}], ids=["sgd", "adamw"]
+)
+def test_fifty_steps_are_timms(tmp_path, settings):
+    """From the same weights and batches as timm's model in a plain loop, in float64: every loss
+    and the last weights."""
+    torch.manual_seed(1)
+    theirs = timm.models.VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3
+    )
+    save_file(theirs.state_dict(), tmp_path / "start.safetensors")
+    model = make_model(torch.float64)
+    load_into(model, read(tmp_path / "start.safetensors"))
+    trainer = make_trainer(
+        tmp_path / "run",
+        state=make_state(model, settings),
+        batches=MadeUpBatches(dtype=torch.float64),
+        plan=make_plan(50, log_every=1),
+    )
+    trainer.fit()
+    losses = [row["loss"] for row in rows(tmp_path / "run" / "metrics.jsonl")]
+
+    theirs = theirs.double()
+    optimizer = reference_optimizer(settings["name"], theirs, settings["weight_decay"])
+    expected = []
+    for step in range(50):
+        images, labels = batch(step)
+        expected.append(plain_step(theirs, optimizer, images.double(), labels))
+    assert losses == pytest.approx(expected, rel=1e-9)
+    save_file(theirs.state_dict(), tmp_path / "end.safetensors")
+    weights = model.state_dict()
+    for name, tensor in read(tmp_path / "end.safetensors").tensors.items():
+        torch.testing.assert_close(weights[name], tensor.double(), rtol=1e-6, atol=1e-9)
+
+
+def test_the_average_takes_the_weights_after_every_step(tmp_path):
+    trainer = make_trainer(tmp_path, state=make_state(ema_decay=0.9))
+    trainer.fit()
+    expected = EMA(make_model(), 0.9)
+    for step in range(6):
+        # A run of so many steps ends with the weights that the long run had then
+        short = make_trainer(tmp_path / str(step), steps=step + 1)
+        short.fit()
+        expected.update(short.state.model, step)
+    assert_close(trainer.state.ema.model, expected.model)
+
+
+def test_the_learning_rate_is_the_schedules_share_of_each_groups_own(tmp_path):
+    state = make_state(optimizer={**ADAMW, "layer_decay": 0.5})
+    trainer = make_trainer(tmp_path, state=state, plan=make_plan(6, schedule=lambda step: step / 8))
+    trainer.fit()
+    for group in state.optimizer.param_groups:
+        assert group["lr"] == group["initial_lr"] * 5 / 8
+    assert len({group["lr"] for group in state.optimizer.param_groups}) == 4
+
+
+def test_not_a_number_stops_before_the_optimizer_and_names_the_step(tmp_path):
+    def poisoned(step):
+        images, labels = batch(step)
+        if step == 3:
+            images[0, 0, 0, 0] = float("nan")
+        return images, labels
+
+    batches = MadeUpBatches(source=poisoned)
+    trainer = make_trainer(tmp_path, batches=batches, plan=make_plan(6, save_every=1))
+    with pytest.raises(TrainingFailed, match="nan at step 4"):
+        trainer.fit()
+    assert trainer.checkpoints.last == [1, 2, 3]
+    assert all(parameter.isfinite().all() for parameter in trainer.state.model.parameters())
+    assert batches.closed
+
+
+def test_a_state_with_an_unseen_loss_that_is_not_finite_is_never_saved(tmp_path):
+    """On a GPU nobody looks at the loss of a step until it is logged or saved."""
+    trainer = make_trainer(tmp_path, plan=make_plan(6, log_every=100))
+    trainer.state.progress.step = 5
+    for loss in (1.0, float("inf"), 1.0):
+        trainer.observer.window.add(torch.tensor([loss, 8.0, 1.0]), 16)
+    with pytest.raises(TrainingFailed, match="inf at step 4"):
+        trainer.save()
+    assert trainer.checkpoints.last == []
+
+
+def stop_in_forward_pass(trainer, number, signal_number):
+    """Let a signal arrive during the forward pass of this number, counted from 1."""
+    model, passes = trainer.state.model, []
+
+    def forward(images, keep):
+        passes.append(1)
+        if len(passes) == number:
+            trainer.stop.receive(signal_number, None)
+        return model(images, keep)
+
+    trainer.step.forward = forward
+
+
+def test_a_signal_in_the_last_micro_batch_lets_the_step_finish(tmp_path):
+    trainer = make_trainer(tmp_path, micro_batch_size=8)
+    stop_in_forward_pass(trainer, 6, signal.SIGTERM)  # the second of two in step 3
+    with pytest.raises(Stopped, match="SIGTERM after step 3"):
+        trainer.fit()
+    assert trainer.checkpoints.last == [3]
+    assert trainer.batches.closed
+
+
+def test_a_signal_between_micro_batches_drops_the_part_of_the_gradient(tmp_path):
+    trainer = make_trainer(tmp_path / "stopped", micro_batch_size=8)
+    stop_in_forward_pass(trainer, 5, signal.SIGINT)  # the first of two in step 3
+    with pytest.raises(Stopped, match="SIGINT after step 2"):
+        trainer.fit()
+    assert trainer.checkpoints.last == [2]
+    assert all(parameter.grad is None for parameter in trainer.state.model.parameters())
+    two_steps = make_trainer(tmp_path / "two", steps=2, micro_batch_size=8)
+    two_steps.fit()
+    assert same_bits(trainer.state.model, two_steps.state.model)
+
+
+def test_saving_is_due_every_so_many_steps_and_at_the_end(tmp_path):
+    trainer = make_trainer(tmp_path, plan=make_plan(7, save_every=3))
+    trainer.fit()
+    assert trainer.checkpoints.last == [3, 6, 7]
+    # Nothing is held out: the last weights are the best
+    assert trainer.checkpoints.best == [7]
+    assert trainer.state.progress.best_step == 7
+
+
+def test_the_best_on_validation_images_is_kept(tmp_path):
+    evaluations = [{"loss": 1.0, "top1": 0.5}, {"loss": 0.5, "top1": 0.4}]
+    trainer = make_trainer(tmp_path, batches=MadeUpBatches(evaluations=evaluations))
+    trainer.fit()
+    assert trainer.checkpoints.best == [3]
+    assert (trainer.state.progress.best_step, trainer.state.progress.best_top1) == (3, 0.5)
+    validation = [row for row in rows(tmp_path / "metrics.jsonl") if row["split"] == "val"]
+    assert [(row["step"], row["top1"]) for row in validation] == [(3, 0.5), (6, 0.4)]
+
+
+def test_a_signal_in_an_evaluation_saves_and_a_resumed_run_evaluates_anew(tmp_path):
+    checkpoints = NotedCheckpoints()
+    batches = MadeUpBatches(evaluations=[Stopped("stopped by SIGTERM in an evaluation")])
+    state = make_state()
+    trainer = make_trainer(tmp_path, state=state, batches=batches, checkpoints=checkpoints)
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert (checkpoints.last, checkpoints.best) == ([3], [])
+    assert state.progress.evaluated_step == 0
+
+    evaluations = [{"loss": 1.0, "top1": 0.5}, {"loss": 0.5, "top1": 0.6}]
+    make_trainer(tmp_path, state=state, batches=MadeUpBatches(evaluations=evaluations)).fit()
+    logged = [(row["step"], row["split"]) for row in rows(tmp_path / "metrics.jsonl")]
+    assert logged == [(2, "train"), (3, "train"), (3, "val"), *logged[3:]]
+    assert logged[3:] == [(4, "train"), (6, "train"), (6, "val")]
+
+
+def test_a_resumed_run_does_not_evaluate_a_step_twice(tmp_path):
+    evaluations = [{"loss": 1.0, "top1": 0.5}, {"loss": 0.5, "top1": 0.6}]
+    batches = MadeUpBatches(evaluations=evaluations)
+    state = make_state()
+    state.progress.step = state.progress.evaluated_step = 3
+    make_trainer(tmp_path, state=state, batches=batches).fit()
+    assert len(evaluations) == 1
+
+
+def stop_after(trainer, step):
+    """Let a signal arrive in the last micro-batch of this step."""
+    stop_in_forward_pass(trainer, step, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW, MUON], ids=lambda settings: settings["name"])
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, optimizer):
+    """By way of real checkpoints, stopped between two rows of the log, with dropout, stochastic
+    depth and an average."""
+
+    def begin(name, resuming=False):
+        state = make_state(make_model(dropout=0.2, drop_path=0.2), optimizer, ema_decay=0.9)
+        checkpoints = real_checkpoints(tmp_path / name / "checkpoints")
+        if resuming:
+            checkpoints.resume(state, data_may_differ=False)
+        plan = make_plan(8, log_every=4)
+        return make_trainer(tmp_path / name, state=state, checkpoints=checkpoints, plan=plan)
+
+    whole = begin("whole")
+    whole.fit()
+    stopped = begin("parts")
+    stop_after(stopped, 6)
+    with pytest.raises(Stopped, match="after step 6"):
+        stopped.fit()
+    resumed = begin("parts", resuming=True)
+    assert resumed.state.progress.step == 6
+    resumed.fit()
+
+    assert same_bits(whole.state.model, resumed.state.model)
+    assert same_bits(whole.state.ema.model, resumed.state.ema.model)
+    texts = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
+    assert texts[0] == texts[1]
+    for name in ("last", "best"):
+        files = [
+            tmp_path / run / "checkpoints" / f"{name}.safetensors" for run in ("whole", "parts")
+        ]
+        (ours, _), (theirs, _) = map(read_checkpoint, files)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_saving_at_the_start_changes_nothing(tmp_path):
+    plain = make_trainer(tmp_path / "plain", state=make_state(optimizer=ADAMW))
+    plain.fit()
+    saved = make_trainer(
+        tmp_path / "saved",
+        state=make_state(optimizer=ADAMW),
+        checkpoints=real_checkpoints(tmp_path / "saved" / "checkpoints"),
+    )
+    saved.checkpoints.save_last(saved.state)
+    assert not saved.state.optimizer.state
+    saved.fit()
+    assert same_bits(plain.state.model, saved.state.model)
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    state = make_state()
+    make_trainer(tmp_path, state=state).fit()
+    before = [parameter.clone() for parameter in state.model.parameters()]
+    again = make_trainer(tmp_path, state=state)
+    again.fit()
+    assert state.progress.step == 6
+    assert all(map(torch.equal, before, state.model.parameters()))

@@ -1,0 +1,58 @@
+"""The steps since the last log: their means, and what a resumed run has of them."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from vit.errors import TrainingFailed
+from vit.training.window import StepWindow, require_finite
+
+
+def filled(*rows, images=16):
+    window = StepWindow()
+    for row in rows:
+        window.add(torch.tensor(row), images)
+    return window
+
+
+def test_means():
+    means = filled((1.0, 8.0, 0.5), (2.0, 12.0, 1.5)).means(step=7)
+    assert (means.loss, means.top1, means.grad_norm) == (1.5, 20 / 32, 1.0)
+
+
+def test_mixed_images_have_no_accuracy():
+    means = filled((1.0, math.nan, 0.5)).means(step=1)
+    assert math.isnan(means.top1)
+    assert means.loss == 1.0
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_named_with_its_step(loss):
+    window = filled((1.0, 8.0, 0.5), (loss, 8.0, 0.5), (1.0, 8.0, 0.5))
+    with pytest.raises(TrainingFailed, match=rf"{loss} at step 9"):
+        window.means(step=10)
+    with pytest.raises(TrainingFailed, match=rf"{loss} at step 3"):
+        require_finite(loss, 3)
+    require_finite(1.0, 3)
+
+
+def test_a_window_survives_json_to_the_bit():
+    window = filled((0.1, 3.0, 1 / 3), (math.pi, math.nan, 1e-8))
+    again = StepWindow(json.loads(json.dumps(window.to_dict())))
+    assert again.images == 32
+    ours, theirs = again.means(5), window.means(5)
+    assert (ours.loss, ours.grad_norm) == (theirs.loss, theirs.grad_norm)
+    assert math.isnan(ours.top1)
+    assert filled(*again.rows).to_dict()["rows"][0] == window.to_dict()["rows"][0]
+
+
+def test_speed_and_the_wait_for_data(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("vit.training.window.time.perf_counter", lambda: now[0])
+    window = StepWindow()
+    window.add(torch.zeros(3), 16)
+    window.data_seconds = 1.0
+    now[0] = 104.0
+    assert (window.seconds(), window.images_per_second(), window.data_wait()) == (4.0, 4.0, 0.25)
