@@ -51,6 +51,7 @@ def main(composed: DictConfig) -> float | None:
     # All processes of a run end in the same errors, so one of them is enough to report them
     is_first = process_rank() == 0
     with task_errors(speaks=is_first):
+        # Before any value is read, which would raise where it refers to a key that is not there
         require_resolvable(composed)
         count = requested_processes(composed, folder, overrides)
         if count > 1 and not started_by_torchrun():
@@ -78,7 +79,7 @@ def requested_processes(composed: DictConfig, folder: Path, overrides: list[str]
     count = composed.runtime.processes
     if composed.resume is not None and not given and file.exists():
         count = read_config_file(file).get("runtime", {}).get("processes")
-    # Anything but a number is refused by validate(), with a better message
+    # Anything but a number is refused where the configuration is read, with a better message
     return count if isinstance(count, int) else 1
 
 

@@ -17,6 +17,21 @@ def clean_log():
     log.handlers, log.propagate, log.disabled = [], False, False
 
 
+@pytest.fixture
+def log_lines():
+    """The lines that the program logs, as they come."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log = logging.getLogger("vit")
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    yield lines
+    log.removeHandler(handler)
+    log.setLevel(level)
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> tuple[Path, str]:
     """The folder and the output of one short run on digits, for all tests that only look at it."""

@@ -57,7 +57,7 @@ MAX_MEAN_LINE = 60  # characters
 MAX_TRAINER_PARTS = 8
 MAX_FILES_IN_VIT = 16
 # Commands whose work is images or whole models, and that import torch at once
-HELP_IMPORTS_TORCH = {"vit.export", "vit.shards", "vit.shrink"}
+HELP_IMPORTS_TORCH = {"vit.shards", "vit.shrink"}
 # The model's methods that read files of weights, which are loaded by modules above it
 CONVENIENCES = {
     ("vit.model.vision_transformer", "vit.checkpoints.model"),

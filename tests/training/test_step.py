@@ -165,6 +165,18 @@ def test_drop_path_rises_or_is_constant():
     assert draw_drop_path(0.0, 5, 10, 0, 0) is None
 
 
+def test_drop_path_factors_are_scaled_and_belong_to_the_step_and_the_image():
+    keep = draw_drop_path(0.4, 5, 4000, seed=1, step=7)
+    assert keep.shape == (4000, 5, 2)
+    rates = torch.linspace(0, 0.4, 5).tolist()
+    assert (keep == 0).float().mean((0, 2)).tolist() == pytest.approx(rates, abs=0.02)
+    for layer, rate in enumerate(rates):
+        factors = [0.0, 1 / (1 - rate)] if rate else [1.0]
+        assert keep[:, layer].unique().tolist() == pytest.approx(factors)
+    assert torch.equal(keep[:64], draw_drop_path(0.4, 5, 64, seed=1, step=7))
+    assert not torch.equal(keep, draw_drop_path(0.4, 5, 4000, seed=1, step=8))
+
+
 class LimitedMemory(torch.nn.Linear):
     """Has memory for so many images."""
 

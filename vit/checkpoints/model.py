@@ -57,6 +57,8 @@ def build_from_header(
             f"{path}: its header describes no model of this version ({error})"
         ) from None
     load_weights(model, tensors, str(path))
+
+    # A prediction needs these too, so they go with the model
     model.classes, model.preprocessing = header["classes"], preprocessing
     return model.eval()
 

@@ -26,9 +26,9 @@ LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safeten
 class RunCheckpoints:
     """Writes and reads the checkpoints of a run.
 
-    folder: RUN/checkpoints. header: what every file's header holds beside what describes the state:
-    config, classes, preprocessing, and `data`, a checksum of the training images. writes: false in
-    all but the first of several processes.
+    folder: RUN/checkpoints. header: what every file's header holds in addition to the description
+    of the state: config, classes, preprocessing, and `data`, a checksum of the training images.
+    writes: false in all but the first of several processes.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class RunCheckpoints:
         return {
             **self.header,
             "kind": kind,
-            # What `auto` chose: a resumed run on another machine must not choose anew
+            # What `auto` chose: a resumed run on another machine must not choose again
             "precision": state.precision.name,
             "progress": state.progress.to_dict(),
             "versions": {"torch": torch.__version__},
@@ -86,6 +86,8 @@ class RunCheckpoints:
         """
         tensors, header, warning = read_last(self.folder)
         warnings = [] if warning is None else [warning]
+
+        # Everything is checked before the state is touched
         require_header_keys(header, self.folder, "classes", "config", "precision", "progress")
         check_classes(header["classes"], self.header["classes"], self.folder)
 
@@ -97,6 +99,7 @@ class RunCheckpoints:
                 "checksum differs); bring them back, or add resume_changed=allow"
             )
 
+        # A GPU's results do not depend on the CPU's threads
         threads, saved_threads = torch.get_num_threads(), header.get("threads")
         if state.precision.device.type == "cpu" and saved_threads not in (None, threads):
             warnings.append(
@@ -127,6 +130,7 @@ def check_classes(saved: list[str], current: list[str], source: Path | str) -> N
     """Raise CheckpointError where a checkpoint's classes are not the data set's."""
     if saved == current:
         return
+    # The first class that differs, or where one list is the start of the other their lengths
     difference = f"{len(saved)} there, {len(current)} here"
     for number, (there, here) in enumerate(zip(saved, current, strict=False)):
         if there != here:

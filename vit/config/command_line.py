@@ -126,9 +126,9 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     if resume not in ("null", "auto") and "hydra.run.dir" not in given:
         prepared.append(f"hydra.run.dir={resume}")
 
-    # Options such as -m and --help are not overrides
+    # Options such as -m and --help are no overrides, and an argument without "=" may be the value
+    # of one, as in --cfg job
     for argument in prepared:
-        # Without "=" it may be the value of one of Hydra's flags, as in --cfg job
         if "=" in argument and not argument.startswith("-"):
             check_override(argument)
     return prepared
@@ -198,10 +198,11 @@ def composition_error(error: Exception, schema: type) -> str:
         file = f"conf/{group}/{name}.yaml"
         return f"{group}={name}: there is no {file}{suggestion(name, options)}"
 
-    # Hydra wraps OmegaConf's error, which alone has the key's full name
+    # What check_override() did not see
     if isinstance(error, OverrideParseException):
         return f"{error.override}: expected KEY=VALUE or GROUP=NAME"
 
+    # Hydra wraps OmegaConf's error, which alone has the key's full name
     cause = error
     if isinstance(error.__cause__, OmegaConfBaseException):
         cause = error.__cause__

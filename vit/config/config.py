@@ -123,6 +123,7 @@ def check_augmentation(augment: AugmentConfig) -> None:
 def check_schedule(config: Config) -> None:
     """Refuse settings of schedules that never act."""
     schedule = config.schedule
+    # Without a cooldown a constant learning rate never falls
     if schedule.final is not None and schedule.name == "constant" and not schedule.cooldown:
         raise ConfigError(
             "schedule.final does nothing with schedule=constant without schedule.cooldown"
@@ -183,11 +184,12 @@ def require_resolvable(composed: DictConfig) -> None:
 
 
 def from_composed(composed: DictConfig) -> Any:
-    """The typed configuration that Hydra composed.
+    """Return the typed configuration that Hydra composed: a Config or an EvaluateConfig.
 
-    Raises ConfigError, naming the key, where one has no value yet.
+    Raises ConfigError, naming the key, where one has no value or can't be resolved.
     """
     require_resolvable(composed)
+    # Hydra's own keys are mandatory only for launchers and sweepers that are not in use
     missing = sorted(key for key in OmegaConf.missing_keys(composed) if not key.startswith("hydra"))
     if missing:
         key = missing[0]
@@ -229,7 +231,7 @@ def default_values() -> dict[str, Any]:
     They are read without Hydra, for configurations that no command line composed.
     """
     defaults = cast(DictConfig, OmegaConf.load(CONF / "defaults.yaml"))
-    # Of the groups that have one choice the file of that choice holds the defaults
+    # These groups have one choice each, whose file holds the defaults
     for group in ("train", "runtime"):
         defaults[group] = OmegaConf.load(CONF / group / "default.yaml")
 
@@ -244,7 +246,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """Read a run's config.yaml. Raises ConfigError where it is missing or no configuration."""
     try:
         container = OmegaConf.to_container(OmegaConf.load(path))
-        if isinstance(container, dict):
+        if isinstance(container, dict) and container:
             return cast(dict[str, Any], container)
         problem = "it holds no keys"
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:

@@ -13,8 +13,6 @@ from vit.config.settings import (
     setting,
 )
 
-# What is FREE below leaves every bit of the result as it is; another number of threads or processes
-# adds in another order, so that the last bits differ
 DEVICE = one_of("auto", "cpu", "cuda", "mps")
 AUTO_OR_BOOL = Range(lambda value: value in ("auto", True, False), "auto, true or false")
 
@@ -23,6 +21,8 @@ AUTO_OR_BOOL = Range(lambda value: value in ("auto", True, False), "auto, true o
 class RuntimeConfig:
     """How a run is computed."""
 
+    # Another device differs in the last bits too, but a run may move to another machine without a
+    # warning; so may it with another number of workers, which leaves every bit as it is
     device: str = setting(DEVICE, on_resume=FREE)
     compile: Any = setting(AUTO_OR_BOOL, on_resume=BITS_MAY_DIFFER)
     # Processes that decode image files; null: one a core, eight at most

@@ -42,6 +42,8 @@ def forward_on_meta(model: VisionTransformer, batch_size: int) -> Tensor:
     The model keeps its weights and its mode. Returns the logits (batch_size, num_classes) on the
     meta device.
     """
+    # Tensors on the meta device have a shape and a type, but no memory. functional_call uses them
+    # in place of the weights for this one call, so the model itself is not touched.
     whole = WholeSequence(model)
     tensors = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
@@ -64,6 +66,7 @@ def count_macs(model: VisionTransformer) -> int:
     """
     with FlopCounterMode(display=False) as counter:
         forward_on_meta(model, 1)
+    # torch counts a multiplication and an addition as two.
     return counter.get_total_flops() // 2
 
 
@@ -81,6 +84,7 @@ def stage_shapes(model: VisionTransformer, batch_size: int) -> list[tuple[str, t
 
         return record
 
+    # The blocks between the first and the last have the same shapes.
     last_block = len(model.encoder.blocks) - 1
     handles = []
     for name, module in model.named_modules():
@@ -114,6 +118,7 @@ def training_memory(
     6 D + 2 M activations a token, M the MLP's width. Fused attention keeps no N × N matrix. A
     ResNet before the patches is not counted.
     """
+    # float32 has 4 bytes.
     weights = 4 * model.num_parameters()
     first_block = model.encoder.blocks[0]
     assert isinstance(first_block, Block)

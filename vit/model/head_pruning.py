@@ -25,6 +25,7 @@ def attention_modules(model: "VisionTransformer") -> list["Attention"]:
 
 def num_original_heads(attention: "Attention") -> int:
     """How many heads there were before any was removed."""
+    # Pruning cuts the projection's columns, so its rows still have the original width.
     return attention.projection.out_features // attention.head_size
 
 
@@ -58,6 +59,7 @@ def importance(model: "VisionTransformer", batches: Iterable[tuple[Tensor, Tenso
         # Every image has its own mask, so that one backward pass gives the gradient of each image.
         mask = torch.ones(len(images), num_layers, num_heads, device=images.device)
         mask.requires_grad_()
+        # A sum and no mean: the gradient of an image must not depend on the batch it is in.
         loss = F.cross_entropy(model.trace(images, mask).logits, labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, mask)
         sums += gradient.abs().sum(dim=0).cpu()
@@ -82,7 +84,8 @@ def least_important(scores: Tensor, fraction: float) -> dict[int, list[int]]:
     heads_left = (~scores.isnan()).sum(dim=1).tolist()
     requested = round(fraction * sum(heads_left))
     chosen: dict[int, list[int]] = {}
-    for index in scores.flatten().argsort(stable=True).tolist():  # NaN comes last
+    # NaN comes last. The sort is stable, so that of equal scores the first are taken everywhere.
+    for index in scores.flatten().argsort(stable=True).tolist():
         layer, head = divmod(index, scores.shape[1])
         if requested == 0 or scores[layer, head].isnan():
             break

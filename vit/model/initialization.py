@@ -77,6 +77,7 @@ def initialize_weight(
     if init == "trunc_normal":
         truncated_normal(weight, init_range)
     elif init == "xavier":
+        # A kernel counts as the matrix that it is for a patch, (out, in · height · width).
         nn.init.xavier_uniform_(weight.flatten(1))
     elif name == "head":
         nn.init.zeros_(weight)  # vit_jax starts from equal logits
@@ -150,6 +151,7 @@ def pointing_biases(offsets: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
     frequencies = rope_frequencies(head_width)  # (K/4,)
     loss_by_one_patch = (frequencies.square() * (1 - frequencies.cos())).sum()
     squares = frequencies.square() / loss_by_one_patch
+    # Attention divides the products by √K.
     amplitudes = (LOCAL_CONTRAST * math.sqrt(head_width) * squares).sqrt()
 
     # A channel pair is a vector in the plane: only the query's is rotated by the offset.
@@ -182,6 +184,7 @@ def whiten_patches(model: "VisionTransformer", images: Tensor) -> None:
     # more channels than pixels they can't all be uncorrelated: then it is a scaled projection.
     hidden_size, size = len(embedding.projection.weight), len(whitening)
     larger = max(hidden_size, size)
+    # The Q of a random matrix is a random rotation.
     orthogonal = torch.linalg.qr(torch.randn(larger, size, dtype=torch.float64)).Q
     weight = math.sqrt(larger / size) * orthogonal[:hidden_size] @ whitening
     embedding.projection.weight.copy_(weight.reshape(embedding.projection.weight.shape))

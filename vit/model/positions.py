@@ -76,6 +76,7 @@ def sincos2d(grid_size: Pair, width: int) -> Tensor:
         raise ValueError(
             f"position=sincos2d needs a hidden_size that 4 divides, 8 at least, got {width}"
         )
+    # From 1 to exactly 1/10000, in radians a patch
     frequencies = 10000.0 ** (-torch.arange(width // 4) / (width // 4 - 1))
     x, y = patch_coordinates(grid_size)
     x_angles = x[:, None] * frequencies
@@ -90,6 +91,7 @@ def sincos1d(grid_size: Pair, width: int) -> Tensor:
     """
     if width % 2:
         raise ValueError(f"position=sincos1d needs an even hidden_size, got {width}")
+    # One frequency for every pair of channels, a sine and a cosine
     frequencies = 10000.0 ** (-torch.arange(0, width, 2) / width)
     angles = torch.arange(grid_size[0] * grid_size[1])[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
@@ -114,6 +116,7 @@ def fixed_positions(position: str, grid_size: Pair, width: int) -> Tensor | None
 
 def rope_frequencies(head_width: int) -> Tensor:
     """By how many radians a patch rotates each pair of channels: 100^(-i / (K/4)), (K/4,)."""
+    # The base is 100, not 10000 as for text: a grid has tens of patches a side, not thousands.
     return 100.0 ** (-torch.arange(head_width // 4) / (head_width // 4))
 
 
@@ -129,6 +132,7 @@ def rope2d(grid_size: Pair, head_width: int, num_prefix: int) -> Tensor:
     frequencies = rope_frequencies(head_width)
     x, y = patch_coordinates(grid_size)
     patch_angles = torch.cat([x[:, None] * frequencies, y[:, None] * frequencies], dim=1)
+    # An angle of zero leaves the class token and the registers as they are.
     prefix_angles = torch.zeros(num_prefix, head_width // 2)
     # Both channels of a pair rotate by the same angle.
     angles = torch.cat([prefix_angles, patch_angles]).repeat_interleave(2, dim=1)  # (N, K)
@@ -138,8 +142,10 @@ def rope2d(grid_size: Pair, head_width: int, num_prefix: int) -> Tensor:
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate the channel pairs of queries or keys (B, H, N, K) by rotation (2, N, K)."""
     even, odd = x[..., ::2], x[..., 1::2]
+    # (a, b) rotated by θ is (a, b) cos θ + (-b, a) sin θ.
     quarter_turn = torch.stack([-odd, even], dim=-1).flatten(-2)
     cosine, sine = rotation[0], rotation[1]
+    # The tables are float32; queries and keys keep their type.
     return (x * cosine + quarter_turn * sine).to(x.dtype)
 
 
@@ -154,7 +160,7 @@ def resize_positions(
     """
     num_patches = old_grid[0] * old_grid[1]
     prefix, patches = positions[:, :-num_patches], positions[:, -num_patches:]
-    # (1, R·S, D) → (1, D, R, S), the layout of an image
+    # (1, R·S, D) → (1, D, R, S), the layout of an image; float32, as half precision rounds much
     image = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2).float()
     if interpolation == "bicubic":
         image = F.interpolate(image, new_grid, mode="bicubic", antialias=True, align_corners=False)

@@ -49,6 +49,7 @@ class StdConv2d(nn.Conv2d):
         self.style = style
 
     def forward(self, input: Tensor) -> Tensor:
+        # Anew in every pass: the weights that are trained are those before standardization.
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
         weight = (self.weight - mean) / self.deviation(variance)
         kernel, stride = self.kernel_size[0], self.stride[0]
@@ -62,6 +63,7 @@ class StdConv2d(nn.Conv2d):
 
 
 def group_norm(channels: int, style: str) -> nn.GroupNorm:
+    # 32 groups, as in BiT
     return nn.GroupNorm(32, channels, eps=GROUP_NORM_EPS[style])
 
 
@@ -127,5 +129,6 @@ class ResNetStem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(images)))
+        # -∞ never wins a maximum.
         x = F.max_pool2d(same_padding(x, 3, 2, -torch.inf), 3, 2)
         return cast(Tensor, self.blocks(x))

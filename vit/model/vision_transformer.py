@@ -156,6 +156,7 @@ class Embeddings(nn.Module):
         x = self.patch_embedding(images)  # (B, R·S, D)
         if self.position_embedding is not None:
             x = x + self.position_embedding[:, int(self.cls_position) :]
+        # After the positions, so that the patches that stay keep theirs
         if self.patch_dropout and self.training:
             x = self.drop_patches(x)
         prefix = [token.expand(x.shape[0], -1, -1).to(x.dtype) for token in self.prefix_tokens()]
@@ -237,6 +238,7 @@ class Attention(nn.Module):
         """rotation (2, N, K): of rope2d. outputs: compute the first tokens alone, None for all."""
         query, key, value = self.qkv(x, rotation)
         dropout = self.attention_dropout if self.training else 0.0
+        # Also where few outputs are computed, they attend to all tokens.
         context = attend(query[:, :, :outputs], key, value, dropout)
         context = context.transpose(1, 2).flatten(2)  # (B, H, N, K) → (B, N, H·K)
         return self.dropout(self.projection(context))

@@ -1,1 +1,1 @@
-"""What a run leaves and says: its folder, logs, curves, timing, card, and the tables of sweeps."""
+"""What a run leaves and prints: its folder, logs, curves, timing, card, and tables of sweeps."""

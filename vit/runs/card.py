@@ -1,6 +1,4 @@
-"""A run's card: one page, card.md, with what was trained, how, what it reached and cost, and how to
-repeat it.
-"""
+"""A run's card, card.md: what was trained and how, what it reached and cost, how to repeat it."""
 
 import itertools
 import platform
@@ -17,10 +15,12 @@ from vit.text import format_duration, markdown_table
 
 ROOT = Path(__file__).parents[2]
 BARS = "▁▂▃▄▅▆▇█"
-COLUMNS = 48  # of a curve
-FIRST_LINE = "# python train.py "  # of a config.yaml
+# Characters of a curve
+COLUMNS = 48
+# How the first line of a config.yaml starts, which is the command that started the run
+FIRST_LINE = "# python train.py "
 RECIPE = ("augment", "optimizer", "schedule", "train")
-# Settings of the recipe's groups that change no weight or stand elsewhere on the card
+# Settings of the recipe's groups that change no weight, or are elsewhere on the card
 NOT_OF_RECIPE = (
     "train.epochs",
     "train.steps",
@@ -42,17 +42,18 @@ def write_card(
     macs: int,
     device: str,
 ) -> None:
-    """Write card.md into the folder of a finished run, from its result.json, metrics.jsonl and
-    timing.jsonl.
+    """Write card.md into the folder of a finished run.
 
     settings: the configuration as nested dictionaries; command: see repeat_command; data: the
-    number of classes and the splits, described; macs: of one image's forward pass; device: the
-    hardware and the precision, described.
-    Raises OSError where the disk takes no more.
+    number of classes and descriptions of the splits; macs: multiply-adds of one image's forward
+    pass; device: a description of the hardware and the precision. Raises OSError where the disk
+    can't be written to.
     """
+    # The numbers come from the run's files, so that the card can't say anything else than they do
     result = read_json(folder / "result.json")
     metrics = read_jsonl(folder / "metrics.jsonl")
     timing = read_jsonl(folder / "timing.jsonl")
+
     model_name, data_name = settings["model"]["name"], settings["data"]["name"]
     sections = {
         "Result": result_section(result, metrics),
@@ -62,10 +63,13 @@ def write_card(
         "Cost": cost_section(result, timing, macs, device),
         "Versions": versions_section(),
     }
+
     lines = [f"# {model_name} on {data_name}: {result['test_top1']:.2%} test top-1"]
     for title, section in sections.items():
+        # Markdown has no table without a header, so it is empty
         rows = [["", ""], *([name, str(value)] for name, value in section.items())]
         lines += ["", f"## {title}", "", markdown_table(rows)]
+
     evaluate = shlex.quote(f"checkpoint={folder}/checkpoints/best.safetensors")
     lines += ["", "## Curves", "", "```text", *curves(metrics), "```"]
     lines += [
@@ -81,6 +85,7 @@ def write_card(
 
 
 def result_section(result: dict[str, Any], metrics: list[dict[str, Any]]) -> Section:
+    # Sizes of the splits, since an accuracy means little without one
     images = {row["split"]: int(row["n"]) for row in metrics if "n" in row}
     test = accuracy_with_interval(result["test_top1"], images["test"])
     section = {"test top-1": f"{test}, read once, at the end; loss {result['test_loss']:.4f}"}
@@ -116,6 +121,7 @@ def cost_section(
     result: dict[str, Any], timing: list[dict[str, Any]], macs: int, device: str
 ) -> Section:
     peak = max((row["memory_bytes"] for row in timing), default=0)
+    # A forward pass has two operations a multiply-add, the backward pass twice as many
     return {
         "time": format_duration(result["seconds"]),
         "speed": f"{result['images_per_second']:g} images/s, pauses included",
@@ -141,7 +147,7 @@ def accuracy_with_interval(accuracy: float, n: int) -> str:
 
 
 def active_settings(settings: dict[str, Any], group: str) -> str:
-    """The settings of a group that do something, in one line."""
+    """Describe the settings of a group that do something, in one line."""
     return ", ".join(
         f"{key} {value}"
         for key, value in settings[group].items()
@@ -150,10 +156,11 @@ def active_settings(settings: dict[str, Any], group: str) -> str:
 
 
 def curves(metrics: list[dict[str, Any]]) -> list[str]:
-    """A line for each of loss and top-1 on train and val, where there are numbers."""
+    """Draw a line for each of loss and top-1 on train and val, where there are numbers."""
     lines = []
     for key in ("loss", "top1"):
         for split in ("train", "val"):
+            # No top-1 on train where images are mixed, none on val where nothing is held out
             values = [row[key] for row in metrics if row["split"] == split and key in row]
             if values:
                 lines.append(curve(f"{split} {key}", values))
@@ -161,12 +168,13 @@ def curves(metrics: list[dict[str, Any]]) -> list[str]:
 
 
 def curve(name: str, values: Sequence[float]) -> str:
-    """Numbers over the run as one line of bars, from their lowest to their highest; means where
-    they are many.
-    """
+    """Draw numbers over the run as one line of bars, from their lowest to their highest."""
+    # Where there are more numbers than columns, a column shows the mean of its numbers
     count = min(COLUMNS, len(values))
     edges = [round(number * len(values) / count) for number in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+
+    # Eight heights of equal range; the highest number itself would be in a ninth
     lowest = min(means)
     span = max(means) - lowest
     heights = [int(len(BARS) * (mean - lowest) / span) if span else 0 for mean in means]
@@ -175,10 +183,10 @@ def curve(name: str, values: Sequence[float]) -> str:
 
 
 def repeat_command(config_file: Path, overrides: Sequence[str], seed: int) -> str:
-    """The command that begins the same run anew: with its seed and without what resumes one.
+    """Return the command that repeats the run from its start: with its seed, without `resume`.
 
-    Where a config.yaml stands already, its first line holds the command that began the run, of
-    which `overrides` change some.
+    Where there is a config.yaml already, its first line holds the command that started the run, of
+    which `overrides` change a part.
     """
     first_line = ""
     if config_file.exists():
@@ -186,6 +194,8 @@ def repeat_command(config_file: Path, overrides: Sequence[str], seed: int) -> st
     began_with = []
     if first_line.startswith(FIRST_LINE):
         began_with = shlex.split(first_line.removeprefix(FIRST_LINE))
+
+    # Later ones win, as on the command line; a line break would end the comment in config.yaml
     given = {}
     for override in [*began_with, *overrides]:
         given[override.partition("=")[0]] = override.replace("\n", " ")
@@ -195,8 +205,9 @@ def repeat_command(config_file: Path, overrides: Sequence[str], seed: int) -> st
 
 
 def project_version() -> str:
-    """The git commit of this code and whether the tree has changes, where this is a checkout and
-    git answers.
+    """Name the git commit of this code, and whether its files have changes.
+
+    Without git, or where this is no checkout, it says so: that is no reason to lose a card.
     """
     try:
         top = git("rev-parse", "--show-toplevel")
@@ -204,14 +215,15 @@ def project_version() -> str:
         changes = git("status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
         return "no git checkout"
-    if not Path(top).samefile(ROOT):  # the code was copied into another project
+    # The code was copied into another project, whose commit says nothing about it
+    if not Path(top).samefile(ROOT):
         return "no git checkout"
     suffix = ", with changes that are not committed" if changes else ""
     return f"commit {commit[:12]}{suffix}"
 
 
 def git(*arguments: str) -> str:
-    """What git prints about this project. Raises OSError and subprocess.SubprocessError."""
+    """Return what git prints. Raises OSError and subprocess.SubprocessError where it fails."""
     done = subprocess.run(
         ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True
     )

@@ -15,33 +15,34 @@ from vit.files import write_json, write_text
 from vit.text import shorten
 
 log = logging.getLogger("vit")
-log.propagate = False  # Hydra's root handler would print every line once more
+# Hydra's root handler would print every line once more
+log.propagate = False
 
-MAX_REASON = 300  # characters in result.json; an exception may hold a whole compiler's output
+# Characters in result.json; an exception may hold a whole compiler's output
+MAX_REASON = 300
 FILES_OF_A_RUN = {"config.yaml", "checkpoints", "metrics.jsonl"}
 
 
 class RunFolder:
-    """A run's folder, held by one process at a time.
+    """A run's folder, locked by one process at a time.
 
-    path: shown relative to the current folder where it lies below it. overrides: the command
-    line's, as given.
-    writes: whether this process writes; of the processes of one run only the first does. The lock
-    is the kernel's, on the file .lock, so it ends with the process that held it, however that
-    ended.
-    Raises ConfigError where the folder can't be written or another process holds it, naming that
-    process.
+    overrides: of the command line, as given; writes: whether this process writes; of the processes
+    of one run only the first does. Raises ConfigError where the folder can't be written, or another
+    process has locked it, and names that process.
     """
 
     def __init__(self, path: Path, overrides: Sequence[str] = (), writes: bool = True):
+        # Relative, so that the commands which are printed stay short
         if path.is_relative_to(Path.cwd()):
             path = path.relative_to(Path.cwd())
         self.path, self.overrides, self.writes = path, list(overrides), writes
-        self.owns_result = False  # whether result.json is this process's to write
-        # What an unfinished run has to say in result.json; the run sets it once it has begun
+        # Whether this command may write result.json
+        self.owns_result = False
+        # What an unfinished run has to say in result.json; begin() sets it
         self.describe_progress: Callable[[], dict[str, Any]] = dict
         if writes:
             self.lock()
+            # A command that is refused must leave the result of the run that is here already
             self.owns_result = not self.holds_a_run()
 
     @property
@@ -49,15 +50,20 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def lock(self) -> None:
+        """Lock the folder until this process ends, however it ends.
+
+        The lock is the kernel's, on the file .lock, so there is no stale one to clean up.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # Held until the process ends
+            # Open until the process ends; appending, so that the holder's name is not cut off
             self.lock_file = open(self.path / ".lock", "a+")  # noqa: SIM115
         except OSError as error:
             raise ConfigError(
                 f"{self.path}: can't write the run folder ({error.strerror}); "
                 "choose another with hydra.run.dir=FOLDER"
             ) from None
+
         try:
             fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -67,22 +73,24 @@ class RunFolder:
                 f"{self.path}: in use by another run ({holder}); wait for it "
                 "or choose another folder with hydra.run.dir=FOLDER"
             ) from None
-        # The loader's processes would otherwise hold the lock after a kill
+
+        # The loader's processes inherit the open file, and would keep the lock after a kill
         os.register_at_fork(after_in_child=self.lock_file.close)
         self.lock_file.truncate(0)
         self.lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.lock_file.flush()
 
     def follow(self, path: str) -> None:
-        """Look on in the folder of the process that writes; one that Hydra has made for this
-        process is removed.
+        """Use the folder of the process that writes, and remove the one Hydra made for this one.
+
+        The default folder's name holds a time, which differs between the processes of torchrun.
         """
         if not self.writes and self.path != Path(path):
             self.remove()
             self.path = Path(path)
 
     def contents(self) -> set[str]:
-        """The names of what lies in the folder, without the lock."""
+        """Return the names of what is in the folder, without the lock."""
         if not self.path.is_dir():
             return set()
         return {entry.name for entry in self.path.iterdir()} - {".lock"}
@@ -91,7 +99,8 @@ class RunFolder:
         return self.checkpoints.is_dir() and any(self.checkpoints.glob("*.safetensors"))
 
     def holds_a_run(self) -> bool:
-        """Whether a run has left its files here. (job.json is a sweep's note of this very run.)"""
+        """Whether a run has left its files here."""
+        # Others do not count: a sweep has written job.json before it starts this very run
         return bool(FILES_OF_A_RUN & self.contents())
 
     def require_empty(self) -> None:
@@ -111,28 +120,30 @@ class RunFolder:
             )
 
     def kept_checkpoint(self) -> str:
-        """How to resume, to be added to the message of a run that failed; nothing without a
-        checkpoint.
-        """
+        """Say how to resume, at the end of a failed run's message; nothing without a checkpoint."""
         if not self.has_checkpoint():
             return ""
         return f"; the last checkpoint is kept: resume it by resume={self.path}"
 
     def remove(self) -> None:
-        """Leave no empty folder behind a command that ended before its run began."""
+        """Leave no empty folder behind a command that ended before its run started."""
         (self.path / ".lock").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # the parent may hold other runs
+        # rmdir refuses folders that are not empty, such as a parent that holds other runs
+        with contextlib.suppress(OSError):
             self.path.rmdir()
             self.path.parent.rmdir()
 
     def start_log(self, write: Callable[[str], None]) -> None:
-        """Send the lines of the log to the screen, through `write`, and with their time to
-        train.log.
+        """Send the lines of the log to `write`, for the screen, and with their time to train.log.
+
+        In processes that do not write, the log is silent.
         """
-        logging.raiseExceptions = False  # a full disk must not fill the screen with tracebacks
+        # A full disk must not fill the screen with the log's own tracebacks
+        logging.raiseExceptions = False
         if not self.writes:
             log.disabled = True
             return
+
         log.setLevel(logging.INFO)
         screen = logging.Handler()
         screen.emit = lambda record: write(screen.format(record))
@@ -141,9 +152,9 @@ class RunFolder:
         log.handlers = [screen, file]
 
     def begin(self, yaml: str, describe_progress: Callable[[], dict[str, Any]]) -> None:
-        """Write config.yaml; from now on result.json is this run's, also where it ends early.
+        """Write config.yaml; from now on the folder and its result.json are this run's.
 
-        describe_progress: what an unfinished run has to say in result.json.
+        describe_progress: returns what an unfinished run has to say in result.json.
         """
         self.describe_progress = describe_progress
         self.owns_result = True
@@ -153,8 +164,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def outcome(self) -> Iterator["RunFolder"]:
-        """Around a run: where it ends early, result.json says how and why; where nothing was begun,
-        no folder is left.
+        """Write to result.json how and why the run of the block ended, where it ends early.
+
+        Where the run had not started, no folder is left. Every error passes through.
         """
         try:
             yield self
@@ -165,43 +177,42 @@ class RunFolder:
                 self.end_early(error)
             raise
         except BaseException as error:
+            # A bug, or Ctrl-C before there is a handler: noted, and passed on with its traceback
             self.write_outcome("failed", f"{type(error).__name__}: {error}")
             raise
 
     def end_early(self, error: Exception) -> None:
-        """Say in the log and in result.json why the run ended, or remove the folder where nothing
-        was begun.
-        """
+        """Say in the log and in result.json why the run ended, or remove an empty folder."""
         if not self.contents():
             self.remove()
             return
+
         status = "stopped" if isinstance(error, Stopped) else "failed"
         log.info(f"{status}: {error}")
         self.write_outcome(status, str(error))
 
     def write_outcome(self, status: str, reason: str) -> None:
-        """Write result.json of a run that has not finished.
-
-        A command that was refused leaves the result of the run that stands here; a full disk must
-        not hide the reason the run ended.
-        """
+        """Write result.json of a run that has not finished, where this command may."""
         if self.owns_result and self.writes:
             reason = shorten(reason, MAX_REASON)
+            # A full disk must not hide the reason why the run ended
             with contextlib.suppress(OSError):
                 self.write_result(status=status, reason=reason, **self.describe_progress())
 
     def write_result(self, **values: Any) -> None:
-        """Write result.json: status (finished, stopped, failed), reason, and what the run
-        measured.
+        """Write result.json.
+
+        values: status (finished, stopped, failed), reason, and what the run measured.
         """
         if self.writes:
             write_json(self.path / "result.json", values)
 
 
 def wait_until_free(path: Path, seconds: float) -> None:
-    """Wait, at most so long, for another process to release a run's folder."""
+    """Wait until another process releases a run's folder, at most so many seconds."""
     deadline = time.monotonic() + seconds
     while (path / ".lock").exists() and time.monotonic() < deadline:
+        # A shared lock, which is given only while nobody has the exclusive one
         with open(path / ".lock") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""metrics.jsonl and timing.jsonl: a run's numbers, a row a measurement.
+"""metrics.jsonl and timing.jsonl: a run's numbers, one JSON object a line.
 
-metrics.jsonl holds what a repeated run would write again to the bit; what depends on the clock goes
-to timing.jsonl.
+metrics.jsonl holds what a repeated run would write again to the byte; what depends on the clock is
+in timing.jsonl.
 """
 
 import json
@@ -29,20 +29,27 @@ class MetricsLog:
 
     @staticmethod
     def open(path: Path, first_step: int, writes: bool) -> TextIO:
+        """Open a file of rows to append to, or one that swallows them."""
         if not writes:
             return open(os.devnull, "a")
+        # Steps after the checkpoint are made again and would be in the file twice
         truncate_after_step(path, first_step)
+        # Buffered by the line, so that a kill loses no whole row
         return open(path, "a", buffering=1)
 
     def train(self, step: int, loss: float, top1: float, lr: float, grad_norm: float) -> None:
-        """Means over the steps since the last row. top1 NaN: unknown, since images are mixed."""
+        """Write means over the steps since the last row.
+
+        top1: NaN where images are mixed, so that it is unknown; lr: of the fastest group.
+        """
         values = {"loss": loss}
+        # JSON has no NaN
         if not math.isnan(top1):
             values["top1"] = top1
         self.write(step, "train", **values, lr=lr, grad_norm=grad_norm)
 
     def evaluation(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """What vit.evaluation.accuracy.evaluate measured."""
+        """Write what vit.evaluation.accuracy.evaluate measured on a split."""
         self.write(step, split, **{name: metrics[name] for name in KEPT_METRICS})
 
     def write(self, step: int, split: str, **values: float) -> None:
@@ -51,7 +58,11 @@ class MetricsLog:
     def speed(
         self, step: int, images_per_second: float, mfu: float, data_wait: float, memory: int
     ) -> None:
-        """data_wait: fraction of the time spent waiting for batches; memory: the peak, in bytes."""
+        """Write how fast the steps since the last row were.
+
+        mfu: see vit.runs.timing.Speed; data_wait: fraction of the time spent waiting for batches;
+        memory: the peak, in bytes.
+        """
         row = {
             "step": step,
             "images_per_second": round(images_per_second, 2),

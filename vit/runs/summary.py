@@ -1,4 +1,4 @@
-"""What a run says before its first step and after its last."""
+"""Advice on cheaper runs, and the last lines of a run on the screen."""
 
 import logging
 from collections.abc import Mapping
@@ -10,16 +10,18 @@ from vit.text import format_duration
 
 log = logging.getLogger("vit")
 
-# Models for small and for large images with their multiply-adds an image, the larger first
+# Models for small and for large images with their multiply-adds an image, the larger first. The
+# small images are 32 px and less
 SMALL_IMAGE_MODELS = {"vit_s4": 1.4e9, "vit_ti4": 0.35e9}
 LARGE_IMAGE_MODELS = {"vit_s16": 4.6e9, "vit_ti16": 1.26e9}
 SMALL_IMAGE_DATA = ("digits", "cifar10", "cifar100")
 
 
 def cheaper_command(macs: int, config: Config) -> str:
-    """The command for the largest model that takes less than half the work on the same data.
+    """Return the command for the largest model that takes less than half the work on the same data.
 
-    Where there is none, for a run of a quarter of the epochs.
+    Where there is none, it is for a quarter of the epochs. macs: multiply-adds of one image's
+    forward pass in the configuration.
     """
     small = config.data.name in SMALL_IMAGE_DATA
     models = SMALL_IMAGE_MODELS if small else LARGE_IMAGE_MODELS
@@ -40,17 +42,20 @@ def log_result(
     val_title: str,
     test_title: str,
 ) -> None:
-    """The last lines of a run: what it reached, where it lies and what to do next.
+    """Log what a run reached, where its folder is, and what to do next.
 
-    best_top1: on the validation split, None where nothing is held out; test: as
-    vit.evaluation.accuracy.evaluate gives it; val_title, test_title: the splits for people.
+    best_top1: on the validation split, None where nothing is held out; test: the metrics of
+    vit.evaluation.accuracy.evaluate; val_title, test_title: names and sizes of the splits.
     """
+    # Every reported number names its split, its size and its uncertainty
     low, high = wilson_interval(test["top1"], int(test["n"]))
     if best_top1 is not None:
         log.info(f"best validation top-1  {best_top1:.2%}, after step {best_step} ({val_title})")
     interval = f"95 % interval {low:.2%} to {high:.2%}"
     log.info(f"test top-1             {test['top1']:.2%}, {interval} ({test_title})")
-    log.info(f"trained in             {format_duration(seconds)}; the run lies in {run.path}")
+    log.info(f"trained in             {format_duration(seconds)}; the run is in {run.path}")
+
+    # All runs in outputs/ on one page, to compare them
     curves = "outputs" if run.path.parts[0] == "outputs" else run.path
     log.info(
         f"next\n  python evaluate.py checkpoint={run.path}/checkpoints/best.safetensors\n"

@@ -1,5 +1,7 @@
-"""Sweeps: every job of `train.py -m` is a process and a folder of its own, and all of them end in
-one ranked table.
+"""Sweeps: each job of `train.py -m` has its own process and folder, and one table ranks them all.
+
+Hydra's basic launcher would run all jobs in one process, where a crash ends the whole sweep and
+memory is not given back.
 """
 
 import contextlib
@@ -24,55 +26,59 @@ from vit.runs.folder import wait_until_free
 from vit.text import markdown_table
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-SECONDS_TO_LET_GO = (
-    120  # how long a job of a driver that was killed may take to save and leave its folder
-)
-BARS_DRAWN = 40  # jobs at most in the picture
+# How long a job, whose driver was killed, may take to save and release its folder
+SECONDS_TO_LET_GO = 120
+# Jobs at most in the figure
+BARS_DRAWN = 40
 COLUMNS = ["job", "overrides", "val_top1", "test_top1", "status", "reason", "seconds"]
 Row = dict[str, Any]
 
 
 def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None) -> float:
-    """Train one job in a child process; its validation top-1, or NaN where it gave none, whatever
-    became of it.
+    """Train one job in a child process, and return its validation top-1, or NaN where it has none.
 
-    A process of its own can crash, exit or run out of memory without taking the other jobs with it,
-    and gives all its memory back. A signal is passed on to the child, which saves and ends; then
-    Stopped is raised and no further job begins. Where the folder holds the same job from an earlier
-    start of the sweep, it is left alone if it is finished, resumed if it has a checkpoint, and else
-    begun anew.
-    jobs_at_once: of this sweep on this machine, each with the GPU of its slot.
-    Raises ConfigError where the folder holds another job.
+    Where the folder holds the same job from an earlier start of the sweep, the job is left alone if
+    it is finished, resumed if it has a checkpoint, and else started over. jobs_at_once: of this
+    sweep on this machine, each with the GPU of its slot.
+
+    A job that fails raises nothing, so that the other jobs are run. Raises Stopped on a signal,
+    which was passed on to the child so that it could save, and ConfigError where the folder holds
+    another job.
     """
     folder.mkdir(parents=True, exist_ok=True)
+
+    # Jobs are numbered: another sweep into the same folder would resume jobs of other settings
     earlier = read_json(folder / "job.json").get("overrides")
     if earlier is not None and sorted(earlier) != sorted(overrides):
         raise ConfigError(
             f"{folder}: holds another job of an earlier sweep ({' '.join(earlier)}); "
             "give the sweep a folder of its own with hydra.sweep.dir=FOLDER"
         )
+
     finished = read_json(folder / "result.json").get("status") == "finished"
     if earlier is None or not finished:
         wait_until_free(folder, SECONDS_TO_LET_GO)
-        # Of a start that failed; how this one ends is what counts
+        # That of an earlier start must not be taken for the result of this one
         (folder / "result.json").unlink(missing_ok=True)
         with job_slot(folder.parent, jobs_at_once) as slot:
             train_job(folder, overrides, slot)
+
+    # NaN tells a sweeper that the job failed, without ending the sweep
     top1 = read_json(folder / "result.json").get("val_top1")
     return math.nan if top1 is None else top1
 
 
 @contextlib.contextmanager
 def job_slot(sweep_folder: Path, count: int | None) -> Iterator[int | None]:
-    """One of `count` slots of a sweep by number, once one is free; None at once where count is
-    None.
+    """Wait for one of `count` slots of a sweep, and give its number; None where count is None.
 
-    Slots are locks of the kernel's, which end with their process, so that launchers which start all
-    jobs at once (submitit_local) need not count.
+    It limits how many jobs run at once under launchers that start all of them (submitit_local).
     """
     if count is None:
         yield None
         return
+
+    # Locks of the kernel, which end with their process, so that no crash can leave a slot taken
     with contextlib.ExitStack() as stack:
         paths = [sweep_folder / f".place-{number}" for number in range(count)]
         locks = [stack.enter_context(open(path, "w")) for path in paths]
@@ -88,21 +94,27 @@ def job_slot(sweep_folder: Path, count: int | None) -> Iterator[int | None]:
 def train_job(folder: Path, overrides: list[str], gpu: int | None = None) -> None:
     """Run one job as a child process, and note how it ended in job.json.
 
-    gpu: which of those that this process may use; None: all of them. Raises Stopped where a signal
-    came meanwhile.
+    gpu: the number of one that this process may use; None: all of them. Raises Stopped where a
+    signal came meanwhile.
     """
+    # Before it starts, so that the table accounts for a job that leaves nothing else
     write_json(folder / "job.json", {"overrides": overrides, "status": "running"})
+
+    # resume=auto starts a new run where there is none, so one command does for both
     resume = [] if any(item.startswith("resume=") for item in overrides) else ["resume=auto"]
     command = [sys.executable, str(TRAIN), *overrides, *resume, f"hydra.run.dir={folder}"]
     child = subprocess.Popen(
         command,
         env=environment_with_gpu(gpu),
+        # Ctrl-C goes to the whole group of the terminal: the child would get it twice, once from
+        # there and once from here, and a second one ends it without saving
         start_new_session=True,
         preexec_fn=end_with_parent,
     )
     exit_code, received = wait_passing_signals_on(child)
     ended = {"overrides": overrides, "status": "ended", "exit_code": exit_code}
     write_json(folder / "job.json", ended)
+
     if received is not None:
         raise Stopped(
             f"the sweep was stopped by {received.name} in job {folder.name}; resume it by the same "
@@ -111,9 +123,10 @@ def train_job(folder: Path, overrides: list[str], gpu: int | None = None) -> Non
 
 
 def environment_with_gpu(gpu: int | None) -> dict[str, str]:
-    """The environment of a job that may use one of the GPUs of this process, by number."""
+    """Return the environment of a job that may use one of the GPUs of this process, by number."""
     environment = dict(os.environ)
     if gpu is not None:
+        # A scheduler may have given this process only some of the machine's
         usable = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
         chosen = str(gpu) if usable == [""] else usable[gpu % len(usable)]
         environment["CUDA_VISIBLE_DEVICES"] = chosen
@@ -121,15 +134,19 @@ def environment_with_gpu(gpu: int | None) -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """In the child: get SIGTERM, which saves and ends, where the driver dies, however that happens
-    (Linux only).
+    """Ask the kernel, in the child, for SIGTERM when the driver dies (Linux only).
+
+    A job whose driver was killed saves and ends then, instead of training on unseen.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def wait_passing_signals_on(child: subprocess.Popen) -> tuple[int, signal.Signals | None]:
-    """(the child's exit code, the first signal that was passed on to it)."""
+    """Wait for a child to end, and pass signals on to it meanwhile.
+
+    Returns (its exit code, the first signal that was passed on, or None).
+    """
     received: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
@@ -142,14 +159,16 @@ def wait_passing_signals_on(child: subprocess.Popen) -> tuple[int, signal.Signal
     try:
         exit_code = child.wait()
     finally:
+        # Between two jobs a signal must end the driver as usual
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return exit_code, signal.Signals(received[0]) if received else None
 
 
 def collect(sweep_folder: Path) -> list[Row]:
-    """One row a job, with the keys of COLUMNS: the best validation top-1 first, then those that
-    have none.
+    """Return one row a job, with the keys of COLUMNS.
+
+    They are sorted by validation top-1, the best first, with jobs that have none at the end.
     """
     rows = [job_row(note) for note in sweep_folder.glob("*/job.json")]
     rows.sort(
@@ -159,9 +178,10 @@ def collect(sweep_folder: Path) -> list[Row]:
 
 
 def job_row(note: Path) -> Row:
-    """The row of the job that a job.json is of."""
+    """Return the row of the job that a job.json belongs to."""
     job, result = read_json(note), read_json(note.with_name("result.json"))
     status, reason = result.get("status"), result.get("reason", "")
+    # A job that was killed, or has not come to its end yet, leaves no result.json
     if status is None:
         code = job.get("exit_code")
         status = "running" if code is None else "crashed"
@@ -178,18 +198,18 @@ def job_row(note: Path) -> Row:
 
 
 def describe_exit(code: int) -> str:
-    """Why a child that left no result.json ended, from its exit code."""
+    """Say why a child that left no result.json ended, from its exit code."""
     if code >= 0:
         return f"exit code {code}"
+    # Python gives the number of the signal that killed a child as a negative code
     name = signal.Signals(-code).name
     if -code == signal.SIGKILL:
-        return f"signal {name}, as the system sends where memory runs out"
+        return f"signal {name}, which the system sends where memory runs out"
     return f"signal {name}"
 
 
 def over_seeds(rows: list[Row]) -> list[Row]:
-    """Where jobs differ in their seed alone, one row for all that finished, in the order of the
-    first of them.
+    """Return one row for all finished jobs that differ in their seed alone, the best group first.
 
     Keys: overrides, seeds (how many), val_top1 and test_top1 as (mean, sample standard deviation),
     or None where a job has none.
@@ -213,6 +233,7 @@ def over_seeds(rows: list[Row]) -> list[Row]:
 
 
 def mean_and_deviation(values: list[float | None]) -> tuple[float, float] | None:
+    # A mean over some of the seeds would not be comparable
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
@@ -220,9 +241,7 @@ def mean_and_deviation(values: list[float | None]) -> tuple[float, float] | None
 
 
 def table(rows: list[Row]) -> str:
-    """The jobs, ranked, and below them the mean and standard deviation over seeds, where jobs
-    differ in them alone.
-    """
+    """Return the ranked jobs as a table, and below them means and deviations over seeds."""
     cells = [["rank", "job", "val top-1", "test top-1", "status", "overrides"]]
     for rank, row in enumerate(rows, start=1):
         status = row["status"]
@@ -238,6 +257,7 @@ def table(rows: list[Row]) -> str:
                 row["overrides"],
             ]
         )
+
     parts = [markdown_table(cells)]
     if rows and rows[0]["val_top1"] is not None:
         parts.append(f"best: python train.py {shlex.join(rows[0]['overrides'].split())}")
@@ -266,21 +286,24 @@ def percent(value: float | None) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """A picture of the jobs that have a validation top-1, the best at the top: val as a bar, test
-    as a mark.
+    """Draw the jobs that have a validation top-1, the best at the top.
+
+    The validation top-1 is a bar, the test top-1 a mark.
     """
-    from matplotlib.figure import (
-        Figure,
-    )  # takes a second, which the process that drives a sweep need not wait
+    # Late: importing it takes a second, for which the driver's jobs need not wait
+    from matplotlib.figure import Figure
 
     ranked = [row for row in rows if row["val_top1"] is not None][:BARS_DRAWN]
     if not ranked:
         return
+
     figure = Figure(figsize=(9, 1.2 + 0.3 * len(ranked)), layout="constrained")
     axes = figure.subplots()
     heights = list(range(len(ranked), 0, -1))
     val = [100 * row["val_top1"] for row in ranked]
     axes.barh(heights, val, color="#8fb3d9", label="validation")
+
+    # Stopped and failed jobs have no test accuracy
     tested = [
         (100 * row["test_top1"], height)
         for row, height in zip(ranked, heights, strict=True)
@@ -289,8 +312,12 @@ def draw(rows: list[Row], path: Path) -> None:
     if tested:
         x, y = zip(*tested, strict=True)
         axes.plot(x, y, "D", color="#1b3a5c", markersize=5, label="test")
+
+    # The end of the overrides, where those that differ usually are
     labels = [f"{row['job']}: {row['overrides'][-70:]}" for row in ranked]
     axes.set_yticks(heights, labels, fontsize=8)
+
+    # Not from 0, or jobs that differ by a point would look the same
     lowest = min(val + [value for value, _ in tested])
     axes.set_xlim(left=max(0.0, lowest - 5))
     axes.set_xlabel("top-1, %")
@@ -302,6 +329,7 @@ def print_summary(folder: Path) -> None:
     """Write summary.md, summary.csv and summary.png into a sweep's folder and print the table."""
     rows = collect(folder)
     text = table(rows)
+
     write_text(folder / "summary.md", text + "\n")
     draw(rows, folder / "summary.png")
     with (
@@ -311,6 +339,7 @@ def print_summary(folder: Path) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+
     finished = sum(row["status"] == "finished" for row in rows)
     count = f"{finished} of {len(rows)} jobs finished"
     print(f"\n{count}; the table is in {folder / 'summary.md'}\n\n{text}", flush=True)

@@ -1,6 +1,4 @@
-"""TensorBoard: curves, images and tables of a run; a disk that takes no more ends them with one
-warning.
-"""
+"""TensorBoard: curves, images and tables of a run."""
 
 import contextlib
 import logging
@@ -20,10 +18,11 @@ from vit.text import markdown_table
 
 log = logging.getLogger("vit")
 
-MIN_SIDE = 64  # pixels that small images are enlarged to
+# Pixels that small images are enlarged to
+MIN_SIDE = 64
 
-# TensorBoard's page of chosen curves, the important ones first: {section: {title: ["Multiline",
-# patterns of tags]}}
+# TensorBoard's page of chosen curves, the important ones first, as its custom_scalars plugin takes
+# it: {section: {title: ["Multiline", patterns of tags]}}
 LAYOUT = {
     "1 the run at a glance": {
         "loss": ["Multiline", ["^loss/(train|val)$"]],
@@ -46,11 +45,10 @@ LAYOUT = {
 
 
 class TensorBoard:
-    """SummaryWriter that ends with one warning where the disk takes no more: curves are no reason
-    to end a run.
+    """A SummaryWriter that ends with one warning where the disk can't be written to.
 
-    purge_step: of a resumed run, from which on curves written before are dropped. writes: false in
-    all but the first of several processes.
+    Curves are no reason to end a run. purge_step: of a resumed run, from which on curves written
+    before are dropped; writes: false in all but the first of several processes.
     """
 
     def __init__(self, folder: Path, purge_step: int | None, writes: bool = True):
@@ -58,6 +56,8 @@ class TensorBoard:
         self.writer: SummaryWriter | None = None
         if not writes:
             return
+
+        # The writer's thread prints the tracebacks of its own errors
         threading.excepthook = ignore_disk_errors_of_writer
         with self.disk_errors_end_it():
             self.writer = SummaryWriter(str(folder), purge_step=purge_step)
@@ -69,9 +69,11 @@ class TensorBoard:
 
     @contextlib.contextmanager
     def disk_errors_end_it(self) -> Iterator[None]:
+        """Warn of an OSError in the block, and write nothing from then on."""
         try:
             yield
         except OSError as error:
+            # Without the writer every later call does nothing, so there is one warning
             self.writer = None
             reason = error.strerror or error
             log.info(
@@ -89,7 +91,7 @@ class TensorBoard:
                 self.writer.add_histogram(tag, values, step)
 
     def image(self, tag: str, image: Tensor, step: int) -> None:
-        """(3, height, width), floats in 0..1 or uint8."""
+        """Show an image (3, height, width), floats in 0..1 or uint8."""
         if self.writer is not None:
             with self.disk_errors_end_it():
                 self.writer.add_image(tag, image, step)
@@ -100,16 +102,20 @@ class TensorBoard:
                 self.writer.add_text(tag, markdown, step)
 
     def training_images(self, images: Tensor, labels: list[str], step: int) -> None:
-        """A grid of images as the model sees them, floats in 0..1 (B, C, height, width), and a
-        table of their labels.
+        """Show images as the model sees them, and a table of their labels.
+
+        images: floats in 0..1 (B, C, height, width); labels: one text an image.
         """
         images = images.cpu()
         side = max(images.shape[-2:])
-        if side < MIN_SIDE:  # without smoothing: a person should see the pixels
+        # Without smoothing: a person should see the pixels
+        if side < MIN_SIDE:
             images = F.interpolate(images, scale_factor=MIN_SIDE // side)
         columns = 8
         grid = make_grid(images, nrow=columns, padding=2, pad_value=1.0)
         self.image("pictures/training images", grid, step)
+
+        # The labels in the same rows and columns, since the grid has no text
         rows = [labels[start : start + columns] for start in range(0, len(labels), columns)]
         table = markdown_table([[""] * columns, *(pad(row, columns) for row in rows)])
         self.text("pictures/labels of the training images", table, step)
@@ -117,12 +123,18 @@ class TensorBoard:
     def hyperparameters(
         self, settings: dict[str, Any], results: dict[str, float], step: int
     ) -> None:
-        """One row of the HPARAMS page, in the run's own folder so that it stands beside
-        its curves.
+        """Write a run's row of the HPARAMS page.
+
+        settings: {key: value}; results: {tag: value}, also written as scalars, which the page
+        reads.
         """
+        # Only these types are allowed there
         plain = {}
         for key, value in settings.items():
             plain[key] = value if isinstance(value, bool | int | float | str) else str(value)
+
+        # SummaryWriter.add_hparams would write them into a folder of their own, apart from the
+        # run's curves
         for summary in hparams(plain, results):
             self.summary(summary)
         for tag, value in results.items():
@@ -144,8 +156,9 @@ def pad(row: list[str], length: int) -> list[str]:
 
 
 def ignore_disk_errors_of_writer(fault: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread of its own; what the disk refuses there needs no traceback, as
-    the next write raises it again where it is handled.
+    """Print an exception of a thread as Python does, but for disk errors of TensorBoard's writer.
+
+    They need no traceback, since the next write raises the error again where it is handled.
     """
     of_writer = isinstance(fault.thread, _AsyncWriterThread)
     if not (of_writer and isinstance(fault.exc_value, OSError)):

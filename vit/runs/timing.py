@@ -1,5 +1,6 @@
-"""Where a run's time goes: when to save, how long it will take, how fast the device is used, what
-limits it.
+"""Where a run's time goes: when to save, how long it will take, what limits its speed.
+
+Nothing here changes the result of a run.
 """
 
 import contextlib
@@ -7,24 +8,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+# A kill repeats at most this much work; saving takes a second or so
 SECONDS_BETWEEN_SAVES = 600
+# Of steps, before their speed is taken for the run's
 SECONDS_TO_A_FORECAST = 5
 # Fractions of the whole above which something other than computing is named as the bottleneck
 DATA_FRACTION, EVALUATION_FRACTION, SAVING_FRACTION, FIRST_STEP_FRACTION = 0.1, 0.3, 0.05, 0.25
+# Below this fraction of its rate a GPU waits for the host between small kernels
 LOW_GPU_MFU = 0.3
 
 
 @dataclass
 class Spent:
-    """Seconds of this process, by purpose; `data` is what the loop waited for batches.
+    """Seconds of this process by purpose, as the host sees them.
 
-    On a GPU the host is what is timed: it waits for the device where it reads numbers, which is
-    within `steps`.
+    data: waiting for batches; first_step: apart from the others, since it may compile. On a GPU the
+    host waits for the device where it reads numbers, which is within `steps`.
     """
 
     data: float = 0.0
     steps: float = 0.0
-    first_step: float = 0.0  # by itself, since it may compile
+    first_step: float = 0.0
     evaluation: float = 0.0
     saving: float = 0.0
 
@@ -33,22 +37,23 @@ class Spent:
 
 
 class Clock:
-    """Wall time of a run.
+    """The wall time of a run.
 
-    first_step: the number of finished steps when this process took the run up; seconds_before: what
-    the processes before it spent.
+    first_step: the number of finished steps when this session took the run up; seconds_before: what
+    the sessions before it spent.
     """
 
     def __init__(self, first_step: int, seconds_before: float):
         self.first_step, self.seconds_before = first_step, seconds_before
         self.spent = Spent()
+        # Monotonic, since the time of day may be set while a run trains
         self.started = self.last_save = time.monotonic()
         self.after_first_step = 0.0
         self.forecast_done = False
 
     @contextlib.contextmanager
     def during(self, purpose: str) -> Iterator[None]:
-        """Count the time inside as spent on a purpose, a field of Spent."""
+        """Count the time of the block as spent on a purpose, a field of Spent."""
         start = time.perf_counter()
         try:
             yield
@@ -57,16 +62,18 @@ class Clock:
             setattr(self.spent, purpose, getattr(self.spent, purpose) + seconds)
 
     def total_seconds(self) -> float:
-        """Of all processes that have worked on the run, one after another."""
+        """Return the seconds of all sessions that have worked on the run, this one included."""
         return self.seconds_before + time.monotonic() - self.started
 
     def saved(self) -> None:
         self.last_save = time.monotonic()
 
     def save_due(self, step: int, every: int | None) -> bool:
-        """Whether to save after so many finished steps: every so many steps, or by the clock where
-        None.
+        """Whether to save after `step` finished steps.
+
+        every: train.save_every in steps; None: by the clock.
         """
+        # What was resumed from is still on the disk
         if step <= self.first_step:
             return False
         if every is not None:
@@ -74,11 +81,10 @@ class Clock:
         return time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES
 
     def forecast_due(self, step: int) -> bool:
-        """True once, after a few steps; the first is left out of the estimate, since it may
-        compile.
-        """
+        """Whether it is time for a forecast of the run's length: once, after a few steps."""
         now = time.monotonic()
         steps_done = step - self.first_step
+        # The first step is left out of the estimate, since it may compile
         if steps_done == 1:
             self.after_first_step = now
         if self.forecast_done or steps_done <= 2:
@@ -87,7 +93,7 @@ class Clock:
         return self.forecast_done
 
     def seconds_per_step(self, step: int) -> float:
-        """The mean since the first step of this process."""
+        """Return the mean time of a step since the first one of this session."""
         steps = step - self.first_step - 1
         return (time.monotonic() - self.after_first_step) / steps
 
@@ -95,16 +101,19 @@ class Clock:
 class Speed:
     """Turns images per second into MFU: the fraction of the device's rate in large matrix products.
 
-    macs: multiply-adds of one image's forward pass; product_rate: FLOP/s, of all processes
-    together.
+    macs: multiply-adds of one image's forward pass; product_rate: FLOP/s of all processes together,
+    as vit.runtime.device.product_rate measures it.
     """
 
     def __init__(self, macs: int, product_rate: float):
         self.macs = macs
-        self.flops_per_image = 6 * macs  # forward and backward, two FLOPs a multiply-add
+        # Forward and twice that backward, two operations a multiply-add. What is computed a second
+        # time (activation checkpointing) does not count: it brings training no further
+        self.flops_per_image = 6 * macs
         self.product_rate = product_rate
 
     def mfu(self, images_per_second: float) -> float:
+        """Return the MFU of a speed, between 0 and 1."""
         rate = self.flops_per_image * images_per_second
         # The product rate was measured too low where the machine was busy
         self.product_rate = max(self.product_rate, rate)
@@ -115,7 +124,8 @@ class Speed:
 class Circumstances:
     """What decides which setting would make a run faster.
 
-    could_compile, could_use_bf16: whether it pays on this device at this width.
+    could_compile, could_use_bf16: whether it pays on this device at this width; from_files: images
+    are decoded from files by `workers` processes; cores: that this process may use.
     """
 
     device: str
@@ -129,13 +139,16 @@ class Circumstances:
 
 
 def bottleneck(spent: Spent, mfu: float, run: Circumstances) -> str:
-    """One line: what limited a run most, and the setting that would help.
+    """Say in one line what limited a run most, and which setting would help.
 
-    mfu: of the steps alone.
+    mfu: of the steps alone, without evaluations and pauses.
     """
+    # Not zero, in a run that was resumed at its end
     total = max(spent.total(), 1e-9)
     data, evaluation, saving = spent.data / total, spent.evaluation / total, spent.saving / total
     fractions = f"data {data:.0%}, evaluation {evaluation:.0%}, saving {saving:.0%}"
+
+    # The easiest to change first
     if data > DATA_FRACTION:
         return f"bottleneck: waiting for data ({fractions}); {data_advice(run)}"
     if evaluation > EVALUATION_FRACTION:
@@ -147,6 +160,7 @@ def bottleneck(spent: Spent, mfu: float, run: Circumstances) -> str:
             f"bottleneck: compiling ({spent.first_step:.0f} s of {total:.0f}); "
             "runtime.compile=false would help so short a run"
         )
+
     rate = f"steps at {mfu:.0%} of the device's matrix-product rate"
     return f"bottleneck: computing ({rate}; {fractions}); {computing_advice(mfu, run)}"
 

@@ -49,7 +49,7 @@ def launch_processes(count: int, arguments: Sequence[str]) -> int:
         max_nodes=1,
         nproc_per_node=count,
         run_id=f"vit-{os.getpid()}",
-        # A restart would begin anew; resuming is the user's decision
+        # torchrun would restart without resume=; resuming is the user's decision
         max_restarts=0,
         rdzv_backend="c10d",
         # Port 0: any free one, so that two runs on one machine do not meet

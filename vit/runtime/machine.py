@@ -61,6 +61,8 @@ class Machine:
         if chosen.type == "cuda":
             chosen = torch.device("cuda", processes.local_rank)
             torch.cuda.set_device(chosen)
+
+        # Before any tensor is computed: both change the bits of a result
         use_threads(threads)
         use_deterministic_kernels(deterministic)
         return cls(

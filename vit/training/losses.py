@@ -39,6 +39,7 @@ def binary_cross_entropy(label_smoothing: float) -> Loss:
         # A mixed image counts as wholly of both its classes, whatever their weights
         present = targets > 0 if targets.ndim == 2 else F.one_hot(targets, num_classes)
         smoothed = present.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / num_classes
+        # A mean over the classes, as published, and a sum over the images like the other loss
         total = F.binary_cross_entropy_with_logits(logits, smoothed, reduction="sum")
         return total / num_classes
 

@@ -55,7 +55,7 @@ class Observer:
         return self.state.progress.step
 
     def restart_window(self) -> None:
-        """Collect the steps from here on anew, and measure their time from now on."""
+        """Start a new window: the next steps are collected and timed from now on."""
         self.window = StepWindow()
 
     def require_finite_losses(self) -> None:
@@ -72,6 +72,7 @@ class Observer:
         before = self.clock.spent.data
         with self.clock.during("data"):
             yield
+        # The clock counts over the whole run, the window since the last log
         self.window.data_seconds += self.clock.spent.data - before
 
     @contextlib.contextmanager

@@ -74,7 +74,7 @@ def parameter_groups(
 
 def new_group(title: str, role: str, layers_above: int, grouping: Grouping) -> dict[str, Any]:
     """Return an empty group of a role, `layers_above` layers below the head."""
-    # Plain and initial learning rate: the schedule multiplies the latter at every step
+    # The schedule sets lr to a multiple of initial_lr at every step
     lr_scale = (grouping.layer_decay or 1.0) ** layers_above
     return {
         "params": [],
@@ -89,15 +89,15 @@ def new_group(title: str, role: str, layers_above: int, grouping: Grouping) -> d
 
 def count_layers(model: nn.Module) -> int:
     """Return the number of a VisionTransformer's blocks."""
-    # From the names, since layer decay counts removed or wrapped blocks all the same
+    # From the names, so that any module with such blocks will do
     names = [name for name, _ in model.named_parameters() if name.startswith("encoder.blocks.")]
     return len({name.split(".")[2] for name in names})
 
 
 def depth_of(name: str, num_layers: int) -> int:
-    """Return how deep a parameter lies: 0 in the embeddings, n + 1 in block n, or after the blocks.
+    """Return a parameter's depth: 0 in the embeddings, n + 1 in block n, num_layers + 1 above.
 
-    That is num_layers + 1: the last norm, the pooler and the head.
+    Above the blocks are the last norm, the pooler and the head.
     """
     if name.startswith("encoder.blocks."):
         return int(name.split(".")[2]) + 1
@@ -213,9 +213,9 @@ def lamb(
 def sgd(
     model: nn.Module, grouping: Grouping, *, momentum: float = 0.0, nesterov: bool = False
 ) -> torch.optim.Optimizer:
-    """SGD with momentum. Not fused: torch 2.15's fused SGD leaves its momentum uninitialized where
-    fp16 skips the first step.
-    """
+    """Build SGD with momentum."""
+    # Not fused: torch 2.15's fused SGD leaves its momentum uninitialized where fp16's loss scale
+    # makes it skip the first step
     require_momentum(momentum, nesterov)
     groups = parameter_groups(model, grouping)
     return torch.optim.SGD(groups, lr=grouping.lr, momentum=momentum, nesterov=nesterov)

@@ -75,6 +75,7 @@ def duration_in_steps(value: float | str, total_steps: int, steps_per_epoch: flo
         raise ConfigError(
             f"a duration is a fraction of the run (0.05), steps (500) or epochs (5ep), got {value}"
         )
+    # 1 is one step: a warmup of the whole run would make no sense
     return round(value * total_steps) if value < 1 else round(value)
 
 
@@ -118,6 +119,7 @@ def build_schedule(
     def factor(step: int) -> float:
         if step < warmup_steps:
             return step / warmup_steps
+        # The cooldown counts from the end, so that a longer run has the same steps before it
         if name == "constant":
             steps_left = total_steps - step
             if steps_left >= cooldown_steps:

@@ -134,6 +134,7 @@ def finish(
     # A single test value is a row of the HPARAMS page, and no curve
     observer.metrics.evaluation(plan.total_steps, "test", dict(test))
     results = {"result/test_top1": test["top1"]}
+    # None where nothing is held out
     if progress.best_top1 is not None:
         results["result/val_top1"] = progress.best_top1
     settings = notable_settings(config, run.overrides)
@@ -177,6 +178,7 @@ def finish(
 def describe_bottleneck(config: Config, observer: Observer, step: OptimizerStep) -> str:
     """Return the run's last line: what limited it most, and what would help."""
     machine, width = observer.batches.machine, config.model.hidden_size
+    # What compiling and bf16 would bring, were they asked for: hence a run of infinite length
     circumstances = Circumstances(
         device=machine.device.type,
         precision=observer.state.precision.name,

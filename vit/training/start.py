@@ -1,8 +1,6 @@
-"""From the configuration to the parts of a run: a new state, a pretrained one, or a resumed one,
-and all it works with.
+"""From the configuration to the parts of a run: machine, data, plan, state, step, observer.
 
-This is the one module of training that knows the configuration; it calls constructors that take
-plain values.
+The parts take plain values; the functions here read the configuration and call them.
 """
 
 import logging
@@ -52,13 +50,16 @@ from vit.weights.loading import load_into, read
 
 log = logging.getLogger("vit")
 
-WHITENING_IMAGES = 2000  # whose patches' axes train.whiten_patches takes
-SHOWN_IMAGES = 16  # whose predictions TensorBoard shows
-LONG_RUN = 10**9  # steps, where the run's length is not known yet
+# Training images whose patches' principal axes train.whiten_patches takes
+WHITENING_IMAGES = 2000
+# Validation images whose predictions TensorBoard shows
+SHOWN_IMAGES = 16
+# Steps, where the run's length is not known yet
+LONG_RUN = 10**9
 
 
 def start_machine(config: Config, stop: StopSignal) -> Machine:
-    """The hardware that `runtime` asks for."""
+    """Return the hardware that the group `runtime` asks for, with torch set up for it."""
     runtime = config.runtime
     return Machine.start(
         stop,
@@ -71,13 +72,14 @@ def start_machine(config: Config, stop: StopSignal) -> Machine:
 
 
 def with_pretrained(config: Config, run: RunFolder) -> tuple[Config, Weights | None]:
-    """The configuration with the settings that belong to pretrained=FILE, and the weights in it;
-    None without.
+    """Return the configuration with the settings of pretrained=FILE, and the weights in it.
 
-    A resumed run has them in its checkpoint. Raises CheckpointError where the file can't be used.
+    The weights are None without such a file. Raises CheckpointError where it can't be used.
     """
+    # A resumed run has weights and settings in its own checkpoint and configuration
     if config.pretrained is None or run.has_checkpoint():
         return config, None
+
     weights = read(config.pretrained)
     preprocessing = weights.preprocessing and weights.preprocessing.to_dict()
     adopted = with_settings_of_weights(
@@ -87,10 +89,9 @@ def with_pretrained(config: Config, run: RunFolder) -> tuple[Config, Weights | N
 
 
 def check_parts(config: Config) -> None:
-    """Build everything that needs no data, without numbers: mistakes are told before any data is
-    read.
+    """Build what needs no data, to find mistakes before any data is read. Raises ConfigError.
 
-    Raises ConfigError.
+    Reading a data set may take minutes; a mistyped optimizer should be reported at once.
     """
     check_dataset(
         name=config.data.name,
@@ -99,7 +100,11 @@ def check_parts(config: Config) -> None:
         num_classes=config.data.num_classes,
         num_images=config.data.num_images,
     )
+
+    # On the meta device, so that even the largest model takes no memory
     build_optimizer_of(config, build_on_meta(asdict(config.model)))
+
+    # Whether warmup and cooldown fit into a run in epochs is known only with the data
     build_schedule(
         **asdict(config.schedule), total_steps=config.train.steps or LONG_RUN, steps_per_epoch=1
     )
@@ -107,12 +112,14 @@ def check_parts(config: Config) -> None:
 
 
 def build_optimizer_of(config: Config, model: VisionTransformer) -> torch.optim.Optimizer:
+    """Build the optimizer of the group `optimizer`. Raises ConfigError."""
     settings = asdict(config.optimizer)
     common = {key: settings.pop(key) for key in COMMON_KEYS}
     return build_optimizer(model, **common, settings=settings)
 
 
 def build_policies_of(config: Config) -> list:
+    """Build the policies of the group `augment`. Raises ConfigError."""
     augment = config.augment
     return build_policies(
         augment.policy, augment.policy_ops, augment.policy_magnitude, augment.color_jitter
@@ -120,7 +127,7 @@ def build_policies_of(config: Config) -> list:
 
 
 def load_dataset(config: Config, machine: Machine) -> ImageDataset:
-    """The data set, read by the first process before the others: it may download it."""
+    """Read the data set, in the first process before the others, since it may download it."""
     arguments = data_arguments(config.data, config.model.num_channels)
     size = image_size_of(config)
     return machine.processes.first_then_others(
@@ -129,18 +136,19 @@ def load_dataset(config: Config, machine: Machine) -> ImageDataset:
 
 
 def image_size_of(config: Config) -> tuple[int, int]:
-    """(height, width) of the model's input in pixels."""
+    """Return (height, width) of the model's input in pixels."""
     return build_on_meta(asdict(config.model)).embeddings.patch_embedding.image_size
 
 
 def macs_of(config: Config, num_classes: int) -> int:
-    """Multiply-adds of one image's forward pass."""
+    """Return the multiply-adds of one image's forward pass."""
     return count_macs(build_on_meta(asdict(config.model), num_classes))
 
 
 def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
-    """Epochs and fractions turned into steps. Raises ConfigError for an impossible batch size or
-    schedule.
+    """Turn epochs and fractions into steps.
+
+    Raises ConfigError for a batch size or a schedule that is impossible with this data.
     """
     train, num_images, count = config.train, len(data.train), machine.processes.count
     if train.batch_size > num_images:
@@ -148,11 +156,14 @@ def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
             f"train.batch_size={train.batch_size} is more than the {num_images} training images; "
             "lower it"
         )
+    # Each process computes whole pairs of images, see Processes.batch_slice
     if train.batch_size < 2 * count:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is for all {count} processes together: "
             f"it must be at least {2 * count}"
         )
+
+    # Not rounded: batches run on over the end of an epoch, so that none is smaller
     steps_per_epoch = num_images / train.batch_size
     total_steps = train.steps or max(1, round(train.epochs * steps_per_epoch))
     schedule = build_schedule(
@@ -171,7 +182,7 @@ def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
 
 
 def make_batches(config: Config, data: ImageDataset, machine: Machine, stop: StopSignal) -> Batches:
-    """The batches of training and evaluation."""
+    """Return the batches of training and evaluation."""
     preprocessing = Preprocessing(
         image_size_of(config),
         config.model.num_channels,
@@ -195,8 +206,9 @@ def make_batches(config: Config, data: ImageDataset, machine: Machine, stop: Sto
 def make_augmentation(
     config: Config, preprocessing: Preprocessing, num_classes: int
 ) -> Augmentation:
-    """All random changes of training; mirroring is left out where it turns a class into another."""
+    """Return all random changes of the training images."""
     augment, seed = config.augment, config.seed
+    # A mirrored digit is of another class, or of none
     flip = augment.flip if config.data.mirror else 0.0
     policies = build_policies_of(config)
     crop_scale, size = augment.crop_scale, preprocessing.image_size
@@ -213,23 +225,31 @@ def make_augmentation(
 def starting_state(
     config: Config, batches: Batches, weights: Weights | None, machine: Machine, new: bool
 ) -> TrainingState:
-    """The state a run starts from: random weights, or pretrained ones. new: the run is
-    not resumed.
+    """Return the state that a run starts from, with random or pretrained weights.
+
+    new: the run is not resumed; a resumed one has its weights replaced by resume().
     """
+    # Seeded by purpose, so that the weights do not depend on what was random before
     torch.manual_seed(random_seed(config.seed, "initial weights"))
     model = build_model(asdict(config.model), len(batches.data.classes))
-    # Sharded models may not fit into one GPU's memory before they are sharded
+    # A model to be sharded may not fit into the memory of one GPU
     model = model.to("cpu" if machine.sharded else machine.device)
     precision = choose_precision(config.train.precision, machine.device, config.model.hidden_size)
+
     if weights is not None:
         load_pretrained(config, model, weights, batches.data.classes)
     if config.train.whiten_patches and new:
         indices = sample_evenly(batches.data.train.labels, WHITENING_IMAGES)
         images, _ = batches.inputs_of(batches.data.train.subset(indices))
         whiten_patches(model, images.to(model.head.weight.device))
+
+    # Before the optimizer is built, which takes the trained parameters alone
     if config.train.freeze == "backbone":
         freeze_all_but_head(model)
     model.encoder.checkpointing = config.runtime.activation_checkpointing
+
+    # The average starts as a copy, so after the weights are final, and is sharded like the model.
+    # The optimizer comes last: sharding replaces the parameters
     ema = EMA(model, config.train.ema_decay) if config.train.ema_decay else None
     if machine.sharded:
         dtype = torch.bfloat16 if precision.name == "bf16" else None
@@ -242,6 +262,7 @@ def starting_state(
 def load_pretrained(
     config: Config, model: VisionTransformer, weights: Weights, classes: list[str]
 ) -> None:
+    """Load pretrained weights into a model, and log what fitted and what did not."""
     report = load_into(model, weights, classes, config.pretrained_positions)
     log.info(f"start  {report}")
     if weights.preprocessing is None:
@@ -252,7 +273,8 @@ def load_pretrained(
 
 
 def make_checkpoints(config: Config, run: RunFolder, batches: Batches) -> RunCheckpoints:
-    """The run's checkpoints, which hold all that evaluation and a resumed run need."""
+    """Return the run's checkpoints, which hold all that evaluation and a resumed run need."""
+    # The checksum shows whether the data set has changed by the time the run is resumed
     header = {
         "config": to_dict(config),
         "classes": batches.data.classes,
@@ -265,10 +287,15 @@ def make_checkpoints(config: Config, run: RunFolder, batches: Batches) -> RunChe
 def resume(
     config: Config, run: RunFolder, state: TrainingState, plan: Plan, checkpoints: RunCheckpoints
 ) -> None:
-    """Bring the state to where the run's last checkpoint left it."""
+    """Bring the state to where the run's last checkpoint left it.
+
+    Raises CheckpointError where it does not fit, ConfigError where the run is already longer than
+    asked for.
+    """
     data_may_differ = config.resume_changed == "allow"
     for warning in checkpoints.resume(state, data_may_differ):
         log.info(f"warning: {warning}")
+
     step = state.progress.step
     if step > plan.total_steps:
         raise ConfigError(
@@ -281,17 +308,25 @@ def resume(
 def make_step(
     config: Config, state: TrainingState, batches: Batches, plan: Plan, macs: int, new: bool
 ) -> OptimizerStep:
-    """The optimizer's step: the micro-batch that fits, the model wrapped for several processes, and
-    compiled.
+    """Return the optimizer's step.
+
+    The micro-batch is made to fit into the memory, and the model is wrapped for several processes
+    and compiled. macs: multiply-adds of one image's forward pass; new: the run is not resumed.
     """
     machine = batches.machine
+
+    # Before the model is wrapped and compiled: the passes that try it out must exchange nothing.
+    # Sharded models are left out, since there each pass is a collective that may not fail
     given = config.train.micro_batch_size is not None
     if new and machine.device.type == "cuda" and not given and not machine.sharded:
         state.progress.micro_batch_size = fitting_micro_batch_size(state, batches)
+
     model = state.model
     synchronized = model
     if not machine.sharded:
         synchronized = machine.processes.data_parallel(model, machine.device)
+
+    # Forward and twice that backward, two operations a multiply-add
     run_flops = 6 * macs * plan.batch_size * plan.total_steps
     mode = False if machine.sharded else config.runtime.compile
     forward, warning = compile_model(
@@ -299,6 +334,7 @@ def make_step(
     )
     if warning:
         log.info(warning)
+
     return OptimizerStep(
         state=state,
         forward=forward,
@@ -315,15 +351,16 @@ def make_step(
 
 
 def fitting_micro_batch_size(state: TrainingState, batches: Batches) -> int | None:
-    """The largest micro-batch that fits into the GPU's memory, the same in all processes; None: the
-    whole batch.
+    """Return the largest micro-batch that fits into the GPU's memory; None for the whole batch.
 
     It is kept with the run's progress, so that a resumed run splits its batches alike.
     """
+    # Images of this process in a global batch
     own = len(range(batches.batch_size)[batches.own])
     preprocessing = batches.preprocessing
     shape = (preprocessing.num_channels, *preprocessing.image_size)
     size = find_micro_batch_size(state.model, shape, own, state.precision)
+    # GPUs may differ in what else fills them, but the processes' micro-batches have to match
     size = batches.machine.processes.broadcast(size)
     if size >= own:
         return None
@@ -343,21 +380,28 @@ def make_observer(
     macs: int,
     new: bool,
 ) -> Observer:
-    """What reports on the run; files of a resumed one are cut back to where its
-    checkpoint stands.
+    """Return what reports on the run.
+
+    The files of a resumed run are cut back to the step of its checkpoint. macs: multiply-adds of
+    one image's forward pass; new: the run is not resumed.
     """
     machine, first_step = batches.machine, state.progress.step
     board = TensorBoard(run.path / "tensorboard", None if new else first_step + 1, run.writes)
+
+    # Drawing needs all weights in one process, and images of one process are enough
     validation_board = None
-    if machine.is_first and not machine.sharded:  # drawing needs all weights in one place
+    if machine.is_first and not machine.sharded:
         validation_board = make_validation_board(board, batches, plan)
         interval = 10 * plan.log_every
         watch_gradients(board, state.model, state.optimizer, state.progress, interval)
+
+    # Of all processes together, as images per second are
     rate = machine.processes.count * product_rate(machine.device, state.precision.dtype)
     slow_advice = None
     if machine.device.type == "cpu":
         command = cheaper_command(macs, config)
         slow_advice = f"  that is long without a GPU; cheaper: {command}"
+
     return Observer(
         state=state,
         plan=plan,
@@ -380,7 +424,8 @@ def make_observer(
 
 
 def make_validation_board(board: TensorBoard, batches: Batches, plan: Plan) -> ValidationBoard:
-    """Shows some validation images, or training images where nothing is held out."""
+    """Return what draws on validation images, or on training images where none are held out."""
+    # The same images through the whole run, spread evenly over the classes
     split = batches.data.val or batches.data.train
     shown = split.subset(sample_evenly(split.labels, SHOWN_IMAGES))
     images, labels = batches.inputs_of(shown)

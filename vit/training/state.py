@@ -1,5 +1,7 @@
-"""What training changes, and a `last` checkpoint holds: weights, their average, the optimizer's
-state, progress.
+"""What training changes and a `last` checkpoint holds.
+
+That is the weights, their average, the optimizer's state and the progress. Random generators are
+not among it: all randomness is a function of the seed and the step.
 """
 
 import copy
@@ -23,17 +25,20 @@ from vit.runtime.precision import Precision
 
 # Whole tensors on the CPU; of sharded ones in the first process alone, gathered one after another
 WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
-LATER = {"later": True}  # of fields that checkpoints of earlier versions do not have
+# To load these; not strict, since an optimizer may keep nothing for some of its parameters
+TO_LOAD_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+# Mark of fields that checkpoints of earlier versions do not have
+LATER = {"later": True}
 
 
 @dataclass
 class Progress:
-    """Where a run stands; stored in the header of every checkpoint. `step` counts finished
-    optimizer steps.
+    """How far a run has come; stored in the header of every checkpoint.
 
-    seconds: of all processes that have worked on the run. window: the steps since the last log (see
-    StepWindow).
-    micro_batch_size: the largest that was found to fit into the GPU's memory, where that was tried.
+    step: finished optimizer steps; evaluated_step: the step of the last evaluation. seconds: of all
+    sessions that have worked on the run. scaler: the state of fp16's loss scale. window: the steps
+    since the last log, see StepWindow. micro_batch_size: the largest that was found to fit into the
+    GPU's memory, where that was tried.
     """
 
     step: int = 0
@@ -42,15 +47,17 @@ class Progress:
     best_step: int | None = None
     best_top1: float | None = None
     best_loss: float | None = None
-    scaler: dict | None = None  # of fp16
+    scaler: dict | None = None
     window: dict | None = None
     micro_batch_size: int | None = field(default=None, metadata=LATER)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> "Progress":
-        """The inverse of to_dict. Raises CheckpointError where another version of the program wrote
-        the values.
+        """Return the progress that to_dict() gave as values.
+
+        Raises CheckpointError where another version of the program wrote them.
         """
+        # A field that is missing or unknown would make the resumed run another one, silently
         known = {item.name for item in fields(cls)}
         required = {item.name for item in fields(cls) if not item.metadata.get("later")}
         if not required <= values.keys() <= known:
@@ -64,8 +71,10 @@ class Progress:
         return asdict(self)
 
     def improve(self, metrics: Mapping[str, float]) -> bool:
-        """Take an evaluation in. True where it is the best so far: higher top-1, or the same and a
-        lower loss.
+        """Note the metrics of an evaluation, and return whether it is the best so far.
+
+        The best has the highest top-1, and of several the lowest loss. metrics: on the validation
+        split, never on the test split.
         """
         if self.best_top1 is not None and self.best_loss is not None:
             best = (self.best_top1, -self.best_loss)
@@ -78,22 +87,23 @@ class Progress:
 
 
 class EMA:
-    """An exponential moving average of a model's parameters, in float32, to evaluate and save in
-    their place.
+    """An exponential moving average of a model's parameters, evaluated and saved in their place.
 
-    After update t (counted from 0) the decay is min(decay, (1 + t) / (10 + t)), so that the average
-    spans about the last tenth of the run until `decay` limits it, and forgets the random start at
-    once.
+    At update t (counted from 0) the decay is min(decay, (1 + t) / (10 + t)), so that the average
+    forgets the random start at once, and spans about the last tenth of the run until `decay` limits
+    it.
     """
 
     def __init__(self, model: VisionTransformer, decay: float):
+        # In float32 like the parameters: 16 bits would lose steps as small as 1 - decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after optimizer step `step`, counted from 0."""
+        """Move the average towards the weights after optimizer step `step`, counted from 0."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        # Parameters alone: the model's buffers never change
         averages: list[Tensor] = list(self.model.parameters())
         parameters: list[Tensor] = list(model.parameters())
         # One kernel for all of them; pyright does not know it
@@ -105,8 +115,7 @@ class TrainingState:
     """All that training changes.
 
     A `last` checkpoint holds the tensors under model/, average/ and optimizer/, and progress and
-    precision in its
-    header. precision: what train.precision=auto chose when the run began.
+    precision in its header. precision: what train.precision=auto chose when the run started.
     """
 
     model: VisionTransformer
@@ -116,18 +125,21 @@ class TrainingState:
     progress: Progress
 
     def selected(self) -> VisionTransformer:
-        """The model that is evaluated and saved as best: the averaged one, where there is one."""
+        """Return the model that is evaluated and saved as best: the average, where there is one."""
         return self.model if self.ema is None else self.ema.model
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that restore() needs, by name; where sharded, in the first process alone."""
+        """Return everything that restore() needs, by name, on the CPU.
+
+        A collective where the model is sharded; the tensors are then in the first process alone.
+        """
         parts = {"model": model_tensors(self.model)}
         if self.ema is not None:
             parts["average"] = model_tensors(self.ema.model)
-        if (
-            self.progress.step > 0
-        ):  # asking for the state of an untouched optimizer would make its first step
+        # Asked for the state of an untouched optimizer, torch makes a first step with it
+        if self.progress.step > 0:
             parts["optimizer"] = optimizer_tensors(self.model, self.optimizer)
+        # Flat names, since safetensors has no folders
         return {
             f"{part}/{name}": tensor
             for part, tensors in parts.items()
@@ -135,28 +147,32 @@ class TrainingState:
         }
 
     def selected_tensors(self) -> dict[str, Tensor]:
-        """The weights of selected() by name; where sharded, in the first process alone."""
+        """Return the weights of selected() by name; see tensors() where the model is sharded."""
         return model_tensors(self.selected())
 
     def restore(self, tensors: dict[str, Tensor], header: Mapping[str, Any], source: str) -> None:
-        """The inverse of tensors(), with a checkpoint's header.
+        """Take over what tensors() gave, and the progress and precision of a checkpoint's header.
 
-        Raises CheckpointError where these are of another model or optimizer.
+        source: the path, for messages. Raises CheckpointError where these belong to another model
+        or optimizer.
         """
         self.progress = Progress.from_dict(header["progress"], source)
         self.precision = Precision(header["precision"], self.precision.device)
+
+        # Before the weights: loading makes a step with the optimizer, see optimizer_state()
         optimizer = strip_prefix(tensors, "optimizer/")
         if self.progress.step > 0:
             load_optimizer_tensors(self.model, self.optimizer, optimizer, source)
         elif optimizer:
             raise CheckpointError(f"{source}: unexpected {next(iter(optimizer))} before any step")
+
         load_weights(self.model, strip_prefix(tensors, "model/"), source)
         if self.ema is not None:
             load_weights(self.ema.model, strip_prefix(tensors, "average/"), source)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights by name, put together where they are sharded."""
+    """Return a model's weights by name, put together where they are sharded."""
     return cast(dict[str, Tensor], get_model_state_dict(model, options=WHOLE_ON_CPU))
 
 
@@ -166,7 +182,7 @@ OptimizerState = dict[str, dict[str, Any]]  # {parameter: {key: tensor or number
 def optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, options: StateDictOptions | None = None
 ) -> tuple[OptimizerState, Any]:
-    """(an optimizer's state by the names of its parameters, its parameter groups).
+    """Return (an optimizer's state by the names of its parameters, its parameter groups).
 
     Asked for the state of an optimizer that has made no step, torch makes one at learning rate 0.
     With WHOLE_ON_CPU both are empty in all but the first process.
@@ -176,7 +192,10 @@ def optimizer_state(
 
 
 def flat_tensors(state: OptimizerState) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state as {"<parameter>/<key>": tensor}."""
+    """Return the tensors of an optimizer's state as {"<parameter>/<key>": tensor}.
+
+    Numbers are left out: they are settings, which the configuration gives.
+    """
     return {
         f"{name}/{key}": value
         for name, values in state.items()
@@ -186,7 +205,7 @@ def flat_tensors(state: OptimizerState) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of an optimizer that has made a step, as {"<parameter>/<key>": tensor}."""
+    """Return the state of an optimizer that has made a step, as flat_tensors() does."""
     state, _ = optimizer_state(model, optimizer, WHOLE_ON_CPU)
     return flat_tensors(state)
 
@@ -194,11 +213,11 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], source: str
 ) -> None:
-    """The inverse of optimizer_tensors, for an untouched optimizer. Load the weights afterwards.
+    """Load what optimizer_tensors() gave into an untouched optimizer; load the weights afterwards.
 
     Raises CheckpointError, naming the source, where a tensor is missing or unexpected.
     """
-    # What the optimizer keeps is asked of the optimizer itself, so that none need be known here
+    # The optimizer is asked what it keeps, so that no optimizer need be known here
     state, groups = optimizer_state(model, optimizer)
     expected = flat_tensors(state)
     difference = sorted(expected.keys() ^ tensors.keys())
@@ -207,11 +226,13 @@ def load_optimizer_tensors(
         raise CheckpointError(
             f"{source}: its optimizer state is of another optimizer: {difference[0]} {problem}"
         )
-    if not expected:  # SGD without momentum keeps nothing
+    # SGD without momentum keeps nothing
+    if not expected:
         return
+
     saved = {name: dict(values) for name, values in state.items()}
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition("/")
         saved[parameter][key] = tensor
     state_dict = cast(Any, {"state": saved, "param_groups": groups})
-    set_optimizer_state_dict(model, optimizer, state_dict, options=WHOLE_ON_CPU)
+    set_optimizer_state_dict(model, optimizer, state_dict, options=TO_LOAD_WHOLE)

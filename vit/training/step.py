@@ -1,4 +1,8 @@
-"""One optimizer step on a global batch: micro-batches, loss, clipping, fp16's loss scale."""
+"""One optimizer step on a global batch: micro-batches, loss, clipping, fp16's loss scale.
+
+The result does not depend on how the batch is split over processes and micro-batches, up to
+floating point and elementwise dropout.
+"""
 
 import contextlib
 import math
@@ -16,6 +20,7 @@ from vit.training.losses import Loss
 from vit.training.state import TrainingState
 from vit.training.window import require_finite
 
+# It starts at 2**16 and is halved at every overflow. So low, the gradients are not finite at all
 MIN_LOSS_SCALE = 2.0**-10
 
 
@@ -23,12 +28,10 @@ MIN_LOSS_SCALE = 2.0**-10
 class OptimizerStep:
     """Makes one optimizer step of a state on a batch.
 
-    forward: the state's model, compiled or wrapped so that its gradients are averaged over the
-    processes;
-    synchronized: the same, not compiled.
-    batch_size: global; micro_batch_size: images of a forward and backward pass, None for the whole
-    batch.
-    clip_norm: of the whole gradient, None for no clipping; seed: of dropout and stochastic depth.
+    forward: the state's model, wrapped so that its gradients are averaged over the processes, and
+    compiled where that pays; synchronized: the same, not compiled. batch_size: global;
+    micro_batch_size: images of a forward and backward pass, None for the whole batch. clip_norm: of
+    the whole gradient, None for no clipping; seed: of dropout and stochastic depth.
     """
 
     state: TrainingState
@@ -58,35 +61,41 @@ class OptimizerStep:
 
         images: normalized, (B, C, height, width); labels: int64 (B,), or of mixed images the
         classes' weights, (B, classes). Returns (loss, correct predictions, gradient norm) of the
-        whole batch on the device, or None where a signal came, which leaves the state as it was.
-        Raises TrainingFailed where the loss is not finite.
+        global batch, float32 (3,) on the device, or None where a signal came, which leaves the
+        state as it was. Raises TrainingFailed where the loss is not finite.
         """
         self.state.model.train()
         while True:
             sums = self.accumulate_gradients(images, labels)
+            # Part of a batch's gradient is of no use: a resumed run makes the whole step again
             if sums is None:
                 self.state.optimizer.zero_grad()
                 return None
             sums = self.processes.sum(sums)
+
+            # The clipping is of the true gradient, not of the scaled one
             self.scaler.unscale_(self.state.optimizer)
             grad_norm = self.clip_gradients()
-            if (
-                labels.device.type == "cpu"
-            ):  # reading costs nothing here; on a GPU it waits for the log
+
+            # Reading a number costs nothing on a CPU. On a GPU it would make every step wait, so
+            # the losses are checked when they are logged, and before anything is saved
+            if labels.device.type == "cpu":
                 require_finite(sums[0].item(), self.state.progress.step + 1)
+
             if self.update_weights():
                 return torch.stack([*sums, grad_norm])
-            # fp16 overflowed: the weights were left alone and the scale was halved; the same batch
-            # again
+            # fp16 overflowed: the weights were left alone and the scale was halved. The same batch
+            # is tried again, so that neither schedule nor average moves without a step
 
     def accumulate_gradients(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """Forward and backward passes over the batch, a micro-batch at a time.
 
-        Returns the sums of the losses and of the correct predictions, float32 (2,), or None on a
-        signal.
+        Returns (loss, correct predictions) of this process's images, float32 (2,) on the device,
+        both summed and the loss divided by the global batch size; None on a signal.
         """
         size = self.micro_batch_size or len(labels)
         sums = torch.zeros(2, device=labels.device)
+
         micro_batches = list(
             zip(
                 images.split(size),
@@ -95,12 +104,15 @@ class OptimizerStep:
                 strict=True,
             )
         )
+
         for number, (inputs, targets, keep) in enumerate(micro_batches):
-            # Several processes stop together, after the step
+            # Several processes stop together, after the step: one alone would leave the others
+            # waiting for its gradients
             if self.stop and self.processes.count == 1:
                 return None
-            is_last = number == len(micro_batches) - 1
+
             # Gradients are exchanged once, with the last micro-batch
+            is_last = number == len(micro_batches) - 1
             waiting = contextlib.nullcontext() if is_last else no_gradient_sync(self.synchronized)
             self.seed_dropout(number)
             with waiting:
@@ -108,25 +120,35 @@ class OptimizerStep:
         return sums
 
     def forward_and_backward(self, inputs: Tensor, targets: Tensor, keep: Tensor | None) -> Tensor:
-        """Add a micro-batch's gradients; its loss and number of correct predictions, float32 (2,)
-        on the device.
+        """Add a micro-batch's gradients to the parameters'.
+
+        keep: the factors of stochastic depth, see keep_masks. Returns (loss, correct predictions),
+        float32 (2,) on the device.
         """
         with self.state.precision.autocast():
             logits = self.forward(inputs, keep)
+
+        # The softmax of 16-bit logits would be too coarse; float64 is what tests compute in
         if logits.dtype != torch.float64:
             logits = logits.float()
+        # By the global batch, so that micro-batches of any size add up to its mean
         loss = self.loss(logits, targets) / self.batch_size
-        # Over several processes gradients are averaged, not added
+
+        # Over several processes gradients are averaged, where they should be added
         self.scaler.scale(loss * self.processes.count).backward()
-        if targets.ndim == 2:  # of mixed images no prediction is simply correct
+
+        # Of mixed images no prediction is simply correct
+        if targets.ndim == 2:
             correct = torch.full((), math.nan, device=targets.device)
         else:
             correct = (logits.argmax(dim=1) == targets).sum()
         return torch.stack([loss.detach(), correct])
 
     def keep_masks(self, count: int, size: int, device: torch.device) -> list[Tensor | None]:
-        """This process's factors of stochastic depth, cut into micro-batches of `size`; None for
-        each without it.
+        """Return this process's factors of stochastic depth, one entry a micro-batch.
+
+        count: this process's images; size: of a micro-batch. Entries are (size, L, 2) on the
+        device, or None without stochastic depth.
         """
         model = self.state.model
         keep = draw_drop_path(
@@ -139,28 +161,34 @@ class OptimizerStep:
         )
         if keep is None:
             return [None] * -(-count // size)
+
+        # Drawn for the global batch and then cut, so that any split drops the same paths
         own = keep[self.processes.batch_slice(self.batch_size)]
         return list(own.to(device, non_blocking=True).split(size))
 
     def seed_dropout(self, micro_batch: int) -> None:
-        """Elementwise dropout alone depends on how the batch is split: on the micro-batch and the
-        process.
+        """Seed torch's generator for elementwise dropout, from (seed, step, process, micro-batch).
+
+        A resumed run thus repeats the masks without any saved generator. Dropout alone depends on
+        how the batch is split.
         """
+        # Two counters in one number; nothing has 2**32 micro-batches
         counter = (self.processes.rank << 32) + micro_batch
         step = self.state.progress.step
         torch.manual_seed(random_seed(self.seed, "dropout", step, counter))
 
     def clip_gradients(self) -> Tensor:
-        """Scale the gradient down to clip_norm where it is longer; its length before."""
+        """Scale the gradient down to clip_norm where its norm is larger; return the norm before."""
+        # With an infinite limit only the norm is computed, which is logged
         limit = math.inf if self.clip_norm is None else self.clip_norm
         norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), limit)
         return gather_full(norm).detach()
 
     def update_weights(self) -> bool:
-        """The optimizer's step, and no gradients afterwards. False where fp16's gradients
-        overflowed.
+        """Make the optimizer's step and drop the gradients.
 
-        Raises TrainingFailed where they overflow at any loss scale.
+        Returns whether the weights have changed: they do not where fp16's gradients overflowed.
+        Raises TrainingFailed where these overflow at any loss scale.
         """
         scale = self.scaler.get_scale()
         if scale < MIN_LOSS_SCALE:
@@ -172,24 +200,26 @@ class OptimizerStep:
         self.scaler.step(self.state.optimizer)
         self.scaler.update()
         self.state.optimizer.zero_grad()
+        # The scaler says only by a smaller scale that it has skipped the step
         return self.scaler.get_scale() >= scale
 
 
 def draw_drop_path(
     rate: float, num_layers: int, batch_size: int, seed: int, step: int, schedule: str = "linear"
 ) -> Tensor | None:
-    """The factors of stochastic depth for a global batch, (B, L, 2) on the CPU; None for a rate of
-    0.
+    """Draw the factors of stochastic depth for a global batch: (B, L, 2) on the CPU.
 
-    A factor is 0, or 1 / keep rate. schedule linear: the rate of dropping rises from 0 in the first
-    block to `rate` in the last (Huang et al. 2016); constant: it is `rate` in every block (Touvron
-    et al. 2022, DeiT-III). The factors depend on the arguments alone, so that a batch in parts gets
-    the same as a whole one.
+    The last axis is the attention and the MLP of a block. A factor is 0, or 1 / keep rate, so that
+    its mean is 1. schedule linear: the rate of dropping rises from 0 in the first block to `rate`
+    in the last (Huang et al. 2016, arXiv:1603.09382); constant: it is `rate` in every block
+    (Touvron et al. 2022, DeiT-III, arXiv:2204.07118). Returns None for a rate of 0.
     """
     if not rate:
         return None
     first = rate if schedule == "constant" else 0
     rates = torch.linspace(first, rate, num_layers)[:, None]
+
+    # A function of (seed, step, image, layer, branch) alone, without the state of a generator
     images = torch.arange(batch_size)[:, None, None]
     layers = torch.arange(num_layers)[:, None]
     numbers = random_uniform(seed, "drop path", step, images, layers, torch.arange(2))
@@ -199,21 +229,20 @@ def draw_drop_path(
 def find_micro_batch_size(
     model: nn.Module, image_shape: tuple[int, ...], batch_size: int, precision: Precision
 ) -> int:
-    """How many images fit into the device's memory in one forward and backward pass, beside the
-    optimizer's state.
+    """Find how many images fit into the device's memory in one forward and backward pass.
 
     image_shape: (C, height, width). Returns batch_size, or that halved as often as it must be.
-    Raises torch.OutOfMemoryError where not even one fits.
+    Raises torch.OutOfMemoryError where not even one image fits.
     """
     trained = sum(item.numel() for item in model.parameters() if item.requires_grad)
     size = batch_size
     while True:
         try:
-            moments = torch.zeros(
-                2 * trained, device=precision.device
-            )  # what the optimizer will keep
+            # The memory that the optimizer will take from its first step on: two moments
+            moments = torch.zeros(2 * trained, device=precision.device)
             with precision.autocast():
                 logits = model(torch.zeros(size, *image_shape, device=precision.device))
+            # The moments take part, so that they are alive until the end of the backward pass
             (logits.float().sum() + 0 * moments[:1].sum()).backward()
             return size
         except torch.OutOfMemoryError:
@@ -221,6 +250,7 @@ def find_micro_batch_size(
                 raise
             size = (size + 1) // 2
         finally:
+            # All of it is given back, or the next try would start with less memory
             moments = logits = None
             model.zero_grad()
             if precision.device.type == "cuda":

@@ -1,6 +1,4 @@
-"""The steps since the last log: their losses, accuracies and gradient norms, and the time they
-took.
-"""
+"""The steps since the last log: their losses, accuracies and gradient norms, and their time."""
 
 import math
 import time
@@ -15,7 +13,7 @@ from vit.errors import TrainingFailed
 
 @dataclass(frozen=True)
 class StepMeans:
-    """Means over a window's steps. top1 is NaN where it is unknown, since images are mixed."""
+    """Means over a window's steps. top1 is NaN where images are mixed, so that it is unknown."""
 
     loss: float
     top1: float
@@ -23,18 +21,19 @@ class StepMeans:
 
 
 class StepWindow:
-    """Collects a row a step. The numbers stay on the device, so that no step waits for those of the
-    one before.
+    """Collects a row a step.
 
-    saved: of an interrupted run, as to_dict() gave it.
+    saved: the window of an interrupted run, as to_dict() gave it.
     """
 
     def __init__(self, saved: dict[str, Any] | None = None):
         saved = saved or {"rows": [], "images": 0}
-        # (loss, correct predictions, gradient norm) of each step
+        # (loss, correct predictions, gradient norm) of each step, float32 (3,). They stay on the
+        # device, so that no step waits for the numbers of the one before
         self.rows: list[Tensor] = [torch.tensor(row) for row in saved["rows"]]
         self.images: int = saved["images"]
-        self.data_seconds = 0.0  # waited for batches
+        # Seconds of waiting for batches
+        self.data_seconds = 0.0
         self.started = time.perf_counter()
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,18 +50,21 @@ class StepWindow:
         return self.images / self.seconds()
 
     def data_wait(self) -> float:
-        """The fraction of the time spent waiting for batches."""
+        """Return the fraction of the time that was spent waiting for batches."""
         return self.data_seconds / self.seconds()
 
     def means(self, step: int) -> StepMeans:
-        """The means so far, after optimizer step `step`. Waits for the device.
+        """Return the means so far, after optimizer step `step`. Waits for the device.
 
         Raises TrainingFailed, naming the step, where a loss is not finite.
         """
+        # In float64, so that means of many steps are exact to what is logged
         rows = torch.stack([row.cpu() for row in self.rows]).double()
         first = step - len(rows) + 1
         for offset, loss in enumerate(rows[:, 0].tolist()):
             require_finite(loss, first + offset)
+
+        # The mean of the steps' counts, as a fraction of the images of a step
         loss, correct, grad_norm = rows.mean(0).tolist()
         return StepMeans(loss, correct * len(rows) / self.images, grad_norm)
 

@@ -1,10 +1,9 @@
-"""What every format's `read` gives and `write` takes, and what can be told of a model from its tensors alone."""
+"""What every format's `read` gives and `write` takes, and what tensors say about their model."""
 
 import itertools
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,16 @@ from torch import Tensor
 
 from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError
-from vit.model.positions import sincos1d, sincos2d
-from vit.weights.names import CLS, PATCHES, POSITIONS, ROOT, list_some
+from vit.files import read_json
+from vit.model.positions import fixed_positions
+from vit.weights.names import CLS, PATCHES, POSITIONS, REGISTERS, ROOT, list_some
 
-HEADS = {
-    1152: 16,
-    1280: 16,
-    1408: 16,
-    1664: 16,
-    1792: 16,
-}  # Zhai et al. 2022 (arXiv:2106.04560), table 2; elsewhere 64 wide
+# Widths whose heads are not 64 wide: {hidden_size: num_heads} of Zhai et al. 2022
+# (arXiv:2106.04560), table 2
+HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
+HEAD_WIDTH = 64
 
-
-# What a convention must be able to say, and the value that needs no saying
+# Arguments that a format must be able to express, and the value that needs no expressing
 PLAIN = {
     "num_registers": 0,
     "qk_norm": False,
@@ -41,19 +37,22 @@ PLAIN = {
     "position": "learned",
 }
 
+FIRST_BLOCK = "encoder.blocks.0."
+
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of any format, by this project's names.
+    """Weights of any format, under this project's names.
 
     path, format    where they come from
-    tensors         by the names of VisionTransformer.state_dict()
-    model           the keyword arguments of the VisionTransformer they fit; without num_classes where there is no head
-    assumed         keys of `model` that the file doesn't tell and a convention does
-    preprocessing   how these weights want to see pictures; None where the file doesn't tell
+    tensors         under the names of VisionTransformer.state_dict()
+    model           the keyword arguments of the VisionTransformer they fit; without num_classes
+                    where there is no head
+    assumed         those keys of `model` that the file doesn't state, only a convention
+    preprocessing   how these weights expect images; None where the file doesn't state it
     classes         names in the order of the logits, or None
-    left_over       tensors of the file that have no use in classification
-    header          of our own checkpoints
+    left_over       tensors of the file that a classifier has no use for
+    header          of this project's checkpoints
     """
 
     path: Path
@@ -67,176 +66,256 @@ class Weights:
     header: dict[str, Any] | None = None
 
     def grid(self) -> tuple[int, int]:
-        (height, width), (P, Q) = (
-            as_pair(self.model["image_size"]),
-            as_pair(self.model["patch_size"]),
-        )
-        return height // P, width // Q
+        """The (rows, columns) of patches."""
+        return divide(as_pair(self.model["image_size"]), as_pair(self.model["patch_size"]))
 
 
 def as_pair(size: Any) -> tuple[int, int]:
+    """(height, width) of a size that is one number or two."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def int_or_pair(size: tuple[int, int]) -> int | list[int]:
+    """The inverse of as_pair, as configurations hold sizes."""
     return size[0] if size[0] == size[1] else list(size)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object; {} where there is no file. Raises CheckpointError where it isn't JSON."""
+def divide(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """The (rows, columns) of patches in an image."""
+    return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or {} where there is no file.
+
+    Raises CheckpointError where it can't be read.
+    """
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not readable as JSON ({error}); repair it, or move the weights elsewhere"
         ) from None
 
 
-def squash(model: dict[str, Any]) -> Preprocessing:
-    """As the authors' code and Hugging Face see pictures: squashed to the model's size (bilinear), mean and std 0.5."""
+def squash_preprocessing(model: dict[str, Any]) -> Preprocessing:
+    """The preprocessing of the paper's authors and of Hugging Face, for a model of these arguments.
+
+    The whole image is squashed to the model's size (bilinear), mean and std are 0.5.
+    """
     half = (0.5,) * model["num_channels"]
-    return Preprocessing(
-        as_pair(model["image_size"]), model["num_channels"], half, half, None, "bilinear"
-    )
+    size = as_pair(model["image_size"])
+    return Preprocessing(size, model["num_channels"], half, half, None, "bilinear")
+
+
+def describe(
+    tensors: Mapping[str, Tensor], path: Path, known: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Work out which VisionTransformer these tensors fit.
+
+    known: the arguments that the file or its format states; they win over everything else.
+    Returns its keyword arguments, and the names of those that only a convention states. Raises
+    CheckpointError where a tensor is missing, or the number of positions fits no grid.
+    """
+    require_parts(tensors, path)
+    stages = count_stages(tensors, path)
+    model = describe_shapes(tensors, stages)
+    known = dict(known)
+    # Only a norm of queries and keys shows a head's width in its shape.
+    if model["qk_norm"] and "num_heads" not in known:
+        head_width = tensors[FIRST_BLOCK + "attention.query_norm.weight"].shape[0]
+        known["num_heads"] = model["hidden_size"] // head_width
+    patch_size = as_pair(model["patch_size"])
+    model |= known
+
+    # No shape shows these.
+    assumed = [key for key in ("num_heads", "layer_norm_eps", "activation") if key not in known]
+    if POSITIONS in tensors:
+        count = tensors[POSITIONS].shape[1]
+        model |= describe_positions(
+            count, patch_size, known.get("image_size"), model["cls_token"], path
+        )
+    else:
+        model.setdefault("position", "none")
+        model.setdefault("cls_position", False)
+        if "image_size" not in known:
+            assumed.append("image_size")
+    return model, tuple(assumed)
+
+
+def require_parts(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError where a tensor is missing whose shape describe() needs."""
+    needed = [
+        PATCHES + "projection.weight",
+        "encoder.norm.weight",
+        FIRST_BLOCK + "mlp.fc1.weight",
+        FIRST_BLOCK + "attention.query.weight",
+    ]
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"{path}: {list_some(missing)} missing (by this project's names), so it isn't a whole "
+            "ViT; is the file complete?"
+        )
+
+
+def count_stages(tensors: Mapping[str, Tensor], path: Path) -> list[int] | None:
+    """The number of units in each stage of a hybrid's ResNet, or None for a model without one.
+
+    Raises CheckpointError for a ResNet without any unit.
+    """
+    stem = PATCHES + "stem.blocks."
+    units, first_of_stage = set(), []
+    for name in tensors:
+        if name.startswith(stem):
+            unit = name.removeprefix(stem).split(".")[0]
+            units.add(unit)
+            # A stage's first unit alone changes the width, so it alone has a downsampling shortcut.
+            if name.endswith("downsample.0.weight"):
+                first_of_stage.append(int(unit))
+    bounds = [*sorted(first_of_stage), len(units)]
+    stages = [end - start for start, end in itertools.pairwise(bounds)]
+    if ROOT in tensors and not stages:
+        raise CheckpointError(
+            f"{path}: a hybrid with a ResNet's root alone (R+Ti/16); only hybrids with stages can "
+            "be loaded"
+        )
+    return stages or None
+
+
+def describe_shapes(tensors: Mapping[str, Tensor], stages: list[int] | None) -> dict[str, Any]:
+    """The arguments that the tensors' names and shapes state, and conventions for the others."""
+    kernel = tensors[PATCHES + "projection.weight"]
+    hidden_size = kernel.shape[0]
+    # A hybrid's kernel covers features, each of which stands for stride × stride pixels.
+    stride = 2 ** (len(stages) + 1) if stages else 1
+    patch_size = (kernel.shape[2] * stride, kernel.shape[3] * stride)
+    model: dict[str, Any] = {
+        "image_size": 224,
+        "patch_size": int_or_pair(patch_size),
+        "num_channels": tensors[ROOT if stages else PATCHES + "projection.weight"].shape[1],
+        "hidden_size": hidden_size,
+        "num_layers": count_blocks(tensors),
+        "num_heads": HEADS.get(hidden_size, hidden_size // HEAD_WIDTH),
+        "intermediate_size": tensors[FIRST_BLOCK + "mlp.fc1.weight"].shape[0],
+        "activation": "gelu",
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": FIRST_BLOCK + "attention.query.bias" in tensors,
+        "qk_norm": FIRST_BLOCK + "attention.query_norm.weight" in tensors,
+        "layer_scale": 1e-5 if FIRST_BLOCK + "scale1.factor" in tensors else None,
+        "cls_token": CLS in tensors,
+        "global_pool": "cls" if CLS in tensors else "mean",
+        "num_registers": 0,
+        "representation_size": None,
+        "resnet_stages": stages,
+        "resnet_style": "jax",
+    }
+    if REGISTERS in tensors:
+        model["num_registers"] = tensors[REGISTERS].shape[1]
+    if "pooler.dense.weight" in tensors:
+        model["representation_size"] = tensors["pooler.dense.weight"].shape[0]
+    if "head.weight" in tensors:
+        model["num_classes"] = tensors["head.weight"].shape[0]
+    return model
 
 
 def count_blocks(tensors: Mapping[str, Tensor]) -> int:
     return len({name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")})
 
 
-def describe(
-    tensors: Mapping[str, Tensor], path: Path, **told: Any
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(the VisionTransformer's keyword arguments that fit these tensors, those of them that only a convention tells).
+def describe_positions(
+    count: int,
+    patch_size: tuple[int, int],
+    image_size: Any,
+    has_cls_token: bool,
+    path: Path,
+) -> dict[str, Any]:
+    """The arguments that the number of learned positions states.
 
-    told: what the file says itself. Raises CheckpointError where a tensor is missing or positions are of no square grid.
+    image_size: pixels, or None where the file doesn't state it; then the grid has to be square.
+    Raises CheckpointError where the number fits no grid, with or without the class token's.
     """
-    needed = [
-        PATCHES + "projection.weight",
-        "encoder.norm.weight",
-        "encoder.blocks.0.mlp.fc1.weight",
-        "encoder.blocks.0.attention.query.weight",
-    ]
-    if missing := [name for name in needed if name not in tensors]:
-        raise CheckpointError(
-            f"{path}: {list_some(missing)} missing (by this project's names), so it isn't a whole ViT; "
-            "is the file complete?"
-        )
-    kernel = tensors[PATCHES + "projection.weight"]
-    width = kernel.shape[0]
-    first_units = [
-        int(name.split(".")[4]) for name in tensors if name.endswith("downsample.0.weight")
-    ]
-    units = len(
-        {name.split(".")[4] for name in tensors if name.startswith(PATCHES + "stem.blocks.")}
-    )
-    starts = [*sorted(first_units), units]
-    stages = [after - before for before, after in itertools.pairwise(starts)] or None
-    if ROOT in tensors and stages is None:
-        raise CheckpointError(
-            f"{path}: a hybrid with a ResNet's root alone (R+Ti/16); only those with stages can be loaded"
-        )
-    stride = 2 ** (len(stages) + 1) if stages else 1
-    patch = (kernel.shape[2] * stride, kernel.shape[3] * stride)
-    model: dict[str, Any] = {
-        "image_size": 224,
-        "patch_size": int_or_pair(patch),
-        "num_channels": (tensors[ROOT] if stages else kernel).shape[1],
-        "hidden_size": width,
-        "num_layers": count_blocks(tensors),
-        "num_heads": HEADS.get(width, width // 64),
-        "intermediate_size": tensors["encoder.blocks.0.mlp.fc1.weight"].shape[0],
-        "activation": "gelu",
-        "layer_norm_eps": 1e-6,
-        "qkv_bias": "encoder.blocks.0.attention.query.bias" in tensors,
-        "qk_norm": "encoder.blocks.0.attention.query_norm.weight" in tensors,
-        "layer_scale": 1e-5 if "encoder.blocks.0.scale1.factor" in tensors else None,
-        "cls_token": CLS in tensors,
-        "global_pool": "cls" if CLS in tensors else "mean",
-        "num_registers": tensors["embeddings.registers"].shape[1]
-        if "embeddings.registers" in tensors
-        else 0,
-        "representation_size": tensors["pooler.dense.weight"].shape[0]
-        if "pooler.dense.weight" in tensors
-        else None,
-        "resnet_stages": stages,
-        "resnet_style": "jax",
-    }
-    if "head.weight" in tensors:
-        model["num_classes"] = tensors["head.weight"].shape[0]
-    if model["qk_norm"]:
-        told.setdefault(
-            "num_heads", width // tensors["encoder.blocks.0.attention.query_norm.weight"].shape[0]
-        )
-    model |= told
-    assumed = [key for key in ("num_heads", "layer_norm_eps", "activation") if key not in told]
-    if POSITIONS in tensors:
-        count = tensors[POSITIONS].shape[1]
-        if "image_size" in told:
-            (height, breadth), (P, Q) = as_pair(told["image_size"]), patch
-            extra = count - (height // P) * (breadth // Q)
-        else:
-            extra = next(
-                (extra for extra in (0, 1) if math.isqrt(count - extra) ** 2 == count - extra), -1
-            )
-            model["image_size"] = int_or_pair(
-                (math.isqrt(count - extra) * patch[0], math.isqrt(count - extra) * patch[1])
-            )
-        if extra not in (0, 1) or (extra and not model["cls_token"]):
-            raise CheckpointError(
-                f"{path}: {count} positions fit no grid of patches of {patch[0]}x{patch[1]} px"
-                + (
-                    f" in {told['image_size']} px"
-                    if "image_size" in told
-                    else "; only square ones are told "
-                    "by their number, others need a config.json beside the file"
-                )
-            )
-        model |= {"position": "learned", "cls_position": extra == 1}
+    described: dict[str, Any] = {"position": "learned"}
+    if image_size is not None:
+        rows, columns = divide(as_pair(image_size), patch_size)
+        surplus = count - rows * columns
+        reason = f" in {image_size} px"
     else:
-        model = {"position": "none", "cls_position": False} | model
-        assumed += [] if "image_size" in told else ["image_size"]
-    return model, tuple(assumed)
-
-
-def with_learned_positions(weights: Weights, name: str, *supported: str) -> Weights:
-    """The same function with a learnt position for every patch and the class token, as other projects' models have.
-
-    supported: keys of PLAIN that the format has a place for. Raises CheckpointError, naming the others that are in use.
-    """
-    model, tensors = dict(weights.model), dict(weights.tensors)
-    if "head.weight" not in tensors:
-        raise CheckpointError(f"{weights.path}: holds no head, so there is no classifier to export")
-    position = model["position"]
-    if position in ("sincos2d", "sincos1d", "none"):
-        rows, columns = weights.grid()
-        table = {"sincos2d": sincos2d, "sincos1d": sincos1d}.get(
-            position, lambda grid, D: torch.zeros(grid[0] * grid[1], D)
+        side = math.isqrt(count)
+        if side**2 != count:
+            side = math.isqrt(max(count - 1, 0))  # the class token has a position too
+        surplus = count - side**2
+        described["image_size"] = int_or_pair((side * patch_size[0], side * patch_size[1]))
+        reason = (
+            "; only square grids are known by their number, others need a config.json beside the "
+            "file"
         )
-        tensors[POSITIONS] = table((rows, columns), model["hidden_size"])[None]
-        model |= {"position": "learned", "cls_position": False}
+    if surplus not in (0, 1) or (surplus == 1 and not has_cls_token):
+        height, width = patch_size
+        raise CheckpointError(
+            f"{path}: {count} positions fit no grid of patches of {height}x{width} px{reason}"
+        )
+    described["cls_position"] = surplus == 1
+    return described
+
+
+def with_learned_positions(weights: Weights, format_name: str, *supported: str) -> Weights:
+    """The same function with a learned position for every patch and the class token.
+
+    That is how the models of other projects have it. supported: keys of PLAIN that the format can
+    express. Raises CheckpointError where there is no head, or a setting that it can't express.
+    """
+    require_head(weights)
+    weights = store_fixed_positions(weights)
+    check_expressible(weights, format_name, supported)
+    if weights.model["cls_token"] and not weights.model["cls_position"]:
+        positions = with_zero_position(weights.tensors[POSITIONS])
+        return with_positions(weights, positions, cls_position=True)
+    return weights
+
+
+def require_head(weights: Weights) -> None:
+    """Raise CheckpointError where the weights have no head."""
+    if "head.weight" not in weights.tensors:
+        raise CheckpointError(f"{weights.path}: holds no head, so there is no classifier to export")
+
+
+def store_fixed_positions(weights: Weights) -> Weights:
+    """Turn computed positions, or none, into learned ones of the same values."""
+    position = weights.model["position"]
+    if position not in ("sincos2d", "sincos1d", "none"):
+        return weights
+    rows, columns = weights.grid()
+    width = weights.model["hidden_size"]
+    positions = fixed_positions(position, (rows, columns), width)
+    if positions is None:
+        positions = torch.zeros(1, rows * columns, width)
+    return with_positions(weights, positions, cls_position=False)
+
+
+def with_positions(weights: Weights, positions: Tensor, cls_position: bool) -> Weights:
+    """The weights with these learned positions."""
+    return replace(
+        weights,
+        tensors=weights.tensors | {POSITIONS: positions},
+        model=weights.model | {"position": "learned", "cls_position": cls_position},
+    )
+
+
+def with_zero_position(positions: Tensor) -> Tensor:
+    """Positions (1, n, D) with a zero one for the class token before them, (1, n + 1, D)."""
+    return torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+
+
+def check_expressible(weights: Weights, format_name: str, supported: tuple[str, ...]) -> None:
+    """Raise CheckpointError, which names them, for settings that a format can't express."""
     problems = [
-        f"{key}={model[key]}"
+        f"{key}={weights.model[key]}"
         for key, plain in PLAIN.items()
-        if key not in supported and (model.get(key) or None) != (plain or None)
+        if key not in supported and (weights.model.get(key) or None) != (plain or None)
     ]
     if problems:
         raise CheckpointError(
-            f"{weights.path}: {name} has no place for {', '.join(problems)}; safetensors and onnx have"
+            f"{weights.path}: {format_name} can't express {', '.join(problems)}; "
+            "--format safetensors and onnx can"
         )
-    if model["cls_token"] and not model["cls_position"]:
-        tensors[POSITIONS] = torch.cat(
-            [torch.zeros_like(tensors[POSITIONS][:, :1]), tensors[POSITIONS]], dim=1
-        )
-        model["cls_position"] = True
-    return Weights(
-        weights.path,
-        weights.format,
-        tensors,
-        model,
-        weights.assumed,
-        weights.preprocessing,
-        weights.classes,
-    )

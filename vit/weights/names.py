@@ -1,10 +1,11 @@
-"""Renaming between this project's tensors and another's, by tables that work in both directions.
+"""Renaming tensors between this project and other libraries, by tables that work both ways.
 
-A table holds {their name: our name}. A name loses .weight or .bias before it is looked up, and a block's number stands as {}.
+A table is {their name: our name}, without the endings .weight and .bias, and with {} for numbers.
+The row "blocks.{}.norm1": "encoder.blocks.{}.norm1" covers both tensors of that norm in all blocks.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,68 +13,100 @@ from torch import Tensor
 
 from vit.errors import CheckpointError
 
-PATCHES, POSITIONS, CLS = (
-    "embeddings.patch_embedding.",
-    "embeddings.position_embedding",
-    "embeddings.cls_token",
-)
+# Our names that several formats need
+PATCHES = "embeddings.patch_embedding."
+POSITIONS = "embeddings.position_embedding"
+CLS = "embeddings.cls_token"
+REGISTERS = "embeddings.registers"
+BLOCK = "encoder.blocks.{}."
+ROOT = PATCHES + "stem.conv.weight"  # the hybrid ResNet's first convolution
 
+QKV = ("query", "key", "value")
 
-ROOT = PATCHES + "stem.conv.weight"
-
-
+# A number that is a whole part of a name, or ends one as in encoderblock_3
 NUMBER = re.compile(r"(?<=[._])\d+(?=\.)")
 
 
 def unit_map(norm: str, projection: str, projection_norm: str) -> dict[str, str]:
-    """The parts of a ResNet's units, whose numbers run on through the stages; see flat_units."""
+    """The rows of a table for the hybrid ResNet's units, under the names of flatten_units.
+
+    The arguments are their names for a norm, the shortcut's convolution, and its norm.
+    """
     ours = PATCHES + "stem.blocks.{}."
-    return {
-        **{f"units.{{}}.conv{i}": f"{ours}conv{i}" for i in (1, 2, 3)},
-        **{f"units.{{}}.{norm}{i}": f"{ours}norm{i}" for i in (1, 2, 3)},
-        f"units.{{}}.{projection}": ours + "downsample.0",
-        f"units.{{}}.{projection_norm}": ours + "downsample.1",
-    }
+    table = {}
+    for number in (1, 2, 3):
+        table[f"units.{{}}.conv{number}"] = f"{ours}conv{number}"
+        table[f"units.{{}}.{norm}{number}"] = f"{ours}norm{number}"
+    table[f"units.{{}}.{projection}"] = f"{ours}downsample.0"
+    table[f"units.{{}}.{projection_norm}"] = f"{ours}downsample.1"
+    return table
 
 
-def list_some(names: list[str]) -> str:
-    """A few of many names, for a message."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def list_some(names: Sequence[str]) -> str:
+    """The first five of many names, for a message."""
+    text = ", ".join(names[:5])
+    return text if len(names) <= 5 else f"{text} and {len(names) - 5} more"
+
+
+def translate_name(name: str, table: Mapping[str, str]) -> str | None:
+    """The name that the table gives for a tensor, or None where it has no row for it."""
+    ending = ""
+    if name.endswith((".weight", ".bias")):
+        # One row for both tensors of a layer
+        ending = name[name.rindex(".") :]
+    stem = name.removesuffix(ending)
+    translated = table.get(NUMBER.sub("{}", stem))
+    if translated is None:
+        return None
+    return translated.format(*NUMBER.findall(stem)) + ending
 
 
 def translate(
     tensors: Mapping[str, Tensor], table: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """(tensors by the names that the table gives theirs, names that are not in the table)."""
+    """Rename tensors by a table; returns them and the names that the table has no row for."""
     renamed, unknown = {}, []
     for name, tensor in tensors.items():
-        kind = next((kind for kind in (".weight", ".bias") if name.endswith(kind)), "")
-        stem = name.removesuffix(kind)
-        new = table.get(NUMBER.sub("{}", stem))
-        if new is None:
+        new_name = translate_name(name, table)
+        if new_name is None:
             unknown.append(name)
         else:
-            renamed[new.format(*NUMBER.findall(stem)) + kind] = tensor
+            renamed[new_name] = tensor
     return renamed, unknown
 
 
 def to_ours(
     tensors: Mapping[str, Tensor], table: Mapping[str, str], path: Path, kind: str
 ) -> dict[str, Tensor]:
-    """translate(), raising CheckpointError, which lists them, where the table lacks names."""
+    """Bring a file's tensors under our names.
+
+    Raises CheckpointError, which lists them, where there are tensors that the table doesn't know.
+    """
     renamed, unknown = translate(tensors, table)
     if unknown:
         raise CheckpointError(
-            f"{path}: {kind} weights of another architecture than a plain ViT's: this project has no part "
-            f"for {list_some(unknown)}; only ViT classifiers can be loaded"
+            f"{path}: {kind} weights of another architecture than a plain ViT: this project has "
+            f"no part for {list_some(unknown)}; only ViT classifiers can be loaded"
         )
     return renamed
 
 
-def to_theirs(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:
-    """translate() the other way. Where several of their names mean one of ours, the table's last is written."""
-    renamed, unknown = translate(tensors, {ours: theirs for theirs, ours in table.items()})
-    assert not unknown, unknown
+def to_theirs(
+    tensors: Mapping[str, Tensor], table: Mapping[str, str], path: Path
+) -> dict[str, Tensor]:
+    """Bring our tensors under the names of a table, as contiguous copies on the CPU.
+
+    Where several of their names mean one of ours, the table's last is taken. Raises CheckpointError
+    for tensors that the table doesn't know, as a file with surplus tensors has.
+    """
+    # Of several rows with the same value the last stays.
+    inverse = {ours: theirs for theirs, ours in table.items()}
+    renamed, unknown = translate(tensors, inverse)
+    if unknown:
+        raise CheckpointError(
+            f"{path}: no part of a ViT classifier: {list_some(unknown)}; this format has no name "
+            "for it, so remove it from the file"
+        )
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in renamed.items()
@@ -81,16 +114,17 @@ def to_theirs(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[s
 
 
 def split_qkv(tensors: Mapping[str, Tensor], fused: str) -> dict[str, Tensor]:
-    """Cut the tensors whose name holds `fused` into query., key. and value."""
+    """Cut fused tensors into query, key and value.
+
+    fused: what stands in the name of a fused tensor where query., key. or value. is to stand.
+    """
     parts: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if fused in name:
-            parts |= {
-                name.replace(fused, f"{part}."): piece.clone()
-                for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True)
-            }
-        else:
+        if fused not in name:
             parts[name] = tensor
+            continue
+        for part, piece in zip(QKV, tensor.chunk(3), strict=True):
+            parts[name.replace(fused, f"{part}.")] = piece.clone()
     return parts
 
 
@@ -99,30 +133,40 @@ def join_qkv(tensors: Mapping[str, Tensor], fused: str) -> dict[str, Tensor]:
     joined = {}
     for name, tensor in tensors.items():
         if ".query." in name:
-            pieces = [
-                tensors[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")
-            ]
+            pieces = [tensors[name.replace(".query.", f".{part}.")] for part in QKV]
             joined[name.replace(".query.", f".{fused}")] = torch.cat(pieces)
         elif ".key." not in name and ".value." not in name:
             joined[name] = tensor
     return joined
 
 
-def flat_units(names: list[str], pattern: str) -> dict[str, str]:
-    """{their name: units.<number>.…} of a ResNet's units, which are numbered stage by stage; pattern has two groups."""
-    found = {name: match for name in names if (match := re.search(pattern, name))}
-    places = sorted({(int(match[1]), int(match[2])) for match in found.values()})
-    return {
-        name: f"units.{places.index((int(match[1]), int(match[2])))}.{name[match.end() :]}"
-        for name, match in found.items()
-    }
+def flatten_units(names: Sequence[str], pattern: str) -> dict[str, str]:
+    """Number the units of a ResNet through all stages, as ours are: {their name: units.<number>.…}.
+
+    pattern: matches the beginning of their names, with the stage and the unit in it as two groups.
+    Names that don't match are left out.
+    """
+    matches = {name: match for name in names if (match := re.search(pattern, name))}
+    units = sorted({(int(match[1]), int(match[2])) for match in matches.values()})
+    flat = {}
+    for name, match in matches.items():
+        number = units.index((int(match[1]), int(match[2])))
+        flat[name] = f"units.{number}.{name[match.end() :]}"
+    return flat
 
 
-def place_unit(name: str, stages: list[int], form: str, first: int) -> str:
-    """The inverse of flat_units for one name: `form` takes the stage and the unit in it, counted from `first`."""
-    places = [
+def unflatten_unit(name: str, stages: Sequence[int], template: str, first: int) -> str:
+    """The inverse of flatten_units for one name; other names come back as they are.
+
+    stages: the number of units in each. template: takes the stage and the unit in it, both counted
+    from `first`.
+    """
+    match = re.match(r"units\.(\d+)", name)
+    if match is None:
+        return name
+    units = [
         (stage, unit)
-        for stage, units in enumerate(stages, first)
-        for unit in range(first, units + first)
+        for stage, num_units in enumerate(stages, first)
+        for unit in range(first, num_units + first)
     ]
-    return re.sub(r"^units\.(\d+)", lambda match: form.format(*places[int(match[1])]), name)
+    return template.format(*units[int(match[1])]) + name[match.end() :]

@@ -1,8 +1,12 @@
 """Google's .npz of JAX arrays: vit_jax (also the AugReg files, hybrids too) and big_vision.
 
-Names and shapes: vit_jax/models_vit.py and models_resnet.py (github.com/google-research/vision_transformer),
-big_vision/models/vit.py (github.com/google-research/big_vision). Steiner et al. 2022 (arXiv:2106.10270) is AugReg.
-Kernels are (in, out), of attention (D, H, K) and (H, K, D), of convolutions (height, width, in, out).
+Names and shapes: vit_jax/models_vit.py and models_resnet.py in
+github.com/google-research/vision_transformer, big_vision/models/vit.py in
+github.com/google-research/big_vision. Steiner et al. 2022 (arXiv:2106.10270) is AugReg.
+
+Kernels of linear layers are (in, out), of query, key and value (D, H, K), of the attention's output
+(H, K, D), of convolutions (height, width, in, out). D is the model's width, H the number of heads,
+K the width of one.
 """
 
 import re
@@ -16,62 +20,68 @@ import torch
 from torch import Tensor
 
 from vit.errors import CheckpointError
-from vit.weights.description import Weights, describe, squash, with_learned_positions
+from vit.weights.description import (
+    Weights,
+    describe,
+    squash_preprocessing,
+    with_learned_positions,
+)
 from vit.weights.names import (
+    BLOCK,
     CLS,
     PATCHES,
     POSITIONS,
-    flat_units,
-    place_unit,
+    QKV,
+    flatten_units,
     to_ours,
     to_theirs,
+    unflatten_unit,
     unit_map,
 )
 
 MARK = "embedding/kernel"
 
+# Before every name in vit_jax's and big_vision's whole training states; files of weights have none
+PREFIXES = ("opt/target/", "params/", "")
 
-PREFIXES = (
-    "opt/target/",
-    "params/",
-    "",
-)  # of vit_jax's and big_vision's whole states, and of files of weights alone
+THEIR_BLOCK = "Transformer.encoderblock_{}."
+THEIR_ATTENTION = THEIR_BLOCK + "MultiHeadDotProductAttention_{}."
+THEIR_MLP = THEIR_BLOCK + "MlpBlock_{}."
 
-
-BLOCK, OURS = "Transformer.encoderblock_{}.", "encoder.blocks.{}."
-
-
-ATTENTION, MLP = BLOCK + "MultiHeadDotProductAttention_{}.", BLOCK + "MlpBlock_{}."
-
-
+# With . for / and PyTorch's endings, see rename()
 TABLE = {
     "embedding": PATCHES + "projection",
     "cls": CLS,
     "Transformer.encoder_norm": "encoder.norm",
     "pre_logits": "pooler.dense",
     "head": "head",
-    BLOCK + "LayerNorm_0": OURS + "norm1",
-    **{ATTENTION + part: OURS + f"attention.{part}" for part in ("query", "key", "value")},
-    ATTENTION + "out": OURS + "attention.projection",
-    MLP + "Dense_0": OURS + "mlp.fc1",
-    MLP + "Dense_1": OURS + "mlp.fc2",
-    # big_vision's before vit_jax's, which are written
+    THEIR_BLOCK + "LayerNorm_0": BLOCK + "norm1",
+    **{THEIR_ATTENTION + part: BLOCK + f"attention.{part}" for part in QKV},
+    THEIR_ATTENTION + "out": BLOCK + "attention.projection",
+    THEIR_MLP + "Dense_0": BLOCK + "mlp.fc1",
+    THEIR_MLP + "Dense_1": BLOCK + "mlp.fc2",
+    # big_vision's names before vit_jax's: the last one is written.
     "pos_embedding": POSITIONS,
     "Transformer.pos_embedding": POSITIONS,
     "Transformer.posembed_input.pos_embedding": POSITIONS,
-    BLOCK + "LayerNorm_1": OURS + "norm2",
-    BLOCK + "LayerNorm_2": OURS + "norm2",
+    THEIR_BLOCK + "LayerNorm_1": BLOCK + "norm2",
+    THEIR_BLOCK + "LayerNorm_2": BLOCK + "norm2",
     "conv_root": PATCHES + "stem.conv",
     "gn_root": PATCHES + "stem.norm",
     **unit_map("gn", "conv_proj", "gn_proj"),
 }
 
+# JAX's endings and PyTorch's
+ENDINGS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
-KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+Arrays = dict[str, np.ndarray]
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Raises CheckpointError where the file is cut short or holds Python objects, which are not loaded."""
+def read_arrays(path: Path) -> Arrays:
+    """All arrays of an .npz.
+
+    Raises CheckpointError where it is cut short or holds Python objects, which are never loaded.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -81,71 +91,105 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
+def read(path: Path, arrays: Arrays) -> Weights:
+    """Raises CheckpointError for other architectures, as those that pool by attention."""
+    arrays = strip_state_prefix(arrays)
+    pooling = [name for name in arrays if name.startswith(("MAPHead_0/", "probe"))]
+    if pooling:
+        raise CheckpointError(
+            f"{path}: pools by attention (big_vision's MAPHead, {pooling[0]}); only models with a "
+            "class token or a mean can be loaded"
+        )
+    arrays = unstack_blocks(arrays)
+    tensors = to_ours(rename(arrays), TABLE, path, ".npz")
+    known: dict[str, Any] = {
+        "num_heads": count_heads(arrays),
+        "activation": "gelu_tanh",  # flax's default, as is the epsilon
+        "layer_norm_eps": 1e-6,
+    }
+    if POSITIONS not in tensors:
+        known["position"] = "sincos2d"  # big_vision computes these and stores none
+    model, assumed = describe(tensors, path, known)
+    return Weights(path, "Google's .npz", tensors, model, assumed, squash_preprocessing(model))
+
+
+def strip_state_prefix(arrays: Arrays) -> Arrays:
+    """The weights alone, out of a whole training state too."""
+    prefix = next((prefix for prefix in PREFIXES if prefix + MARK in arrays), "")
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def unstack_blocks(arrays: Arrays) -> Arrays:
+    """Give each block its own arrays, where big_vision has stacked all blocks in one array."""
+    unstacked = {}
+    for name, array in arrays.items():
+        if name.startswith("Transformer/encoderblock/"):
+            for number, block in enumerate(array):
+                unstacked[name.replace("encoderblock/", f"encoderblock_{number}/")] = block
+        else:
+            unstacked[name] = array
+    return unstacked
+
+
+def count_heads(arrays: Arrays) -> int:
+    """The number of heads, by the shape (D, H, K) of a query's kernel."""
+    # JAX keeps the heads as an axis, so no convention is needed.
+    queries = (array for name, array in arrays.items() if name.endswith("query/kernel"))
+    query = next(queries, None)
+    return 0 if query is None else query.shape[1]
+
+
+def rename(arrays: Arrays) -> dict[str, Tensor]:
+    """Arrays as tensors in PyTorch's layout, under the names that TABLE translates."""
+    units = flatten_units(list(arrays), r"^block(\d+)/unit(\d+)/")
+    tensors = {}
+    for name, array in arrays.items():
+        *stem, ending = units.get(name, name).replace("/", ".").split(".")
+        new_name = ".".join([*stem, ENDINGS.get(ending, ending)])
+        tensors[new_name] = to_torch(to_tensor(array), name)
+    return tensors
+
+
 def to_tensor(array: np.ndarray) -> Tensor:
+    """A float32 tensor of an array, which may hold bfloat16."""
     if array.dtype.kind == "V":  # numpy has no bfloat16 and shows it as two bytes
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
     return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
-def read(path: Path, arrays: dict[str, np.ndarray]) -> Weights:
-    prefix = next((prefix for prefix in PREFIXES if prefix + MARK in arrays), "")
-    arrays = {
-        name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }
-    if pooling := [name for name in arrays if name.startswith(("MAPHead_0/", "probe"))]:
-        raise CheckpointError(
-            f"{path}: pools by attention (big_vision's MAPHead, {pooling[0]}); only models with a class "
-            "token or a mean can be loaded"
-        )
-    for name in [
-        name for name in arrays if name.startswith("Transformer/encoderblock/")
-    ]:  # all blocks stacked in one array
-        for number, array in enumerate(arrays.pop(name)):
-            arrays[name.replace("encoderblock/", f"encoderblock_{number}/")] = array
-    heads = next(
-        (array.shape[1] for name, array in arrays.items() if name.endswith("query/kernel")), 0
-    )
-    tensors, units = {}, flat_units(list(arrays), r"^block(\d+)/unit(\d+)/")
-    for name, array in arrays.items():
-        *stem, last = units.get(name, name).replace("/", ".").split(".")
-        tensors[".".join([*stem, KINDS.get(last, last)])] = to_torch(to_tensor(array), name)
-    tensors = to_ours(tensors, TABLE, path, ".npz")
-    told: dict[str, Any] = {
-        "num_heads": heads,
-        "activation": "gelu_tanh",
-        "layer_norm_eps": 1e-6,
-    }  # flax's defaults
-    if POSITIONS not in tensors:
-        told["position"] = "sincos2d"  # big_vision computes these and stores none
-    model, assumed = describe(tensors, path, **told)
-    return Weights(path, "Google's .npz", tensors, model, assumed, squash(model))
-
-
 def to_torch(tensor: Tensor, name: str) -> Tensor:
-    """JAX's order of axes to PyTorch's; `name` is theirs."""
-    if "MultiHeadDotProductAttention" in name:
-        if name.endswith("bias"):
-            return tensor.flatten()
-        return (tensor.flatten(0, 1) if "/out/" in name else tensor.flatten(1)).T.contiguous()
-    if name.endswith("kernel"):
-        return (tensor.permute(3, 2, 0, 1) if tensor.dim() == 4 else tensor.T).contiguous()
-    return tensor.flatten() if name.endswith(("scale", "bias")) else tensor
+    """Bring a tensor from JAX's layout to PyTorch's; `name` is theirs."""
+    is_kernel = name.endswith("kernel")
+    if "MultiHeadDotProductAttention" in name and is_kernel:
+        # The output's (H, K, D), else (D, H, K)
+        matrix = tensor.flatten(0, 1) if "/out/" in name else tensor.flatten(1)
+        return matrix.T.contiguous()
+    if is_kernel and tensor.dim() == 4:
+        return tensor.permute(3, 2, 0, 1).contiguous()
+    if is_kernel:
+        return tensor.T.contiguous()
+    if name.endswith(("scale", "bias")):
+        return tensor.flatten()
+    return tensor
 
 
-def to_jax(tensor: Tensor, name: str, heads: int) -> np.ndarray:
+def to_jax(tensor: Tensor, name: str, num_heads: int) -> np.ndarray:
     """The inverse of to_torch. Group norms get back their (1, 1, 1, C)."""
-    if "MultiHeadDotProductAttention" in name:
-        if "/out/" in name:
-            tensor = tensor.T.unflatten(0, (heads, -1)) if name.endswith("kernel") else tensor
+    is_kernel = name.endswith("kernel")
+    is_attention = "MultiHeadDotProductAttention" in name
+    if is_attention and "/out/" in name:
+        if is_kernel:
+            tensor = tensor.T.unflatten(0, (num_heads, -1))
+    elif is_attention:
+        if is_kernel:
+            tensor = tensor.T.unflatten(1, (num_heads, -1))
         else:
-            tensor = (
-                tensor.T.unflatten(1, (heads, -1))
-                if name.endswith("kernel")
-                else tensor.unflatten(0, (heads, -1))
-            )
-    elif name.endswith("kernel"):
+            tensor = tensor.unflatten(0, (num_heads, -1))
+    elif is_kernel:
         tensor = tensor.permute(2, 3, 1, 0) if tensor.dim() == 4 else tensor.T
     elif "/gn" in f"/{name}":
         tensor = tensor.reshape(1, 1, 1, -1)
@@ -153,38 +197,51 @@ def to_jax(tensor: Tensor, name: str, heads: int) -> np.ndarray:
 
 
 def write(weights: Weights, out: Path) -> list[str]:
-    """vit_jax's names. Returns notes for the user; raises CheckpointError where the model doesn't fit."""
-    weights = with_learned_positions(
-        weights,
-        "Google's .npz",
+    """Write arrays under vit_jax's names.
+
+    Returns notes for the user. Raises CheckpointError where the format can't express the model.
+    """
+    supported = (
         "representation_size",
         "resnet_stages",
         "global_pool",
         "cls_token",
         "activation",
     )
+    weights = with_learned_positions(weights, "Google's .npz", *supported)
     model = weights.model
     if model["cls_token"] and model["global_pool"] == "mean":
         raise CheckpointError(
-            f"{weights.path}: Google's .npz has no place for a class token beside global_pool=mean; "
-            "--format safetensors and onnx do"
+            f"{weights.path}: Google's .npz can't express a class token beside global_pool=mean; "
+            "--format safetensors and onnx can"
         )
-    table = {
-        theirs.replace("Attention_{}", "Attention_1").replace("MlpBlock_{}", "MlpBlock_3"): ours
-        for theirs, ours in TABLE.items()
-    }
     arrays = {}
-    for name, tensor in to_theirs(weights.tensors, table).items():
-        name = place_unit(name, model["resnet_stages"] or [], "block{}.unit{}", first=1)
-        name = re.sub(r"((?:_norm|LayerNorm_\d|gn_?\w+)\.)weight$", r"\1scale", name)
-        name = re.sub("weight$", "kernel", name).replace(".", "/")
-        arrays[name] = to_jax(tensor, name, model["num_heads"])
-    with open(out, "wb") as file:
+    for name, tensor in to_theirs(weights.tensors, written_table(), weights.path).items():
+        jax_name = to_jax_name(name, model["resnet_stages"] or [])
+        arrays[jax_name] = to_jax(tensor, jax_name, model["num_heads"])
+    with open(out, "wb") as file:  # given a path, numpy would add .npz to it
         np.savez(file, **arrays)
-    return (
-        []
-        if model["activation"] == "gelu_tanh"
-        else [
-            f"an .npz doesn't tell the activation: this one is {model['activation']}, vit_jax computes gelu_tanh, timm gelu"
-        ]
-    )
+    if model["activation"] == "gelu_tanh":
+        return []
+    return [
+        f"an .npz doesn't tell the activation: this one is {model['activation']}, vit_jax "
+        "computes gelu_tanh, timm gelu"
+    ]
+
+
+def written_table() -> dict[str, str]:
+    """TABLE with vit_jax's numbers of the parts in a block."""
+    # In reading any number will do: vit_jax has 1 and 3, big_vision 0.
+    table = {}
+    for theirs, ours in TABLE.items():
+        theirs = theirs.replace("Attention_{}", "Attention_1").replace("MlpBlock_{}", "MlpBlock_3")
+        table[theirs] = ours
+    return table
+
+
+def to_jax_name(name: str, stages: list[int]) -> str:
+    """A name of TABLE as vit_jax writes it: with / and JAX's endings."""
+    name = unflatten_unit(name, stages, "block{}.unit{}", first=1)
+    # Norms have scales, everything else has kernels.
+    name = re.sub(r"((?:_norm|LayerNorm_\d|gn_?\w+)\.)weight$", r"\1scale", name)
+    return re.sub("weight$", "kernel", name).replace(".", "/")

@@ -2,14 +2,14 @@
 
 import pytest
 
-from vit.runs.timing import Clock, Spent, bottleneck
+from vit.runs.timing import Circumstances, Clock, Speed, Spent, bottleneck
 
 HERE = {
     "device": "cpu",
     "precision": "bf16",
     "compiled": True,
     "could_compile": True,
-    "could_bf16": True,
+    "could_use_bf16": True,
     "from_files": True,
     "workers": 2,
     "cores": 2,
@@ -17,7 +17,7 @@ HERE = {
 
 
 @pytest.mark.parametrize(
-    ("spent", "mfu", "changes", "told"),
+    ("spent", "mfu", "changes", "parts"),
     [
         (
             Spent(data=20, steps=80),
@@ -57,32 +57,66 @@ HERE = {
         (Spent(), 0.0, {}, ["computing"]),
     ],
 )
-def test_the_bottleneck_is_named_with_what_would_help(spent, mfu, changes, told):
-    line = bottleneck(spent, mfu, **{**HERE, **changes})
-    assert all(words in line for words in told), line
+def test_the_bottleneck_is_named_with_what_would_help(spent, mfu, changes, parts):
+    line = bottleneck(spent, mfu, Circumstances(**{**HERE, **changes}))
+    assert all(part in line for part in parts), line
     assert line.count("help") + line.count("would use it better") == 1
 
 
-def test_saving_is_due_by_steps_or_by_minutes_but_not_where_a_process_begins(monkeypatch):
-    now = [100.0]
+@pytest.fixture
+def now(monkeypatch):
+    """The time in seconds, to be set."""
+    now = [0.0]
     monkeypatch.setattr("vit.runs.timing.time.monotonic", lambda: now[0])
-    clock = Clock(step=6, seconds=30.0)
+    return now
+
+
+def test_saving_is_due_by_steps_or_by_minutes_but_not_where_a_process_begins(now):
+    now[0] = 100.0
+    clock = Clock(first_step=6, seconds_before=30.0)
     assert [step for step in range(6, 13) if clock.save_due(step, 3)] == [9, 12]
     assert not clock.save_due(7, None)
     now[0] = 701.0
     assert not clock.save_due(6, None)
     assert clock.save_due(7, None)
-    assert clock.now() == 631.0
+    clock.saved()
+    assert not clock.save_due(8, None)
+    assert clock.total_seconds() == 631.0
 
 
-def test_a_forecast_comes_once_and_without_the_first_step(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("vit.runs.timing.time.monotonic", lambda: now[0])
-    clock = Clock(step=0, seconds=0.0)
+def test_a_forecast_comes_once_and_without_the_first_step(now):
+    clock = Clock(first_step=0, seconds_before=0.0)
     due = []
     for step in range(1, 8):
         now[0] += 60.0 if step == 1 else 2.0  # the first compiles
         if clock.forecast_due(step):
             due.append(step)
-            assert clock.seconds_a_step(step) == 2.0
+            assert clock.seconds_per_step(step) == 2.0
     assert due == [4]
+
+
+def test_time_is_counted_by_purpose_also_where_it_ends_in_an_error(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("vit.runs.timing.time.perf_counter", lambda: now[0])
+    clock = Clock(0, 0.0)
+    for purpose, seconds in (("data", 1.0), ("saving", 2.0), ("data", 4.0)):
+        with clock.during(purpose):
+            now[0] += seconds
+
+    def fail():
+        with clock.during("evaluation"):
+            now[0] += 8.0
+            raise KeyError("planted")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert clock.spent == Spent(data=5.0, saving=2.0, evaluation=8.0)
+    assert clock.spent.total() == 15.0
+
+
+def test_the_fraction_of_the_devices_rate_never_passes_one():
+    speed = Speed(macs=10**9, product_rate=1.2e12)
+    assert speed.mfu(100.0) == pytest.approx(0.5)
+    # The rate was measured on a busy machine: it is corrected
+    assert speed.mfu(400.0) == 1.0
+    assert speed.mfu(200.0) == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""Heads: scored, masked, removed."""
+"""Attention heads: scored, masked, removed."""
 
 import copy
 
@@ -24,17 +24,15 @@ SMALL = {
 
 
 def build(**changes):
-    """With weights large enough that every head matters."""
+    """A model with weights so large that every head matters."""
     torch.manual_seed(0)
     return VisionTransformer(**{**SMALL, **changes}).eval()
 
 
 def batch(count=6):
+    """(images, labels)."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, 3, 16, 16, generator=generator), torch.arange(count) % 5
-
-
-# --- removal ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -59,12 +57,13 @@ def test_masked_and_pruned_logits_agree_also_when_pruned_twice(changes):
         masked = model.trace(images, mask).logits
         assert (masked - before).abs().max() > 1e-3
         torch.testing.assert_close(pruned(images), masked, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(
-            pruned.trace(images, torch.ones(3, 4)).logits, masked, atol=1e-4, rtol=1e-4
-        )
+        traced = pruned.trace(images, torch.ones(3, 4)).logits
+        torch.testing.assert_close(traced, masked, atol=1e-4, rtol=1e-4)
     assert removed_heads(pruned) == {0: [1, 2, 3], 1: [3], 2: [0, 3]}
+
     rebuilt = build(**changes, pruned_heads={0: [1, 2, 3], 1: [3], 2: [0, 3]})
     assert torch.equal(rebuilt(images), pruned(images))
+
     # A mask goes by the original numbers, whatever was removed before
     one_more = torch.ones(3, 4)
     one_more[2, 1] = mask[2, 1] = 0
@@ -79,10 +78,11 @@ def test_masked_and_pruned_logits_agree_also_when_pruned_twice(changes):
 def test_a_mask_for_each_image():
     model, images = build(), batch(3)[0]
     masks = torch.rand(3, 3, 4)
-    alone = torch.cat(
-        [model.trace(image[None], mask).logits for image, mask in zip(images, masks, strict=True)]
-    )
-    torch.testing.assert_close(model.trace(images, masks).logits, alone, atol=1e-5, rtol=1e-5)
+    one_by_one = [
+        model.trace(image[None], mask).logits for image, mask in zip(images, masks, strict=True)
+    ]
+    together = model.trace(images, masks).logits
+    torch.testing.assert_close(together, torch.cat(one_by_one), atol=1e-5, rtol=1e-5)
 
 
 def test_what_a_head_costs():
@@ -98,48 +98,44 @@ def test_what_a_head_costs():
 
 def test_frozen_parameters_stay_frozen():
     model = build()
-    model.encoder.blocks[0].attention.key.requires_grad_(False)
-    model.prune_heads({0: [1]})
     attention = model.encoder.blocks[0].attention
-    assert [matrix.weight.requires_grad for matrix in (attention.query, attention.key)] == [
-        True,
-        False,
-    ]
+    attention.key.requires_grad_(False)
+    model.prune_heads({0: [1]})
+    assert attention.query.weight.requires_grad
+    assert not attention.key.weight.requires_grad
+    assert not attention.key.bias.requires_grad
 
 
 @pytest.mark.parametrize(
-    ("heads", "told"),
+    ("heads", "message"),
     [
         ({0: [0], 3: [1]}, "no layer 3 to remove heads from; there are 0 to 2"),
         ({-1: [0]}, "no layer -1"),
         ({0: [0], 1: [4]}, "layer 1 has no head 4 to remove; it has 0, 1, 2, 3"),
         ({1: [-1]}, "layer 1 has no head -1"),
         ({2: [2]}, "head 2 of layer 2 was removed before; it has 0, 1, 3"),
-        ({1: [0, 1, 2, 3]}, "layer 1 must keep one head"),
-        ({2: [0, 1, 3]}, "layer 2 must keep one head at least; it has 0, 1, 3"),
+        ({1: [0, 1, 2, 3]}, "layer 1 must keep at least one head"),
+        ({2: [0, 1, 3]}, "layer 2 must keep at least one head; it has 0, 1, 3"),
     ],
 )
-def test_impossible_removals_are_refused_and_change_nothing(heads, told):
+def test_impossible_removals_are_refused_and_change_nothing(heads, message):
     model = build(pruned_heads={2: [2]})
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         model.prune_heads(heads)
     assert removed_heads(model) == {2: [2]}
 
 
-def test_a_configuration_may_hold_layers_as_words():
-    plain = {**SMALL, "name": "small"}
-    del plain["num_classes"]
-    model = build_model({**plain, "pruned_heads": {"0": [1, 3], "2": [0]}}, 5)
+def test_a_configuration_may_hold_layers_as_text():
+    settings = {**SMALL, "name": "small"}
+    del settings["num_classes"]
+    model = build_model({**settings, "pruned_heads": {"0": [1, 3], "2": [0]}}, 5)
     assert removed_heads(model) == {0: [1, 3], 2: [0]}
     for wrong in ([0, 1], {"first": [0]}, {0: 1}):
         with pytest.raises(ValueError, match=r"pruned_heads must be \{layer: \[heads\]\}"):
-            build_model({**plain, "pruned_heads": wrong}, 5)
+            build_model({**settings, "pruned_heads": wrong}, 5)
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
-
-
-def test_importance_is_the_mean_of_every_samples_own_gradient():
+def test_importance_is_the_mean_of_the_gradients_of_single_images():
     model, (images, labels) = build(), batch()
     total = torch.zeros(3, 4)
     for image, label in zip(images, labels, strict=True):
@@ -155,46 +151,47 @@ def test_importance_is_the_mean_of_every_samples_own_gradient():
 def test_importance_by_finite_differences():
     model, (images, labels) = build().double(), batch()
     images = images.double()
+
+    def losses(layer, head, change):
+        mask = torch.ones(3, 4, dtype=torch.float64)
+        mask[layer, head] += change
+        with torch.no_grad():
+            logits = model.trace(images, mask).logits
+            return F.cross_entropy(logits, labels, reduction="none")
+
     slopes = torch.zeros(3, 4, dtype=torch.float64)
     for layer in range(3):
         for head in range(4):
-            losses = []
-            for change in (1e-4, -1e-4):
-                mask = torch.ones(3, 4, dtype=torch.float64)
-                mask[layer, head] += change
-                with torch.no_grad():
-                    losses.append(
-                        F.cross_entropy(model.trace(images, mask).logits, labels, reduction="none")
-                    )
-            slopes[layer, head] = ((losses[0] - losses[1]) / 2e-4).abs().mean()
+            difference = losses(layer, head, 1e-4) - losses(layer, head, -1e-4)
+            slopes[layer, head] = (difference / 2e-4).abs().mean()
     expected = slopes / slopes.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(
-        importance(model, [(images, labels)]), expected, atol=1e-5, rtol=1e-5
-    )
+    scores = importance(model, [(images, labels)])
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_head_that_adds_nothing_has_no_importance():
     model = build()
     value = model.encoder.blocks[1].attention.value
     with torch.no_grad():
-        value.weight[16:24], value.bias[16:24] = 0, 0
+        value.weight[16:24] = 0
+        value.bias[16:24] = 0
     scores = importance(model, [batch()])
     assert scores[1, 2] == 0
     assert (scores > 0).sum() == 11
     with torch.no_grad():
-        value.weight[:], value.bias[:] = 0, 0
-    assert importance(model, [batch()])[1].tolist() == [
-        0,
-        0,
-        0,
-        0,
-    ]  # not NaN, which is for heads that are gone
+        value.weight.zero_()
+        value.bias.zero_()
+    # 0, and not NaN, which is for heads that are gone
+    assert importance(model, [batch()])[1].tolist() == [0, 0, 0, 0]
 
 
 def test_removed_heads_have_no_score():
     scores = importance(build(pruned_heads={0: [1, 3], 2: [0]}), [batch()])
     assert scores.isnan().nonzero().tolist() == [[0, 1], [0, 3], [2, 0]]
     assert scores.nan_to_num().norm(dim=1).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_importance_needs_images():
     with pytest.raises(ValueError, match="no images"):
         importance(build(), [])
 

@@ -1,0 +1,236 @@
+"""The sweep's jobs and its table, from folders as jobs leave them."""
+
+import csv
+import json
+import math
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from helpers import ROOT
+from PIL import Image
+
+from vit.errors import ConfigError, Stopped
+from vit.runs import sweep
+from vit.runs.sweep import (
+    collect,
+    draw,
+    job_slot,
+    over_seeds,
+    print_summary,
+    run_job,
+    table,
+    train_job,
+)
+
+
+def write_job(folder, overrides, exit_code=0, **result):
+    folder.mkdir(parents=True)
+    note = {"overrides": overrides, "status": "ended", "exit_code": exit_code}
+    (folder / "job.json").write_text(json.dumps(note))
+    if result:
+        result = {"reason": "all steps done", "seconds": 10.0, **result}
+        (folder / "result.json").write_text(json.dumps(result))
+
+
+def write_finished(folder, overrides, val_top1, test_top1):
+    write_job(folder, overrides, status="finished", val_top1=val_top1, test_top1=test_top1)
+
+
+@pytest.fixture
+def four_jobs(tmp_path):
+    """Two that finished, one that was killed, one that was refused."""
+    write_finished(tmp_path / "0", ["optimizer.lr=1"], 0.5, 0.45)
+    write_finished(tmp_path / "1", ["optimizer.lr=2"], 0.7, 0.65)
+    write_job(tmp_path / "2", ["optimizer.lr=3"], exit_code=-9)
+    reason = "optimizer.lr must be positive"
+    write_job(tmp_path / "3", ["optimizer.lr=0"], exit_code=2, status="failed", reason=reason)
+    return tmp_path
+
+
+def test_jobs_are_ranked_and_the_crashed_come_last(four_jobs):
+    rows = collect(four_jobs)
+    assert [(row["job"], row["status"]) for row in rows] == [
+        ("1", "finished"),
+        ("0", "finished"),
+        ("2", "crashed"),
+        ("3", "failed"),
+    ]
+    lines = table(rows).splitlines()
+    first = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    assert first == ["1", "1", "70.00%", "65.00%", "finished", "optimizer.lr=2"]
+    assert "crashed: signal SIGKILL" in lines[4]
+    # No second table: no jobs differ in the seed alone
+    assert lines[6:] == ["", "best: python train.py optimizer.lr=2"]
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason"), [(1, "exit code 1"), (-11, "SIGSEGV"), (None, "")]
+)
+def test_a_job_without_a_result_is_told_by_its_exit_code(tmp_path, exit_code, reason):
+    write_job(tmp_path / "0", [], exit_code=exit_code)
+    (row,) = collect(tmp_path)
+    assert row["status"] == ("running" if exit_code is None else "crashed")
+    assert reason in row["reason"]
+
+
+def test_the_summary_is_written_and_printed(four_jobs, capsys):
+    print_summary(four_jobs)
+    text = (four_jobs / "summary.md").read_text()
+    output = capsys.readouterr().out
+    assert text in output
+    assert "2 of 4 jobs finished" in output
+    with open(four_jobs / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["job"] for row in rows] == ["1", "0", "2", "3"]
+    assert (rows[0]["val_top1"], rows[3]["val_top1"]) == ("0.7", "")
+    assert (four_jobs / "summary.png").exists()
+
+
+def test_the_picture_shows_what_has_a_result(tmp_path):
+    write_finished(tmp_path / "0", ["optimizer.lr=1"], 0.5, None)
+    write_job(tmp_path / "1", ["optimizer.lr=2"], exit_code=-11)
+    draw(collect(tmp_path), tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.width > 500
+    (tmp_path / "0" / "result.json").unlink()
+    draw(collect(tmp_path), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_a_finished_job_is_left_alone_and_others_begin_anew(tmp_path, monkeypatch):
+    begun = []
+
+    def note(folder, overrides, gpu=None):
+        begun.append(folder.name)
+
+    monkeypatch.setattr(sweep, "train_job", note)
+    write_finished(tmp_path / "0", ["seed=1"], 0.5, 0.5)
+    write_job(tmp_path / "1", ["seed=2"], exit_code=-9, status="failed", val_top1=None)
+    assert run_job(tmp_path / "0", ["seed=1"]) == 0.5
+    assert math.isnan(run_job(tmp_path / "1", ["seed=2"]))
+    assert math.isnan(run_job(tmp_path / "2", ["seed=3"]))
+    assert begun == ["1", "2"]
+    # Or a crash would show what an earlier start has left
+    assert not (tmp_path / "1" / "result.json").exists()
+
+
+def test_the_folder_of_another_job_is_refused(tmp_path):
+    write_finished(tmp_path / "0", ["seed=1"], 0.5, 0.5)
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/0: .*hydra\.sweep\.dir"):
+        run_job(tmp_path / "0", ["seed=7"])
+
+
+def test_jobs_that_differ_in_the_seed_alone_get_a_mean(tmp_path):
+    for seed, (val, test) in enumerate([(0.90, 0.88), (0.92, 0.89), (0.94, 0.90)]):
+        overrides = ["experiment=digits", f"seed={seed}"]
+        write_finished(tmp_path / str(seed), overrides, val, test)
+    write_job(tmp_path / "3", ["experiment=digits", "seed=3"], exit_code=1)
+    other = ["experiment=digits", "optimizer.lr=1", "seed=0"]
+    write_finished(tmp_path / "4", other, 0.9, 0.9)
+    rows = collect(tmp_path)
+    (group,) = over_seeds(rows)
+    assert (group["overrides"], group["seeds"]) == ("experiment=digits", 3)
+    assert group["val_top1"] == pytest.approx((0.92, 0.02))
+    assert group["test_top1"] == pytest.approx((0.89, 0.01))
+    assert "| 3     | 92.00 ± 2.00 % | 89.00 ± 1.00 % | experiment=digits |" in table(rows)
+
+
+def test_without_validation_the_mean_is_that_of_test_alone(tmp_path):
+    for seed in (1, 2):
+        write_finished(tmp_path / str(seed), [f"seed={seed}"], None, 0.5 + seed / 10)
+    rows = collect(tmp_path)
+    (group,) = over_seeds(rows)
+    assert group["val_top1"] is None
+    assert group["test_top1"] == pytest.approx((0.65, 0.0707), abs=1e-4)
+    assert "|           | 65.00 ± 7.07 % | (none)" in table(rows)
+
+
+def test_so_many_jobs_work_at_once_each_in_a_slot_of_its_own(tmp_path):
+    working, most, taken = set(), [], []
+
+    def work():
+        with job_slot(tmp_path, 2) as number:
+            assert number not in working
+            working.add(number)
+            most.append(len(working))
+            taken.append(number)
+            time.sleep(0.2)
+            working.remove(number)
+
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(taken), max(most), set(taken)) == (5, 2, {0, 1})
+
+
+def test_without_a_limit_there_are_no_slots(tmp_path):
+    with job_slot(tmp_path, None) as number:
+        assert number is None
+    assert list(tmp_path.iterdir()) == []
+
+
+class FakeChild:
+    """A child process that ends at once; notes the commands and environments of all."""
+
+    started: list
+
+    def __init__(self, command, env, **others):
+        self.started.append((command, env))
+
+    def wait(self):
+        return 0
+
+
+@pytest.fixture
+def started(monkeypatch):
+    FakeChild.started = []
+    monkeypatch.setattr(sweep.subprocess, "Popen", FakeChild)
+    return FakeChild.started
+
+
+def test_a_job_sees_the_gpu_of_its_slot(tmp_path, monkeypatch, started):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    train_job(tmp_path, ["seed=1"], 1)
+    train_job(tmp_path, ["seed=1"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    train_job(tmp_path, ["seed=1"], 1)
+    assert [env.get("CUDA_VISIBLE_DEVICES") for _, env in started] == ["1", None, "6"]
+
+
+def test_a_job_is_train_py_with_its_overrides_in_its_folder(tmp_path, started):
+    train_job(tmp_path, ["seed=1"])
+    train_job(tmp_path, ["resume=elsewhere"])
+    commands = [command for command, _ in started]
+    script = [sys.executable, str(ROOT / "train.py")]
+    assert commands == [
+        [*script, "seed=1", "resume=auto", f"hydra.run.dir={tmp_path}"],
+        [*script, "resume=elsewhere", f"hydra.run.dir={tmp_path}"],
+    ]
+    note = json.loads((tmp_path / "job.json").read_text())
+    assert note == {"overrides": ["resume=elsewhere"], "status": "ended", "exit_code": 0}
+
+
+@pytest.mark.usefixtures("started")
+def test_a_signal_is_passed_on_to_the_job_and_ends_the_sweep(tmp_path, monkeypatch):
+    passed_on = []
+
+    class StoppedChild(FakeChild):
+        def send_signal(self, number):
+            passed_on.append(number)
+
+        def wait(self):
+            signal.raise_signal(signal.SIGTERM)
+            return 75
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", StoppedChild)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match=rf"SIGTERM .*hydra\.sweep\.dir={tmp_path.parent}"):
+        train_job(tmp_path, ["seed=1"])
+    assert passed_on == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert json.loads((tmp_path / "job.json").read_text())["exit_code"] == 75

@@ -1,0 +1,49 @@
+"""What the machine does to a run ends it in one line; everything else is a bug."""
+
+import errno
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from vit.errors import TrainingFailed
+from vit.runtime.faults import describe_fault, faults_end_training
+
+FAULTS = [
+    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded"),
+    (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+    (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "train.micro_batch_size=8"),
+    (dist.DistBackendError("NCCL error\nsecond line"), "another process"),
+    (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed"), "another process"),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal"), "runtime.workers"),
+]
+BUGS = [
+    OSError(errno.ENOENT, "No such file"),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    KeyError("planted"),
+]
+
+
+@pytest.mark.parametrize(("error", "part"), FAULTS, ids=lambda value: type(value).__name__)
+def test_faults_are_described_in_one_line(error, part):
+    message = describe_fault(error, images_at_once=16)
+    assert part in message
+    assert "\n" not in message
+    with pytest.raises(TrainingFailed) as failed, faults_end_training(16, lambda: "; kept"):
+        raise error
+    assert str(failed.value) == f"{message}; kept"
+    assert failed.value.exit_code == 3
+    assert failed.value.__suppress_context__
+
+
+def test_the_advice_never_falls_below_one_image():
+    message = describe_fault(torch.OutOfMemoryError("out of memory"), images_at_once=1)
+    assert "train.micro_batch_size=1" in message
+
+
+@pytest.mark.parametrize("error", BUGS, ids=lambda value: type(value).__name__)
+def test_a_bug_stays_what_it_is(error):
+    with pytest.raises(type(error)) as raised, faults_end_training(16, lambda: "; kept"):
+        raise error
+    assert raised.value is error

@@ -1,0 +1,111 @@
+"""The hardware a run is told of: device, threads, workers."""
+
+import os
+
+import pytest
+import torch
+
+from vit.errors import ConfigError
+from vit.runtime.cores import loader_workers, usable_cores
+from vit.runtime.device import choose_device, describe_device, peak_memory, product_rate
+from vit.runtime.launch import process_rank, started_by_torchrun
+from vit.runtime.machine import Machine
+from vit.runtime.processes import Processes
+from vit.runtime.signals import StopSignal
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _torchs_settings():
+    """Threads and deterministic kernels are settings of the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+
+
+def start(**changes):
+    settings = {
+        "device": "cpu",
+        "threads": None,
+        "deterministic": False,
+        "workers": None,
+        "sharding": "none",
+    }
+    return Machine.start(StopSignal(), **{**settings, **changes})
+
+
+def test_one_process_on_the_cpu():
+    machine = start(threads=1, workers=3)
+    assert (machine.device, machine.workers, machine.sharded) == (CPU, 3, False)
+    assert (machine.processes.rank, machine.processes.count) == (0, 1)
+    assert machine.is_first
+    assert torch.get_num_threads() == 1
+    assert machine.describe() == "cpu, 1 threads"
+
+
+def test_several_processes_are_counted_and_the_first_speaks():
+    machine = Machine(CPU, Processes(rank=1, count=2), workers=0, sharded=False)
+    assert not machine.is_first
+    assert machine.describe().startswith("2 processes, each cpu")
+
+
+def test_deterministic_kernels_are_asked_for():
+    start(deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    start(deterministic=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_one_process_can_not_be_sharded():
+    with pytest.raises(ConfigError, match=r"runtime\.sharding=fsdp.*runtime\.processes"):
+        start(sharding="fsdp")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_takes_the_first_device_there_is(monkeypatch):
+    assert choose_device("auto") == CPU
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert choose_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_missing_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"runtime\.device={name}.* cpu"):
+        start(device=name)
+
+
+def test_workers_are_as_many_as_the_cores_of_a_process_eight_at_most(monkeypatch):
+    monkeypatch.setattr("vit.runtime.cores.usable_cores", lambda: 12)
+    assert loader_workers(None) == 8
+    assert loader_workers(None, processes=4) == 3
+    assert loader_workers(None, processes=100) == 1
+    assert loader_workers(0) == 0
+    assert 1 <= usable_cores() <= os.cpu_count()
+
+
+def test_the_device_is_measured_and_described():
+    assert describe_device(CPU) == f"cpu, {torch.get_num_threads()} threads"
+    assert product_rate(CPU, torch.float32) > 1e8
+    assert peak_memory(CPU) > 2**20  # bytes
+
+
+def test_a_launcher_is_recognized_by_all_its_variables(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "3")
+    # Schedulers set some of them too
+    assert not started_by_torchrun()
+    assert process_rank() == 0
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    assert started_by_torchrun()
+    assert process_rank() == 3

@@ -1,0 +1,139 @@
+"""From the configuration to the parts of a run."""
+
+import pytest
+import torch
+from composing import configured
+from small_training import CPU, make_state
+
+from vit.checkpoints.run import RunCheckpoints
+from vit.data.splits import ImageDataset, ImageSplit
+from vit.errors import ConfigError
+from vit.runs.folder import RunFolder
+from vit.runtime.machine import Machine
+from vit.runtime.processes import Processes
+from vit.runtime.signals import StopSignal
+from vit.training import start
+from vit.training.state import Progress
+
+SMALL = [
+    "experiment=digits",
+    "model.num_layers=1",
+    "model.hidden_size=16",
+    "model.num_heads=2",
+    "train.batch_size=8",
+    "train.precision=fp32",
+]
+
+
+def make_machine(count=1):
+    return Machine(CPU, Processes(count=count), workers=0, sharded=False)
+
+
+def make_data(num_images=40):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (num_images, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    split = ImageSplit("made-up", torch.arange(num_images) % 4, pixels)
+    return ImageDataset(["a", "b", "c", "d"], split, split, split)
+
+
+def make_batches(config):
+    return start.make_batches(config, make_data(), make_machine(), StopSignal())
+
+
+def make_run_state(config, new=True):
+    """The state that a run of this configuration starts from."""
+    return start.starting_state(config, make_batches(config), None, make_machine(), new)
+
+
+def plan_of(*overrides, num_images=40, count=1):
+    return start.make_plan(
+        configured(*SMALL, *overrides), make_data(num_images), make_machine(count)
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["train.epochs=3"], 15),
+        (["train.epochs=0.5"], 2),  # of 2.5
+        (["train.epochs=0.01"], 1),
+        (["train.epochs=3", "train.steps=7"], 7),
+    ],
+)
+def test_epochs_become_steps_and_steps_win(overrides, steps):
+    assert plan_of(*overrides).total_steps == steps
+
+
+def test_the_plan_has_what_the_configuration_says():
+    plan = plan_of(
+        "train.epochs=4", "train.log_every=3", "train.save_every=6", "schedule.warmup=0.5"
+    )
+    assert (plan.steps_per_epoch, plan.batch_size) == (5.0, 8)
+    assert (plan.log_every, plan.save_every, plan.eval_every) == (3, 6, 1.0)
+    assert (plan.schedule(5), plan.schedule(10)) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(("num_images", "count"), [(7, 1), (40, 5)])
+def test_a_batch_that_is_too_large_or_too_small_is_refused(num_images, count):
+    with pytest.raises(ConfigError, match=r"^train\.batch_size=8 "):
+        plan_of(num_images=num_images, count=count)
+
+
+def test_images_are_mirrored_where_that_leaves_their_class():
+    """A mirrored digit is another sign."""
+    for mirror, flip in ((False, 0.0), (True, 0.5)):
+        config = configured(*SMALL, "augment.flip=0.5", f"data.mirror={mirror}")
+        augmentation = make_batches(config).augmentation
+        assert augmentation.batch.flip == flip
+        assert augmentation.image.flip == flip
+
+
+def test_the_same_seed_starts_from_the_same_weights():
+    models = [make_run_state(configured(*SMALL, f"seed={seed}")).model for seed in (1, 1, 2)]
+    first, second, third = (model.encoder.blocks[0].mlp.fc1.weight for model in models)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_a_linear_probe_trains_the_head_alone():
+    state = make_run_state(configured(*SMALL, "train.freeze=backbone"))
+    trained = {name for name, item in state.model.named_parameters() if item.requires_grad}
+    assert trained == {"head.weight", "head.bias"}
+
+
+def test_averaging_and_activation_checkpointing_follow_the_configuration():
+    state = make_run_state(configured(*SMALL))
+    assert state.ema.decay == configured(*SMALL).train.ema_decay
+    assert not state.model.encoder.checkpointing
+    settings = ["train.ema_decay=0", "runtime.activation_checkpointing=true"]
+    state = make_run_state(configured(*SMALL, *settings))
+    assert state.ema is None
+    assert state.model.encoder.checkpointing
+
+
+def test_patches_are_whitened_at_the_start_of_a_new_run_alone():
+    plain = make_run_state(configured(*SMALL))
+    whitened = configured(*SMALL, "train.whiten_patches=true")
+    name = "embeddings.patch_embedding.projection.weight"
+    weights = [
+        state.model.get_parameter(name)
+        for state in (plain, make_run_state(whitened), make_run_state(whitened, new=False))
+    ]
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+
+
+def test_a_run_is_not_resumed_beyond_its_end(tmp_path, log_lines):
+    config = configured(*SMALL)
+    run = RunFolder(tmp_path / "run")
+    run.checkpoints.mkdir()
+    header = {"config": {}, "classes": ["a"], "preprocessing": {}, "data": 1}
+    checkpoints = RunCheckpoints(run.checkpoints, header, writes=True)
+    state = make_state()
+    state.progress = Progress(step=0, best_step=0)
+    checkpoints.save_last(state)
+    start.resume(config, run, state, plan_of("train.steps=7"), checkpoints)
+    assert f"resuming {run.path} after step 0" in log_lines
+    state.restore = lambda *arguments: setattr(state, "progress", Progress(step=8))
+    with pytest.raises(ConfigError, match=rf"resume={run.path}: 8 steps .* 7 .*train\.steps"):
+        start.resume(config, run, state, plan_of("train.steps=7"), checkpoints)

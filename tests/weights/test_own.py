@@ -1,0 +1,48 @@
+"""This project's own weights: checkpoints of both kinds, and bare tensors."""
+
+import pytest
+from foreign_models import difference, own_checkpoint, own_model
+from safetensors.torch import save_file
+
+import vit
+from vit.errors import CheckpointError
+from vit.weights import own
+from vit.weights.loading import build, read
+
+
+@pytest.mark.parametrize("kind", ["best", "last"])
+def test_the_same_logits(tmp_path, kind):
+    ours = own_model(position="rope2d", num_registers=2)
+    own_checkpoint(tmp_path / "best.safetensors", ours, kind, position="rope2d", num_registers=2)
+    loaded = build(tmp_path)
+    assert loaded.classes == list("abcde")
+    assert loaded.preprocessing.image_size == (32, 32)
+    assert difference(loaded, ours, 32) == 0
+
+
+def test_bare_tensors(tmp_path):
+    save_file(own_model().state_dict(), tmp_path / "bare")
+    assert difference(build(tmp_path / "bare"), own_model(), 32) == 0
+
+
+def test_removed_heads(tmp_path):
+    ours = own_model(num_heads=4, pruned_heads={1: [0, 2]})
+    own_checkpoint(tmp_path / "x", ours, num_heads=4, pruned_heads={"1": [0, 2]})
+    assert difference(build(tmp_path / "x"), ours, 32) == 0
+
+
+def test_classes_without_names_are_numbered(tmp_path):
+    save_file(own_model().state_dict(), tmp_path / "bare")
+    assert own.write(read(tmp_path / "bare"), tmp_path / "written") == []
+    loaded = vit.load(tmp_path / "written")
+    assert loaded.classes == ["0", "1", "2", "3", "4"]
+    assert difference(loaded, own_model(), 32) == 0
+
+
+def test_weights_without_a_head_are_no_classifier_to_write(tmp_path):
+    state = own_model().state_dict()
+    headless = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    save_file(headless, tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="holds no head"):
+        own.write(read(tmp_path / "bare"), tmp_path / "written")
+    assert not (tmp_path / "written").exists()
