@@ -1,92 +1,122 @@
-"""Steps of training and inference of this project's ViT against timm's, Hugging Face's, torchvision's and vit-pytorch's.
+"""Steps of training and inference of this project's ViT against those of four other projects.
 
-    python benchmarks/speed.py                                               # what `make bench` runs: under ten minutes
+    python benchmarks/speed.py          # what `make bench` runs: under ten minutes
     python benchmarks/speed.py --row train:vit_ti4:bf16:128 --compiled timm --rounds 7
 
-All contestants of a row stand in one process and take turns, a step each a round. "As they come": uncompiled, and ours as a
-long run has it (vit/runtime.py decides); compiled contestants are compiled by torch.compile as a whole. The first two steps
-of each are not counted; the seconds of the first, which may compile, are shown. The share of the matrix-product rate is
-6 (training) or 2 (inference) times the model's multiply-adds, over the rate of large products measured in the same run.
+The others are timm, Hugging Face's transformers, torchvision and vit-pytorch. All contestants of a
+row are in one process and take turns, a step each a round. The name in bold is ours as a long run
+has it, compiled or not (vit/runtime/compiling.py decides); the others are compared with it. The
+first two steps of each are not counted; the seconds of the first, which may compile, are shown. The
+percentage of the product rate is 6 (training) or 2 (inference) times the model's multiply-adds,
+over the rate of large matrix products measured in the same run.
 """
 
 import argparse
 import gc
-import platform
 import statistics
 import sys
-from datetime import date
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+# The script is started by its path, and the repository is not installed
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.contestants import OTHERS, SIZES, Contestant, make_step, ours, ratio, take_turns
-from vit.model.cost import count_macs
+from benchmarks.contestants import OTHERS, SIZES, Contestant, flops_per_image, make_step
+from benchmarks.reporting import Report, table_header, table_row
+from benchmarks.timing import describe_machine, median_ratio, take_turns
 from vit.runtime.compiling import worth_compiling
-from vit.runtime.device import choose_device, describe_device, product_rate
+from vit.runtime.device import choose_device, product_rate
 from vit.runtime.precision import choose_precision
 
-
-class Row(NamedTuple):
-    what: str
-    size: str
-    precision: str
-    batch: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Row":
-        what, size, precision, batch = text.split(":")
-        if what not in ("train", "infer") or size not in SIZES:
-            raise argparse.ArgumentTypeError(
-                f"{text}: train or infer, and one of {', '.join(SIZES)}"
-            )
-        return cls(what, size, precision, int(batch))
-
-
-DEFAULT = [
+DEFAULT_ROWS = [
     "train:vit_b16:bf16:8",
     "train:vit_s4:bf16:128",
     "train:vit_s4:fp32:32",
     "infer:vit_b16:bf16:8",
     "infer:vit_s4:bf16:128",
 ]
+DEFAULT_COMPILED = ["ours", "vit_pytorch"]
+COLUMNS = (
+    "step, batch",
+    "precision",
+    "model",
+    "images/s",
+    "ours is faster by",
+    "of the product rate",
+    "first step, s",
+)
 
 
-def measure(row: Row, rounds: int, against: list[str], compiled: list[str]) -> list[str]:
-    """The table's lines for one row."""
+class Row(NamedTuple):
+    """What is compared in one block of the table; task: train or infer."""
+
+    task: str
+    size: str
+    precision: str
+    batch_size: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Row":
+        """Parse task:size:precision:batch. Raises ArgumentTypeError or ValueError."""
+        task, size, precision, batch_size = text.split(":")
+        if task not in ("train", "infer") or size not in SIZES:
+            raise argparse.ArgumentTypeError(
+                f"{text}: expected train or infer, and one of {', '.join(SIZES)}"
+            )
+        return cls(task, size, precision, int(batch_size))
+
+
+def measure(row: Row, rounds: int, others: list[str], compiled: list[str]) -> list[str]:
+    """Return the table's lines for one row."""
     device = choose_device("auto")
-    precision = choose_precision(row.precision, device, SIZES[row.size][2])
-    names = ["ours", *against]
-    contestants = [Contestant(name, False) for name in names] + [
-        Contestant(name, True) for name in compiled
-    ]
-    steps, first, peak = {}, {}, product_rate(precision)
+    precision = choose_precision(row.precision, device, SIZES[row.size].hidden_size)
+    training = row.task == "train"
+    contestants = [Contestant(name, compiled=False) for name in ["ours", *others]]
+    contestants += [Contestant(name, compiled=True) for name in compiled]
+    rate_before = product_rate(device, precision.dtype)
+
+    # Two steps each that are not counted: the first may compile, the second is still slower
+    steps, first_seconds = {}, {}
     for contestant in contestants:
-        step = make_step(contestant, row.size, row.batch, precision, row.what == "train")
-        first[contestant] = step()
+        step = make_step(contestant, row.size, row.batch_size, precision, training)
+        first_seconds[contestant] = step()
         step()
         steps[contestant] = step
     times = take_turns(steps, rounds)
-    default = Contestant("ours", worth_compiling(device, SIZES[row.size][2], float("inf")))
-    default = default if default in steps else Contestant("ours", False)
-    flops = count_macs(ours(*SIZES[row.size])) * (6 if row.what == "train" else 2)  # pyright: ignore[reportArgumentType]
-    peak = max(
-        peak, product_rate(precision)
-    )  # also after them: other work on the machine would make it look slow
+
+    # The higher of two, since other work on the machine can only make it look slow
+    peak_rate = max(rate_before, product_rate(device, precision.dtype))
+    reference = ours_in_a_long_run(row.size, device, steps)
+    flops = flops_per_image(row.size, training)
     lines = []
-    for contestant, taken in times.items():
-        rate = row.batch / statistics.median(taken)
-        mark = "**" if contestant == default else ""
-        lines.append(
-            f"| {row.what} {row.size}, {row.batch} | {row.precision} | {mark}{contestant}{mark} | {rate:.4g} | "
-            f"{ratio(taken, times[default]):.2f} | {rate * flops / peak:.0%} | {first[contestant]:.0f} |"
+    for contestant, seconds in times.items():
+        images_per_second = row.batch_size / statistics.median(seconds)
+        line = table_row(
+            f"{row.task} {row.size}, {row.batch_size}",
+            row.precision,
+            f"**{contestant}**" if contestant == reference else str(contestant),
+            f"{images_per_second:.4g}",
+            f"{median_ratio(seconds, times[reference]):.2f}",
+            f"{images_per_second * flops / peak_rate:.0%}",
+            f"{first_seconds[contestant]:.0f}",
         )
+        lines.append(line)
     return lines
 
 
-def main() -> None:
+def ours_in_a_long_run(
+    size: str, device: torch.device, measured: Container[Contestant]
+) -> Contestant:
+    """Return ours, compiled where a long run would be and that was measured."""
+    compiled = Contestant("ours", compiled=True)
+    pays = worth_compiling(device, SIZES[size].hidden_size, run_flops=float("inf"))
+    return compiled if pays and compiled in measured else Contestant("ours", compiled=False)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -96,47 +126,36 @@ def main() -> None:
         type=Row.parse,
         help="train|infer:size:precision:batch, any number of them",
     )
-    parser.add_argument("--against", action="append", choices=OTHERS, help="default all")
+    parser.add_argument("--against", action="append", choices=OTHERS, help="default: all")
     parser.add_argument(
         "--compiled",
         action="append",
         choices=["ours", "none", *OTHERS],
-        help="who also stands compiled; default ours and vit_pytorch",
+        help="who is also measured compiled; default: ours and vit_pytorch",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the table here too, as Markdown")
-    arguments = parser.parse_args()
-    device = choose_device("auto")
-    here = f"{describe_device(device)}, {processor()}, torch {torch.__version__}"
-    lines = [
-        f"{here}, {date.today()}, {arguments.rounds} rounds",
-        "",
-        "| step, batch | precision | model | images/s | ours is faster by | of the product rate | first step, s |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines), flush=True)
-    compiled = [name for name in arguments.compiled or ["ours", "vit_pytorch"] if name != "none"]
-    for row in arguments.row or [Row.parse(text) for text in DEFAULT]:
-        # Evaluation runs uncompiled, and in fp32 compiling changes little: see the README beside this file
-        also = (
-            compiled if arguments.row or (row.what == "train" and row.precision != "fp32") else []
-        )
-        found = measure(row, arguments.rounds, arguments.against or list(OTHERS), also)
-        print("\n".join(found), flush=True)
-        lines += found
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    rows = arguments.row or [Row.parse(text) for text in DEFAULT_ROWS]
+    others = arguments.against or OTHERS
+    compiled = [name for name in arguments.compiled or DEFAULT_COMPILED if name != "none"]
+
+    report = Report(arguments.out)
+    machine = describe_machine(choose_device("auto"))
+    report.add(f"{machine}, {arguments.rounds} rounds", "", table_header(*COLUMNS))
+    for row in rows:
+        # Evaluation runs uncompiled, and in fp32 compiling changes little: see benchmarks/README.md
+        pays = row.task == "train" and row.precision != "fp32"
+        compiled_here = compiled if arguments.row or pays else []
+        report.add(*measure(row, arguments.rounds, others, compiled_here))
+
+        # The next row's models need the memory
         torch.compiler.reset()
         gc.collect()
-    if arguments.out:
-        arguments.out.write_text("\n".join(lines) + "\n")
-
-
-def processor() -> str:
-    for line in (
-        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    ):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -129,6 +129,15 @@ def test_what_a_made_up_optimizer_keeps_is_saved_under_its_own_names():
     assert state.tensors()["optimizer/head.weight/count"].item() == 2
 
 
+def test_an_optimizer_that_keeps_plain_numbers_is_not_saved_without_them():
+    """A resumed run would silently begin to count again."""
+    state = make_state(optimizer=ODD)
+    train(state, 1)
+    state.optimizer.state[state.model.head.weight]["count"] = 1
+    with pytest.raises(AssertionError, match=r"head\.weight/count"):
+        state.tensors()
+
+
 @pytest.mark.parametrize("optimizer", [ODD, ADAMW], ids=["odd", "adamw"])
 def test_a_missing_tensor_of_the_optimizer_is_named(optimizer):
     state = make_state(optimizer=optimizer, ema_decay=0.9)

@@ -90,6 +90,35 @@ def test_dropout_depends_on_the_step_alone(tmp_path):
     assert not same_bits(first.state.model, other.state.model)
 
 
+def state_with_dropout():
+    model = make_model(torch.float64, dropout=0.5)
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    return make_state(model, {"name": "sgd", "lr": 0.0, "weight_decay": 0.0})
+
+
+def test_every_step_and_every_micro_batch_has_dropout_of_its_own():
+    state = state_with_dropout()
+    step = make_step(state, micro_batch_size=8)
+    logits = []
+
+    def forward(images, keep):
+        logits.append(state.model(images, keep))
+        return logits[-1]
+
+    step.forward = forward
+    images, labels = batch(0, 8)
+    # The same images in both micro-batches of three steps, whose learning rate is 0
+    images, labels = images.double().repeat(2, 1, 1, 1), labels.repeat(2)
+    for number in (0, 1, 0):
+        state.progress.step = number
+        step(images, labels)
+    assert torch.equal(logits[0], logits[4])
+    assert torch.equal(logits[1], logits[5])
+    different = logits[:4]
+    for first in range(4):
+        assert not any(torch.equal(different[first], other) for other in different[first + 1 :])
+
+
 def overflowing_state(**settings):
     """A state in fp16 whose loss scale is much too large."""
     state = make_state(precision=FP16, **settings)

@@ -63,6 +63,7 @@ class RunCheckpoints:
             "kind": kind,
             # What `auto` chose: a resumed run on another machine must not choose again
             "precision": state.precision.name,
+            "newton_schulz": state.newton_schulz,
             "progress": state.progress.to_dict(),
             "versions": {"torch": torch.__version__},
             # Sums over another number of threads differ in their last bits

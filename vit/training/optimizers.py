@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from vit.errors import ConfigError
+from vit.training.muon import Muon, choose_newton_schulz
 
 # Of parameters, in the order of their groups
 ROLES = ("matrices", "decay", "no_decay")
@@ -231,7 +232,7 @@ def muon(
     betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """Build torch.optim.Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest.
+    """Build Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest.
 
     Muon learns at lr, AdamW at adamw_lr, or lr where that is None. Query, key and value are
     orthogonalized each by itself, since they are matrices of their own in the model.
@@ -247,8 +248,9 @@ def muon(
     optimizers: list[torch.optim.Optimizer] = []
     # None where the backbone is frozen
     if matrices:
+        number_format = choose_newton_schulz(matrices[0]["params"][0].device)
         optimizers.append(
-            torch.optim.Muon(matrices, lr=grouping.lr, momentum=momentum, nesterov=nesterov)
+            Muon(matrices, grouping.lr, momentum, nesterov, newton_schulz=number_format)
         )
     optimizers.append(
         torch.optim.AdamW(rest, lr=grouping.lr, betas=as_pair(betas), eps=eps, fused=True)

@@ -128,6 +128,12 @@ class TrainingState:
         """Return the model that is evaluated and saved as best: the average, where there is one."""
         return self.model if self.ema is None else self.ema.model
 
+    @property
+    def newton_schulz(self) -> str | None:
+        """The number format of Muon's products; None with other optimizers."""
+        formats = [group.get("newton_schulz") for group in self.optimizer.param_groups]
+        return next((name for name in formats if name is not None), None)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that restore() needs, by name, on the CPU.
 
@@ -158,6 +164,10 @@ class TrainingState:
         """
         self.progress = Progress.from_dict(header["progress"], source)
         self.precision = Precision(header["precision"], self.precision.device)
+        for group in self.optimizer.param_groups:
+            if "newton_schulz" in group:
+                # Earlier versions multiplied in bfloat16 alone, and their checkpoints have no key
+                group["newton_schulz"] = header.get("newton_schulz", "bf16")
 
         # Before the weights: loading makes a step with the optimizer, see optimizer_state()
         optimizer = strip_prefix(tensors, "optimizer/")
@@ -176,7 +186,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return cast(dict[str, Tensor], get_model_state_dict(model, options=WHOLE_ON_CPU))
 
 
-OptimizerState = dict[str, dict[str, Any]]  # {parameter: {key: tensor or number}}
+OptimizerState = dict[str, dict[str, Any]]  # {parameter: {key: tensor or None}}
 
 
 def optimizer_state(
@@ -192,16 +202,18 @@ def optimizer_state(
 
 
 def flat_tensors(state: OptimizerState) -> dict[str, Tensor]:
-    """Return the tensors of an optimizer's state as {"<parameter>/<key>": tensor}.
+    """Return an optimizer's state as {"<parameter>/<key>": tensor}.
 
-    Numbers are left out: they are settings, which the configuration gives.
+    None is left out, such as the momentum of SGD without momentum.
     """
-    return {
-        f"{name}/{key}": value
-        for name, values in state.items()
-        for key, value in values.items()
-        if isinstance(value, Tensor)
-    }
+    flat = {}
+    for name, values in state.items():
+        for key, value in values.items():
+            # A file holds tensors alone: a resumed run would silently begin to count again
+            assert value is None or isinstance(value, Tensor), f"{name}/{key} must be a tensor"
+            if value is not None:
+                flat[f"{name}/{key}"] = value
+    return flat
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
