@@ -21,10 +21,10 @@ demo: $(VENV)/.installed  ## look into a model in the browser: attention, heads;
 	@echo "the page: $(CURDIR)/$(DEMO)/explorer.html"
 
 test: $(VENV)/.installed-dev  ## the tests, ten minutes on two cores, no network
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 test-faults: $(VENV)/.installed-dev  ## kills, damaged and hostile files, mistakes by the hundred; one to two hours
-	$(RUN) tests/fault_suite.py
+	$(RUN) tests/faults
 
 lint: $(VENV)/.installed-dev  ## ruff and pyright
 	$(RUN) -m ruff check .

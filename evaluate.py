@@ -6,7 +6,7 @@ python evaluate.py checkpoint=outputs/…/checkpoints/best.safetensors report=tr
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +17,30 @@ from vit.config.config import EvaluateConfig, from_composed, register
 from vit.config.resume import command_line_changes
 from vit.config.settings import check_settings
 from vit.errors import ConfigError, writing_to
+
+# Keys of the groups that a checkpoint brings, which may be given beside it
+CHANGES_OF_CHECKPOINTS = ("data.root", "data.limit", "data.val_fraction", "data.test_fraction")
+# Keys of the groups that foreign weights are given, which mean nothing where nothing is trained
+OF_TRAINING = (
+    "data.unreadable",
+    "data.mirror",
+    "model.name",
+    "model.dropout",
+    "model.embedding_dropout",
+    "model.attention_dropout",
+    "model.projection_dropout",
+    "model.mlp_dropout",
+    "model.drop_path",
+    "model.patch_dropout",
+    "model.init",
+    "model.init_range",
+)
+
+# torch takes seconds to import, and --help and a mistyped command should answer at once
+if TYPE_CHECKING:
+    import torch
+
+    from vit.evaluation.measurements import MeasuredModel
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
@@ -36,11 +60,16 @@ def check_source(settings: EvaluateConfig, changes: dict[str, Any]) -> None:
             "give checkpoint=outputs/…/checkpoints/best.safetensors, "
             "or pretrained=FILE with data=NAME"
         )
-    for group in ("data", "model"):
-        if settings.checkpoint is not None and group in changes:
-            raise ConfigError(
-                f"{group}=… does nothing beside checkpoint=FILE, which holds its own; leave it out"
-            )
+    for key in changes:
+        if settings.checkpoint is not None:
+            is_of_group = key.partition(".")[0] in ("data", "model")
+            if is_of_group and key not in CHANGES_OF_CHECKPOINTS:
+                raise ConfigError(
+                    f"{key}=… does nothing beside checkpoint=FILE, which holds its own; "
+                    "leave it out"
+                )
+        elif key in OF_TRAINING:
+            raise ConfigError(f"{key} does nothing in an evaluation; leave it out")
 
 
 def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
@@ -49,24 +78,43 @@ def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
     changes: {key: value} of the command line; those of data.* apply to a checkpoint's own data.
     """
     # Imported here so that --help and a mistyped command answer at once
-    from vit.evaluation.measurements import MEASUREMENTS, MeasuredModel, measure_all
-    from vit.evaluation.outputs import ADVICE, Outputs, make_writable
-    from vit.evaluation.restore import restore, restore_pretrained
-    from vit.files import write_json
-    from vit.runtime.cores import loader_workers
     from vit.runtime.device import choose_device, use_deterministic_kernels, use_threads
+    from vit.runtime.memory import memory_errors
 
     use_threads(settings.runtime.threads)
     use_deterministic_kernels(settings.runtime.deterministic)
     device = choose_device(settings.runtime.device)
+    with memory_errors("try precision=bf16, or runtime.device=cpu"):
+        model = restore_model(settings, changes, device)
+        return measure_model(model, settings)
+
+
+def restore_model(
+    settings: EvaluateConfig, changes: dict[str, Any], device: "torch.device"
+) -> "MeasuredModel":
+    """Return the model of the checkpoint, or of foreign weights, with its data on the device."""
+    from vit.evaluation.measurements import MeasuredModel
+    from vit.evaluation.restore import restore, restore_pretrained
+    from vit.runtime.cores import loader_workers
+
+    computing = (settings.precision, settings.batch_size)
+    data_changes = {key: value for key, value in changes.items() if key.startswith("data.")}
     if settings.checkpoint is not None:
         path = Path(settings.checkpoint)
-        data_changes = {key: value for key, value in changes.items() if key.startswith("data.")}
-        restored = restore(path, data_changes, device)
+        restored = restore(path, data_changes, device, *computing)
     else:
         path = Path(str(settings.pretrained))
-        restored = restore_pretrained(path, settings.data, settings.model, device)
-    model = MeasuredModel(path, restored, settings.split, loader_workers(settings.runtime.workers))
+        restored = restore_pretrained(
+            path, settings.data, settings.model, device, *computing, typed=set(changes)
+        )
+    return MeasuredModel(path, restored, settings.split, loader_workers(settings.runtime.workers))
+
+
+def measure_model(model: "MeasuredModel", settings: EvaluateConfig) -> str:
+    """Measure what is asked for and write it; see measure()."""
+    from vit.evaluation.measurements import MEASUREMENTS, measure_all
+    from vit.evaluation.outputs import ADVICE, Outputs, make_writable
+    from vit.files import write_json
 
     # What can't be measured or written is refused before the work
     requested = [entry for key, entry in MEASUREMENTS.items() if getattr(settings, key)]

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -27,8 +28,10 @@ from vit.config.config import (
     validate,
 )
 from vit.config.resume import command_line_changes, resumed_config
+from vit.errors import ConfigError
 from vit.runs import sweep
 from vit.runs.folder import RunFolder
+from vit.runs.screen import Screen
 from vit.runtime.launch import launch_processes, process_rank, started_by_torchrun
 from vit.runtime.signals import StopSignal
 
@@ -44,6 +47,8 @@ def main(composed: DictConfig) -> float | None:
     # As typed: an interpolation in an override must not be resolved here
     overrides: list[str] = OmegaConf.to_container(job.overrides.task)  # pyright: ignore
 
+    check_sweep_settings(composed, job)
+
     # A job of a sweep runs in a child process: a crash must not take the other jobs with it
     if job.mode == RunMode.MULTIRUN:
         return sweep.run_job(folder, overrides, composed.jobs_at_once)
@@ -54,7 +59,7 @@ def main(composed: DictConfig) -> float | None:
         # Before any value is read, which would raise where it refers to a key that is not there
         require_resolvable(composed)
         count = requested_processes(composed, folder, overrides)
-        if count > 1 and not started_by_torchrun():
+        if count > 1 and not started_by_torchrun() and not composed.explain:
             raise SystemExit(run_in_processes(count, folder, overrides))
 
         # Before torch is imported, which takes seconds in which a signal may come already
@@ -65,8 +70,27 @@ def main(composed: DictConfig) -> float | None:
             config, warnings = read_config(composed, run)
             validate(config)
             if config.explain:
-                return explain(config, run)
+                return explain(config, run, stop)
             return guarded_train(config, run, stop, warnings)
+
+
+def check_sweep_settings(composed: DictConfig, job: HydraConf) -> None:
+    """End the command where a setting of a sweep does nothing: without -m, or beside its launcher.
+
+    Such a setting of a sweep's job stays with the process that drives the sweep.
+    """
+    choices = job.runtime.choices
+    with task_errors():
+        if job.mode != RunMode.MULTIRUN:
+            if choices.get("search") is not None:
+                raise ConfigError("search does nothing without -m, which starts a search")
+            if composed.jobs_at_once is not None:
+                raise ConfigError("jobs_at_once does nothing without -m, which starts a sweep")
+        elif composed.jobs_at_once is not None and choices["hydra/launcher"] == "basic":
+            raise ConfigError(
+                "jobs_at_once does nothing without a launcher that starts all jobs, such as "
+                "hydra/launcher=submitit_local: the basic one runs them one after another"
+            )
 
 
 def requested_processes(composed: DictConfig, folder: Path, overrides: list[str]) -> int:
@@ -113,26 +137,34 @@ def read_config(composed: DictConfig, run: RunFolder) -> tuple[Config, list[str]
     return resumed_config(read_config_file(file), changes, allow, str(file))
 
 
-def explain(config: Config, run: RunFolder) -> None:
-    """Print the shapes and the costs of the configuration, and leave no run folder behind."""
-    from vit.training.explanation import explanation  # imports torch
+def explain(config: Config, run: RunFolder, stop: StopSignal) -> None:
+    """Print what a run would do and cost, and leave no folder behind."""
+    with Screen() as screen:
+        screen.doing("importing PyTorch")
+        from vit.training.explanation import explanation
 
+        page = explanation(config, run, stop, screen)
     run.remove()
-    print(explanation(config))
+    print(page)
 
 
 def guarded_train(
     config: Config, run: RunFolder, stop: StopSignal, warnings: list[str]
 ) -> float | None:
     """Call train(); a fault of the machine, such as a full disk, becomes a one-line message."""
-    from vit.runtime.faults import faults_end_training  # imports torch
+    with Screen(speaks=run.writes) as screen:
+        # Seconds where it is in the disk's cache, half a minute where it is not
+        screen.doing("importing PyTorch")
+        from vit.runtime.faults import faults_end_training
 
-    images_at_once = config.train.micro_batch_size or config.train.batch_size
-    with faults_end_training(images_at_once, run.kept_checkpoint):
-        return train(config, run, stop, warnings)
+        images_at_once = config.train.micro_batch_size or config.train.batch_size
+        with faults_end_training(images_at_once, run.kept_checkpoint):
+            return train(config, run, stop, warnings, screen)
 
 
-def train(config: Config, run: RunFolder, stop: StopSignal, warnings: list[str]) -> float | None:
+def train(
+    config: Config, run: RunFolder, stop: StopSignal, warnings: list[str], screen: Screen
+) -> float | None:
     """Build the parts of a run from its configuration, fit, and report the result.
 
     Returns the best validation top-1, or None where nothing is held out.
@@ -141,9 +173,6 @@ def train(config: Config, run: RunFolder, stop: StopSignal, warnings: list[str])
     from vit.training import reporting, start
     from vit.training.loop import Trainer
 
-    # The imports took seconds, in which a signal may have come
-    stop.check()
-
     # Where the run is computed: device, processes, threads; none of it changes the result
     machine = start.start_machine(config, stop)
     run.follow(machine.processes.broadcast(str(run.path)))
@@ -151,16 +180,18 @@ def train(config: Config, run: RunFolder, stop: StopSignal, warnings: list[str])
 
     # Mistakes in the configuration are reported before any data is read, which may take minutes
     config, weights = start.with_pretrained(config, run)
-    start.check_parts(config)
+    start.check_parts(config, run.overrides)
 
     # What is learned from, and the run's only clock
-    data = start.load_dataset(config, machine)
+    screen.doing("reading the data")
+    data = start.load_dataset(config, run, machine)
     stop.check()
     plan = start.make_plan(config, data, machine)
     batches = start.make_batches(config, data, machine, stop)
 
     # What training changes: new, pretrained, or where a stopped run left it
-    reporting.start_log(run, warnings)
+    screen.doing("building the model")
+    reporting.start_log(run, screen, warnings)
     state = start.starting_state(config, batches, weights, machine, new)
     checkpoints = start.make_checkpoints(config, run, batches)
     if not new:
@@ -171,7 +202,7 @@ def train(config: Config, run: RunFolder, stop: StopSignal, warnings: list[str])
 
     # From here on the folder and its result.json are this run's
     command = reporting.begin(config, run, state)
-    observer = start.make_observer(config, run, state, plan, batches, macs, new)
+    observer = start.make_observer(config, run, state, plan, batches, step, macs, new, screen)
     if new:
         # Before the first step, so that an early kill leaves something to resume
         checkpoints.save_last(state)
@@ -179,11 +210,11 @@ def train(config: Config, run: RunFolder, stop: StopSignal, warnings: list[str])
 
     Trainer(state, step, batches, plan, checkpoints, observer, stop, machine.processes).fit()
 
-    # Every process reads the best checkpoint, which the first one has written
+    # Every process reads the best checkpoint, which the first one has written; the test set is read
+    # this once, for the weights that were selected on the validation split
     machine.processes.barrier()
     best = checkpoints.load_best(state)
-
-    # The test set is read this once, for the weights that were selected on the validation split
+    screen.doing("evaluating on the test split")
     test = batches.evaluate(best, data.test, state.precision)
     reporting.finish(config, run, test, observer, step, command)
 

@@ -1,12 +1,16 @@
-"""One table of what matters on a GPU, in one call of under ten minutes, this project beside the others.
+"""What matters on a GPU, this project beside the others: one report in under ten minutes.
 
-    python benchmarks/gpu.py --out table.md                 # S, B and L at 224 px in bf16; needs a GPU
-    python benchmarks/gpu.py --miniature                    # the same in seconds with tiny models on whatever is there
+    python benchmarks/gpu.py --out table.md     # S, B and L at 224 px in bf16; needs a GPU
+    python benchmarks/gpu.py --miniature        # a tiny model in seconds, on whatever is there
 
-Measured: the rate of large matrix products (the ceiling of every share below); kernels of attention at ViT-B/16's shape;
-training steps of each project as it comes and compiled, in turn (images/s, MFU = 6 x multiply-adds x images/s over the
-measured ceiling and over the datasheet's rate, peak memory); the input of small images made on the device. Contestants are
-built in order of interest until the minutes are used up; what was left out is named.
+Measured are:
+- the rate of large matrix products, the ceiling of every percentage below;
+- the kernels of attention at the shape of ViT-B/16;
+- training steps of each project, uncompiled and compiled, in turn: images/s, MFU (6 x
+  multiply-adds x images/s over the measured ceiling and over the data sheet's rate), peak memory;
+- the augmentation of small images on the device.
+Contestants are built in the order of interest until the minutes are used up; the table names those
+that are left out.
 """
 
 import argparse
@@ -14,34 +18,33 @@ import gc
 import statistics
 import sys
 import time
-from datetime import date
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+# The script is started by its path, and the repository is not installed
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.contestants import (
-    OTHERS,
-    SIZES,
-    Contestant,
-    finish,
-    make_step,
-    ours,
-    ratio,
-    take_turns,
-)
+from benchmarks.contestants import OTHERS, Contestant, flops_per_image, make_step
+from benchmarks.reporting import Report, table_header, table_row
+from benchmarks.timing import describe_machine, median_ratio, median_seconds, take_turns
 from vit.augment.batch import BatchAugmentation
 from vit.augment.policies import build_policies
-from vit.model.cost import count_macs
 from vit.runtime.device import choose_device, describe_device, peak_memory, product_rate
 from vit.runtime.precision import Precision, choose_precision
 
-BATCHES = {"vit_s16": 512, "vit_b16": 256, "vit_l16": 128, "vit_nano4": 8}
-# FLOP/s of dense products in bf16 (V100: fp16)
-DATASHEET = {
+# Images of a step, by the model's size
+BATCH_SIZES = {"vit_s16": 512, "vit_b16": 256, "vit_l16": 128, "vit_nano4": 8}
+DEFAULT_SIZES = ["vit_s16", "vit_b16", "vit_l16"]
+DEFAULT_OTHERS = ["timm", "huggingface", "torchvision"]
+STEPS = 5  # of a contestant in each round
+
+# FLOP/s of dense matrix products in bf16 (V100: fp16), from the makers' data sheets
+DATA_SHEET_RATES = {
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,
@@ -49,40 +52,128 @@ DATASHEET = {
     "4090": 165e12,
     "V100": 125e12,
 }
-STEPS = 5  # of a contestant in each round
-BACKENDS = {
+ATTENTION_KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+# (B, heads, tokens, head size): of ViT-B/16 at 224 px, and of something tiny
+ATTENTION_SHAPE = (128, 12, 197, 64)
+MINIATURE_ATTENTION_SHAPE = (2, 2, 17, 16)
+
+TRAINING_COLUMNS = (
+    "model, batch",
+    "project",
+    "images/s",
+    "ours is faster by",
+    "of the ceiling",
+    "of the datasheet",
+    "peak GiB",
+    "first step, s",
+)
 
 
-def attention_kernels(
-    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]
-) -> list[str]:
-    """Seconds of forward and backward of each kernel at (B, H, N, K)."""
-    lines = [f"| attention {shape} | forward and backward, ms |", "|---|---|"]
+def attention_table(precision: Precision, shape: tuple[int, int, int, int]) -> list[str]:
+    """Return a table of each kernel's time for a forward and backward pass at (B, H, N, K)."""
+    device = precision.device
     query, key, value = (
-        torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3)
+        torch.randn(shape, device=device, dtype=precision.dtype, requires_grad=True)
+        for _ in range(3)
     )
-    for name, backend in BACKENDS.items():
+
+    def forward_and_backward() -> None:
+        scaled_dot_product_attention(query, key, value).sum().backward()
+
+    lines = [table_header(f"attention {shape}", "forward and backward, ms")]
+    for name, kernel in ATTENTION_KERNELS.items():
         try:
-            with sdpa_kernel(backend):
-                times = []
-                for _ in range(8):
-                    finish(device)
-                    began = time.perf_counter()
-                    scaled_dot_product_attention(query, key, value).sum().backward()
-                    finish(device)
-                    times.append(time.perf_counter() - began)
-            lines.append(f"| {name} | {1e3 * statistics.median(times[2:]):.2f} |")
-        except RuntimeError as error:  # this kernel isn't for this device
-            lines.append(f"| {name} | {str(error).splitlines()[0][:60]} |")
+            with sdpa_kernel(kernel):
+                seconds = median_seconds(forward_and_backward, device, warmup=2, repeats=6)
+            cell = f"{1e3 * seconds:.2f}"
+        except RuntimeError as error:
+            # This kernel is not for this device, or not for this type
+            cell = str(error).splitlines()[0][:60]
+        lines.append(table_row(name, cell))
     return lines
 
 
-def training(
+def small_images_table(device: torch.device) -> list[str]:
+    """Return a table of the images/s of CIFAR's augmentation on the device."""
+    pixels = torch.randint(0, 256, (8192, 3, 32, 32), dtype=torch.uint8, device=device)
+    epochs = torch.zeros(len(pixels), dtype=torch.int64)
+    indices = torch.arange(len(pixels))
+
+    lines = [table_header("32 px images made on the device", "images/s")]
+    for title, policy in (("crop, flip", "none"), ("crop, flip, RandAugment", "randaugment")):
+        policies = build_policies(policy, None, None, 0.0)
+        augmentation = BatchAugmentation(
+            seed=0, size=(32, 32), pad=0.125, crop_scale=None, flip=0.5, policies=policies
+        )
+
+        def augment(augmentation: BatchAugmentation = augmentation) -> None:
+            augmentation(pixels, epochs, indices)
+
+        seconds = median_seconds(augment, device, warmup=1, repeats=4)
+        lines.append(table_row(title, f"{len(pixels) / seconds:,.0f}"))
+    return lines
+
+
+class Prepared(NamedTuple):
+    """A contestant that is built. step: makes a step and returns its seconds."""
+
+    step: Callable[[], float]
+    first_seconds: float
+    peak_bytes: int
+
+
+def prepare(contestant: Contestant, size: str, precision: Precision) -> Prepared:
+    """Build a contestant and make two steps, which are not counted.
+
+    Raises torch.OutOfMemoryError.
+    """
+    device = precision.device
+    # What the contestants before it keep is not this one's
+    bytes_before = 0
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        bytes_before = torch.cuda.memory_allocated()
+    step = make_step(contestant, size, BATCH_SIZES[size], precision, training=True)
+    first_seconds = step()
+    step()
+    return Prepared(step, first_seconds, peak_memory(device) - bytes_before)
+
+
+def prepare_all(
+    contestants: list[Contestant], size: str, precision: Precision, deadline: float
+) -> tuple[dict[Contestant, Prepared], list[str]]:
+    """Build contestants until the deadline, a time of time.monotonic().
+
+    Returns those that were built, and a line about each of the others.
+    """
+    prepared, left_out = {}, []
+    for contestant in contestants:
+        if time.monotonic() > deadline:
+            left_out.append(f"{contestant}: no time")
+            continue
+        try:
+            prepared[contestant] = prepare(contestant, size, precision)
+        except torch.OutOfMemoryError:
+            left_out.append(f"{contestant}: out of memory at batch {BATCH_SIZES[size]}")
+    return prepared, left_out
+
+
+def mean_seconds(step: Callable[[], float]) -> Callable[[], float]:
+    """Return a function that makes STEPS steps and returns the seconds of one."""
+
+    def make_steps() -> float:
+        return sum(step() for _ in range(STEPS)) / STEPS
+
+    return make_steps
+
+
+def measure_training(
     size: str,
     contestants: list[Contestant],
     precision: Precision,
@@ -90,81 +181,65 @@ def training(
     rounds: int,
     deadline: float,
 ) -> list[str]:
-    """The table's lines of one size; contestants whose turn to be built comes after the deadline are left out and named."""
-    device, batch = precision.device, BATCHES[size]
-    steps, first, memory, left_out = {}, {}, {}, []
-    for contestant in contestants:
-        if time.monotonic() > deadline:
-            left_out.append(f"{contestant}: no time")
-            continue
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        try:
-            step = make_step(contestant, size, batch, precision, True)
-            first[contestant] = step()
-            step()
-        except torch.OutOfMemoryError:
-            left_out.append(f"{contestant}: out of memory at batch {batch}")
-            continue
-        memory[contestant] = peak_memory(device) - held
+    """Return the table's lines for one size.
 
-        def several(step=step) -> float:
-            return sum(step() for _ in range(STEPS)) / STEPS
+    ceiling: FLOP/s of large matrix products; deadline: see prepare_all.
+    """
+    batch_size = BATCH_SIZES[size]
+    title = f"{size}, {batch_size}"
+    prepared, left_out = prepare_all(contestants, size, precision, deadline)
+    times = take_turns({name: mean_seconds(each.step) for name, each in prepared.items()}, rounds)
 
-        steps[contestant] = several
-    times = take_turns(steps, rounds)
-    flops = 6 * count_macs(ours(*SIZES[size]))  # pyright: ignore[reportArgumentType]
-    sheet = next(
-        (rate for name, rate in DATASHEET.items() if name in describe_device(device)), None
-    )
-    mine = next(
-        contestant
-        for contestant in [Contestant("ours", True), Contestant("ours", False)]
-        if contestant in times
-    )
+    # Ours may have been left out, too
+    ours = [Contestant("ours", compiled=True), Contestant("ours", compiled=False)]
+    reference = next((contestant for contestant in ours if contestant in times), None)
+    flops = flops_per_image(size, training=True)
+    data_sheet_rate = find_data_sheet_rate(precision.device)
     lines = []
-    for contestant, taken in times.items():
-        rate = batch / statistics.median(taken)
-        of_sheet = "" if sheet is None else f"{rate * flops / sheet:.0%}"
-        lines.append(
-            f"| {size}, {batch} | {contestant} | {rate:.0f} | {ratio(taken, times[mine]):.2f} | "
-            f"{rate * flops / ceiling:.0%} | {of_sheet} | {memory[contestant] / 2**30:.1f} | "
-            f"{first[contestant]:.0f} |"
+    for contestant, seconds in times.items():
+        images_per_second = batch_size / statistics.median(seconds)
+        flops_per_second = images_per_second * flops
+        line = table_row(
+            title,
+            str(contestant),
+            f"{images_per_second:.0f}",
+            "" if reference is None else f"{median_ratio(seconds, times[reference]):.2f}",
+            f"{flops_per_second / ceiling:.0%}",
+            "" if data_sheet_rate is None else f"{flops_per_second / data_sheet_rate:.0%}",
+            f"{prepared[contestant].peak_bytes / 2**30:.1f}",
+            f"{prepared[contestant].first_seconds:.0f}",
         )
-    return lines + [f"| {size}, {batch} | {line} | | | | | | |" for line in left_out]
+        lines.append(line)
+
+    empty_cells = [""] * (len(TRAINING_COLUMNS) - 2)
+    return lines + [table_row(title, reason, *empty_cells) for reason in left_out]
 
 
-def small_images(device: torch.device) -> list[str]:
-    """Images/s of CIFAR's augmentation on the device."""
-    lines = ["| 32 px images made on the device | images/s |", "|---|---|"]
-    pixels = torch.randint(0, 256, (8192, 3, 32, 32), dtype=torch.uint8, device=device)
-    epochs, indices = torch.zeros(len(pixels), dtype=torch.int64), torch.arange(len(pixels))
-    for title, policy in (("crop, flip", "none"), ("crop, flip, RandAugment", "randaugment")):
-        augmentation = BatchAugmentation(
-            0, (32, 32), 0.125, None, 0.5, build_policies(policy, None, None, 0.0)
-        )
-        times = []
-        for _ in range(5):
-            finish(device)
-            began = time.perf_counter()
-            augmentation(pixels, epochs, indices)
-            finish(device)
-            times.append(time.perf_counter() - began)
-        lines.append(f"| {title} | {len(pixels) / statistics.median(times[1:]):,.0f} |")
-    return lines
+def find_data_sheet_rate(device: torch.device) -> float | None:
+    name = describe_device(device)
+    return next((rate for key, rate in DATA_SHEET_RATES.items() if key in name), None)
 
 
-def main() -> None:
+def contestants_by_interest(others: list[str]) -> list[Contestant]:
+    """Return all contestants, those first that must not be missing for want of time."""
+    return [
+        Contestant("ours", compiled=True),
+        Contestant("timm", compiled=True),
+        Contestant("ours", compiled=False),
+        *(Contestant(name, compiled=False) for name in others),
+        *(Contestant(name, compiled=True) for name in others if name != "timm"),
+    ]
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--size", action="append", choices=BATCHES, help="default S, B and L at 224 px"
+        "--size", action="append", choices=BATCH_SIZES, help="default: S, B and L at 224 px"
     )
     parser.add_argument(
-        "--against", action="append", choices=OTHERS, help="default timm, huggingface, torchvision"
+        "--against", action="append", choices=OTHERS, help="default: timm, huggingface, torchvision"
     )
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument(
@@ -172,57 +247,39 @@ def main() -> None:
     )
     parser.add_argument("--miniature", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--out", type=Path, help="write the table here too, as Markdown")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
     device = choose_device("auto")
     if device.type != "cuda" and not arguments.miniature:
         sys.exit("no GPU here; --miniature tries the script without one")
-    precision = (
-        choose_precision("auto", device, 1024)
-        if device.type == "cuda"
-        else Precision("fp32", device)
-    )
-    sizes = arguments.size or (
-        ["vit_nano4"] if arguments.miniature else ["vit_s16", "vit_b16", "vit_l16"]
-    )
-    against = arguments.against or ["timm", "huggingface", "torchvision"]
-    contestants = [
-        Contestant("ours", True),
-        Contestant("timm", True),
-        Contestant("ours", False),
-        *(Contestant(name, False) for name in against),
-        *(Contestant(name, True) for name in against if name != "timm"),
-    ]
-    began, lines = time.monotonic(), []
+    start = time.monotonic()
+    precision = Precision("fp32", device)
+    if device.type == "cuda":
+        precision = choose_precision("auto", device, width=1024)
+    sizes = arguments.size or (["vit_nano4"] if arguments.miniature else DEFAULT_SIZES)
+    contestants = contestants_by_interest(arguments.against or DEFAULT_OTHERS)
 
-    def tell(*more: str) -> None:
-        print("\n".join(more), flush=True)
-        lines.extend(more)
-        if arguments.out:  # after each part, so that none is lost
-            arguments.out.write_text("\n".join(lines) + "\n")
-
-    ceiling = product_rate(precision)
-    tell(
-        f"{describe_device(device)}, torch {torch.__version__}, {date.today()}, {precision.name}, "
-        f"{arguments.rounds} rounds of {STEPS} steps",
+    report = Report(arguments.out)
+    ceiling = product_rate(device, precision.dtype)
+    report.add(
+        f"{describe_machine(device)}, {precision.name}, {arguments.rounds} rounds of {STEPS} steps",
         f"large matrix products: {ceiling / 1e12:.4g} TFLOP/s",
         "",
     )
-    shape = (2, 2, 17, 16) if arguments.miniature else (128, 12, 197, 64)
-    tell(
-        *attention_kernels(
-            device, torch.float32 if precision.name == "fp32" else torch.bfloat16, shape
-        ),
-        "",
-    )
-    tell(*small_images(device), "")
-    tell(
-        "| model, batch | project | images/s | ours is faster by | of the ceiling | of the datasheet | peak GiB "
-        "| first step, s |",
-        "|---|---|---|---|---|---|---|---|",
-    )
+    shape = MINIATURE_ATTENTION_SHAPE if arguments.miniature else ATTENTION_SHAPE
+    report.add(*attention_table(precision, shape), "")
+    report.add(*small_images_table(device), "")
+
+    report.add(table_header(*TRAINING_COLUMNS))
     for number, size in enumerate(sizes, start=1):
-        deadline = began + 60 * arguments.minutes * number / len(sizes)
-        tell(*training(size, contestants, precision, ceiling, arguments.rounds, deadline))
+        # Each size gets an equal part of the minutes, and what those before it have left
+        deadline = start + 60 * arguments.minutes * number / len(sizes)
+        lines = measure_training(size, contestants, precision, ceiling, arguments.rounds, deadline)
+        report.add(*lines)
+        # The next size needs the memory
         torch.compiler.reset()
         gc.collect()
 

@@ -43,7 +43,8 @@ def deterministic_ratio(size: str, batch_size: int, rounds: int) -> float:
         deterministic = bool((turn + turn // 2) % 2)
         use_deterministic_kernels(deterministic)
         times[deterministic].append(step())
-    # The first round is slower, since memory is allocated
+    use_deterministic_kernels(False)
+    # The first round allocates memory
     return median_ratio(times[True][1:], times[False][1:])
 
 
@@ -98,7 +99,6 @@ def main() -> None:
         what = f"runtime.deterministic=true, a step of {size}, batch {batch_size}"
         print(table_row(what, f"{cost:.3f} times the time"), flush=True)
 
-    use_deterministic_kernels(False)
     for size in arguments.size or SAVED_SIZES:
         seconds, gib = seconds_to_save(size)
         what = (

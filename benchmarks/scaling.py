@@ -1,16 +1,17 @@
-"""How training scales over processes: measured here, and worked out on paper for GPUs that are not here.
+"""How training scales over processes: measured here, or calculated for GPUs that are not here.
 
-    python benchmarks/scaling.py                            # one process against two on this machine's cores
+    python benchmarks/scaling.py           # one process against several on this machine's cores
     python benchmarks/scaling.py --paper --step-seconds vit_b16=0.062 --link-GB 450
 
-On paper: data-parallel training sends each gradient twice through every GPU's link (reduce-scatter and all-gather of a ring,
-2 (N - 1) / N of its bytes), while the backward pass, two thirds of a step, goes on; the last bucket, and what does not fit
-beside it, is waited for. Stragglers and the input are not in it: it is an upper bound.
---step-seconds are those of one GPU; without them a step takes 6 x multiply-adds x batch at 50 % of --peak-TFLOPs.
+On paper: data-parallel training sends each gradient twice through every GPU's link (reduce-scatter
+and all-gather of a ring, 2 (N - 1) / N of its bytes) while the backward pass, two thirds of a step,
+is computed. What does not fit beside it is waited for, and so is the last bucket at least.
+Stragglers and the input are left out, so the result is an upper bound. --step-seconds are those of
+one GPU; without them a step takes 6 x multiply-adds x batch at 50 % of --peak-TFLOPs.
 """
 
 import argparse
-import json
+import functools
 import os
 import statistics
 import subprocess
@@ -19,12 +20,16 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+# The script is started by its path, and the repository is not installed
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-SIZES = {"vit_s16": 256, "vit_b16": 256, "vit_l16": 128}  # images of a step on each GPU
-BACKWARD_SHARE = 2 / 3
-BUCKET = 25e6  # bytes that DistributedDataParallel sends at once; the last has nothing left to hide behind
+from benchmarks.contestants import flops_per_image, ours_on_meta
+from benchmarks.reporting import table_header, table_row
+from benchmarks.timing import median_ratio, take_turns
+from benchmarks.training_runs import ROOT, train_command
+from vit.files import read_jsonl
+from vit.runtime.cores import usable_cores
+
 RUN = [
     "data=synthetic",
     "data.num_images=2560",
@@ -39,95 +44,124 @@ RUN = [
     "train.ema_decay=0",
     "runtime.compile=false",
 ]
+WARMUP_STEPS = 4
+
+# On paper: images of a step on each GPU, by the model's size
+BATCH_SIZES = {"vit_s16": 256, "vit_b16": 256, "vit_l16": 128}
+BACKWARD_FRACTION = 2 / 3  # of a step's time
+# Bytes that DistributedDataParallel sends at once; nothing is left to compute beside the last
+BUCKET_BYTES = 25e6
+# Of the GPU's matrix products, in FLOP/s, where a step's time is not given
+USUAL_UTILIZATION = 0.5
 
 
 def images_per_second(processes: int, threads: int) -> float:
-    """The median over the later steps of a run."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            str(ROOT / "train.py"),
-            *RUN,
-            f"runtime.threads={threads}",
-            f"hydra.run.dir={folder}/run",
-        ]
-        more = [f"runtime.processes={processes}"] if processes > 1 else []
-        subprocess.run(
-            [*command, *more],
-            check=True,
+    """Return the median rate of the later steps of a run. Exits where the run fails."""
+    overrides = [*RUN, f"runtime.threads={threads}"]
+    if processes > 1:
+        overrides.append(f"runtime.processes={processes}")
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "run"
+        finished = subprocess.run(
+            train_command(overrides, folder),
+            cwd=ROOT,
             capture_output=True,
+            text=True,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
-        rows = [
-            json.loads(line)
-            for line in (Path(folder) / "run" / "timing.jsonl").read_text().splitlines()
-        ]
-    return statistics.median(row["images_per_second"] for row in rows[4:])
+        if finished.returncode != 0:
+            sys.exit(f"{finished.stderr}\nthe run failed, exit code {finished.returncode}")
+        rows = read_jsonl(folder / "timing.jsonl")
+    return statistics.median(row["images_per_second"] for row in rows[WARMUP_STEPS:])
 
 
-def measured(rounds: int) -> None:
-    cores = os.cpu_count() or 1
+def measure(rounds: int) -> None:
+    """Print the rates of one process and of several, on this machine's cores."""
+    cores = usable_cores()
+    one_thread = "1 process, 1 thread"
+    # (processes, threads of each)
     cases = {
-        "1 process, 1 thread": (1, 1),
+        one_thread: (1, 1),
         f"1 process, {cores} threads": (1, cores),
         f"{cores} processes, 1 thread each": (cores, 1),
     }
-    found: dict[str, list[float]] = {case: [] for case in cases}
-    for _ in range(rounds):
-        for case, (processes, threads) in cases.items():
-            found[case].append(images_per_second(processes, threads))
-    one = next(iter(found.values()))
+    runs = {case: functools.partial(images_per_second, *counts) for case, counts in cases.items()}
+    rates = take_turns(runs, rounds)
+
+    print(f"{cores} cores, {date.today()}, vit_ti4 at 32 px, fp32, batch 128\n")
+    print(table_header("", "images/s", f"of {cores} times one thread's"))
+    for case, values in rates.items():
+        fraction = median_ratio(values, rates[one_thread]) / cores
+        print(table_row(case, f"{statistics.median(values):.1f}", f"{fraction:.0%}"))
+
+
+def sending_seconds(gradient_bytes: float, gpus: int, link_rate: float) -> float:
+    """Return how long a ring of GPUs takes to add up their gradients; link_rate: bytes/s."""
+    return 2 * (gpus - 1) / gpus * gradient_bytes / link_rate
+
+
+def efficiency(step_seconds: float, gradient_bytes: float, sending: float) -> float:
+    """Return the fraction of a step's time in which a GPU computes; sending: seconds."""
+    not_hidden = sending - BACKWARD_FRACTION * step_seconds
+    last_bucket = sending * min(1, BUCKET_BYTES / gradient_bytes)
+    return step_seconds / (step_seconds + max(not_hidden, last_bucket))
+
+
+def calculate(
+    given_seconds: dict[str, float], peak_rate: float, link_rate: float, node_link_rate: float
+) -> None:
+    """Print the efficiency of 8 GPUs of a machine, and of 64 of several, gradients in float32.
+
+    given_seconds: of one GPU's step, by the model's size; peak_rate: FLOP/s of a GPU; link_rate,
+    node_link_rate: bytes/s that a GPU sends within a machine, and to other machines.
+    """
     print(
-        f"{cores} cores, {date.today()}, vit_ti4 at 32 px, fp32, batch 128\n\n"
-        f"| | images/s | of {cores} times one thread's |\n|---|---|---|"
+        f"links {link_rate / 1e9:g} GB/s within a machine, {node_link_rate / 1e9:g} GB/s a GPU "
+        "between machines, each way\n"
     )
-    for case, rates in found.items():
-        share = statistics.median(
-            rate / (cores * alone) for rate, alone in zip(rates, one, strict=True)
+    print(
+        table_header(
+            "model, images a GPU", "step of one GPU, ms", "gradients, MB", "8 GPUs", "64 GPUs"
         )
-        print(f"| {case} | {statistics.median(rates):.1f} | {share:.0%} |")
-
-
-def paper(step_seconds: dict[str, float], peak: float, link: float, node_link: float) -> None:
-    """Efficiency of 8 GPUs on links of a machine, and of 64 on those between machines, gradients in float32."""
-    import torch
-
-    from benchmarks.contestants import SIZES as SHAPES
-    from benchmarks.contestants import ours
-    from vit.model.cost import count_macs
-
-    print(
-        f"links {link:g} GB/s within a machine, {node_link:g} GB/s a GPU between machines, each way\n"
     )
-    print(
-        "| model, images a GPU | step of one GPU, ms | gradients, MB | 8 GPUs | 64 GPUs |\n|---|---|---|---|---|"
-    )
-    for size, batch in SIZES.items():
-        with torch.device("meta"):
-            model = ours(*SHAPES[size])
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        step = step_seconds.get(size) or 6 * count_macs(model) * batch / (0.5 * peak)  # pyright: ignore[reportArgumentType]
-        cells = []
-        for gpus, rate in ((8, link), (64, node_link)):
-            sending = 2 * (gpus - 1) / gpus * 4 * parameters / (rate * 1e9)
-            waited = max(
-                sending - BACKWARD_SHARE * step, sending * min(1, BUCKET / (4 * parameters))
-            )
-            cells.append(f"{step / (step + waited):.1%} (sending takes {1e3 * sending:.1f} ms)")
-        print(
-            f"| {size}, {batch} | {1e3 * step:.1f} | {4 * parameters / 1e6:.0f} | {cells[0]} | {cells[1]} |"
-        )
+    for size, batch_size in BATCH_SIZES.items():
+        step_seconds = given_seconds.get(size)
+        if step_seconds is None:
+            flops = batch_size * flops_per_image(size, training=True)
+            step_seconds = flops / (USUAL_UTILIZATION * peak_rate)
+        gradient_bytes = 4 * ours_on_meta(size).num_parameters()
+
+        cells = [
+            f"{size}, {batch_size}",
+            f"{1e3 * step_seconds:.1f}",
+            f"{gradient_bytes / 1e6:.0f}",
+        ]
+        for gpus, rate in ((8, link_rate), (64, node_link_rate)):
+            sending = sending_seconds(gradient_bytes, gpus, rate)
+            fraction = efficiency(step_seconds, gradient_bytes, sending)
+            cells.append(f"{fraction:.1%} (sending takes {1e3 * sending:.1f} ms)")
+        print(table_row(*cells))
 
 
-def main() -> None:
+def model_and_seconds(text: str) -> tuple[str, float]:
+    """Parse MODEL=SECONDS. Raises ValueError."""
+    name, seconds = text.split("=")
+    return name, float(seconds)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--paper", action="store_true")
-    parser.add_argument("--step-seconds", action="append", default=[], metavar="MODEL=SECONDS")
+    parser.add_argument(
+        "--step-seconds",
+        action="append",
+        default=[],
+        type=model_and_seconds,
+        metavar="MODEL=SECONDS",
+    )
     parser.add_argument(
         "--peak-TFLOPs",
         type=float,
@@ -146,16 +180,19 @@ def main() -> None:
         default=50,
         help="GB/s a GPU sends to other machines (default 50, NDR InfiniBand)",
     )
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
     if not arguments.paper:
-        measured(arguments.rounds)
+        measure(arguments.rounds)
         return
-    given = dict(word.split("=") for word in arguments.step_seconds)
-    paper(
-        {name: float(value) for name, value in given.items()},
+    calculate(
+        dict(arguments.step_seconds),
         arguments.peak_TFLOPs * 1e12,
-        arguments.link_GB,
-        arguments.node_link_GB,
+        arguments.link_GB * 1e9,
+        arguments.node_link_GB * 1e9,
     )
 
 

@@ -29,7 +29,7 @@ from benchmarks.reporting import Report, table_header, table_row
 from benchmarks.timing import describe_machine, median_ratio, take_turns
 from vit.runtime.compiling import worth_compiling
 from vit.runtime.device import choose_device, product_rate
-from vit.runtime.precision import choose_precision
+from vit.runtime.precision import Precision, choose_precision
 
 DEFAULT_ROWS = [
     "train:vit_b16:bf16:8",
@@ -78,7 +78,7 @@ def measure(row: Row, rounds: int, others: list[str], compiled: list[str]) -> li
     contestants += [Contestant(name, compiled=True) for name in compiled]
     rate_before = product_rate(device, precision.dtype)
 
-    # Two steps each that are not counted: the first may compile, the second is still slower
+    # Two steps each that are not counted: they allocate memory, and the first may compile
     steps, first_seconds = {}, {}
     for contestant in contestants:
         step = make_step(contestant, row.size, row.batch_size, precision, training)
@@ -89,7 +89,7 @@ def measure(row: Row, rounds: int, others: list[str], compiled: list[str]) -> li
 
     # The higher of two, since other work on the machine can only make it look slow
     peak_rate = max(rate_before, product_rate(device, precision.dtype))
-    reference = ours_in_a_long_run(row.size, device, steps)
+    reference = ours_in_a_long_run(row.size, precision, steps)
     flops = flops_per_image(row.size, training)
     lines = []
     for contestant, seconds in times.items():
@@ -108,11 +108,11 @@ def measure(row: Row, rounds: int, others: list[str], compiled: list[str]) -> li
 
 
 def ours_in_a_long_run(
-    size: str, device: torch.device, measured: Container[Contestant]
+    size: str, precision: Precision, measured: Container[Contestant]
 ) -> Contestant:
     """Return ours, compiled where a long run would be and that was measured."""
     compiled = Contestant("ours", compiled=True)
-    pays = worth_compiling(device, SIZES[size].hidden_size, run_flops=float("inf"))
+    pays = worth_compiling(precision, SIZES[size].hidden_size, run_flops=float("inf"))
     return compiled if pays and compiled in measured else Contestant("ours", compiled=False)
 
 

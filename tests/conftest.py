@@ -4,7 +4,12 @@ import logging
 from pathlib import Path
 
 import pytest
-from helpers import TINY, train
+from helpers import DIGITS, train
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the slow tests, so that none of them is the last one, alone on one core."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +41,6 @@ def log_lines():
 def digits_run(tmp_path_factory) -> tuple[Path, str]:
     """The folder and the output of one short run on digits, for all tests that only look at it."""
     folder = tmp_path_factory.mktemp("digits")
-    done = train(folder, *TINY, "train.epochs=8", "optimizer.lr=0.003", "hydra.run.dir=run")
+    done = train(folder, *DIGITS, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stdout

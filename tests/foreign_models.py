@@ -30,6 +30,9 @@ def spread_of(name: str, parameter: nn.Parameter) -> float:
     """The standard deviation of a random parameter."""
     if "fc1" in name or "mlp.0" in name:
         return 2 / parameter.shape[-1] ** 0.5  # far enough from 0 for the kinds of GELU to differ
+    if ("att" in name or "fc2" in name) and parameter.dim() > 1:
+        # Tokens attend to some more than to others, so that heads and rotations make a difference
+        return 1 / parameter.shape[-1] ** 0.5
     if "pos" in name or "token" in name:
         return 0.2
     return 0.02 if parameter.dim() > 1 else 0.1

@@ -1,15 +1,21 @@
 """What the tests share: running the command line as a user does, and small images on disk."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
+from forkserver import ForkedProcess, ForkServer
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+Program = subprocess.Popen | ForkedProcess
 # A run of seconds, not minutes
 TINY = [
     "experiment=digits",
@@ -18,29 +24,94 @@ TINY = [
     "model.hidden_size=64",
     "train.batch_size=128",
 ]
+# The run of the fixture digits_run
+DIGITS = [*TINY, "train.epochs=8", "optimizer.lr=0.003"]
 
 
-def run(
-    script: str,
+def start(
+    program: str,
     *arguments: str,
     cwd: Path,
     env: dict[str, str] | None = None,
-    timeout: float = 240,
-):
-    """The finished process of `python script arguments…` in the folder cwd."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
+    from_scratch: bool = False,
+    start_new_session: bool = False,
+    stdin: int | IO = subprocess.DEVNULL,
+    stdout: int | IO = subprocess.PIPE,
+    stderr: int | IO = subprocess.PIPE,
+) -> Program:
+    """Start a script of the repository, or a module of it, in the folder cwd.
+
+    It is forked from a warm parent where that makes no difference; from_scratch: in no case.
+    env: changes to this process's environment.
+    """
+    environment = {**os.environ, **(env or {})}
+    path = ROOT / program if program.endswith(".py") else program
+    streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    if not from_scratch and sys.platform == "linux":
+        server = fork_server()
+        if server.can_start(environment):
+            return server.start(
+                path,
+                *arguments,
+                cwd=cwd,
+                environment=environment,
+                new_session=start_new_session,
+                **streams,
+            )
+    command = [str(path)] if program.endswith(".py") else ["-m", program]
+    return subprocess.Popen(
+        [sys.executable, *command, *arguments],
         cwd=cwd,
-        capture_output=True,
+        env=environment,
+        start_new_session=start_new_session,
         text=True,
-        timeout=timeout,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
+        **streams,
     )
 
 
-def train(cwd: Path, *arguments: str, **options):
+@functools.cache
+def fork_server() -> ForkServer:
+    """The warm parent of all programs that this process starts; it ends with this process."""
+    return ForkServer()
+
+
+def run(
+    program: str, *arguments: str, cwd: Path, timeout: float = 240, **options
+) -> subprocess.CompletedProcess:
+    """The finished process of `python program arguments…`; options are those of start()."""
+    with start(program, *arguments, cwd=cwd, **options) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def train(cwd: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
     return run("train.py", *arguments, cwd=cwd, **options)
+
+
+def error_line(done: subprocess.CompletedProcess, code: int = 2) -> str:
+    """The one line on standard error in which a mistake ends; fails for any other ending."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def read_result(run_folder: Path) -> dict:
+    return json.loads((run_folder / "result.json").read_text())
+
+
+def wait_until(condition: Callable[[], bool], process: Program) -> None:
+    """Wait for something that a program is to bring about; fails where the program ends first."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "two minutes have passed"
+        time.sleep(0.01)
 
 
 def rows(path: Path) -> list[dict]:

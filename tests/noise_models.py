@@ -33,13 +33,14 @@ def restored_model(classes: list[str], count: int, **changes) -> RestoredModel:
         )
         for name in ("train", "val", "test")
     ]
-    config = Config(train=TrainConfig(batch_size=64))
+    config = Config(train=TrainConfig())
     return RestoredModel(
         model=model,
         header={"classes": classes},
         config=config,
         data=ImageDataset(classes, *splits),
         precision=Precision("fp32", torch.device("cpu")),
+        batch_size=64,
     )
 
 

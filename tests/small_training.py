@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.console import Console
 from vit.runs.metrics_log import MetricsLog
+from vit.runs.screen import Screen
 from vit.runs.tensorboard import TensorBoard
 from vit.runs.timing import Clock, Speed
 from vit.runtime.precision import Precision
@@ -186,12 +187,13 @@ def make_observer(folder: Path, state: TrainingState, plan: Plan, batches: Any) 
         clock=Clock(first_step, state.progress.seconds),
         speed=Speed(10**6, 1e12),
         console=Console(
+            Screen(speaks=False),
             first_step=first_step,
             total_steps=plan.total_steps,
             steps_per_epoch=plan.steps_per_epoch,
             epochs=plan.epochs,
             batch_size=plan.batch_size,
-            speaks=False,
+            evaluations=plan.evaluations(plan.total_steps),
         ),
         metrics=MetricsLog(folder, first_step),
         board=TensorBoard(folder / "tensorboard", None, writes=False),

@@ -1,13 +1,16 @@
 """python -m vit.compare: configurations, metrics and a paired test of two runs."""
 
+import contextlib
 import shutil
 
 import pytest
 import torch
+from limited_memory import memory_of
 from scipy.stats import binomtest, chi2
 
+import vit.evaluation.restore
 from vit.checkpoints.file import read_checkpoint, write_checkpoint
-from vit.compare import compare, find_differences, main, mcnemar
+from vit.compare import compare, find_differences, main, mcnemar, predict_split
 from vit.errors import ConfigError, run_command
 
 
@@ -69,3 +72,20 @@ def test_a_folder_that_is_not_a_run(digits_run, tmp_path, capsys):
     arguments = [str(digits_run[0]), str(tmp_path)]
     assert run_command("vit.compare", lambda: main(arguments)) == 2
     assert capsys.readouterr().err.startswith(f"vit.compare: {tmp_path}: ")
+
+
+def test_predictions_are_the_same_where_memory_ends(digits_run, monkeypatch, capsys):
+    folder, _ = digits_run
+    expected = predict_split(folder, "test", 0)
+    restore = vit.evaluation.restore.restore
+    with contextlib.ExitStack() as stack:
+
+        def limited(*arguments):
+            restored = restore(*arguments)
+            stack.enter_context(memory_of(restored.model, 50))
+            return restored
+
+        monkeypatch.setattr("vit.evaluation.restore.restore", limited)
+        predictions = predict_split(folder, "test", 0)
+    assert torch.equal(predictions.correct, expected.correct)
+    assert "memory ended with 64 images at once" in capsys.readouterr().out

@@ -1,14 +1,19 @@
 """The command evaluate.py: its measurements and the report of a real run."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, run
 from hydra import compose, initialize_config_dir
+from limited_memory import memory_of
 
+import vit.evaluation.restore
 from evaluate import check_source, measure
+from vit.checkpoints.file import read_checkpoint
 from vit.config.config import EvaluateConfig, from_composed, register
+from vit.config.settings import check_settings
 from vit.errors import ConfigError
 from vit.evaluation.corruptions import CORRUPTIONS
 
@@ -88,6 +93,48 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(digits_run, 
     given = settings(f"checkpoint='{path}'", "report=true", f"out='{tmp_path / 'file'}'")
     with pytest.raises(ConfigError, match=r"file/report: .*Not a directory.* out=FOLDER$"):
         measure(given, {})
+
+
+def test_precision_and_batch_size(digits_run, tmp_path, capsys, monkeypatch):
+    path = digits_run[0] / "checkpoints" / "best.safetensors"
+
+    def evaluated(*overrides: str) -> dict:
+        measure(settings(f"checkpoint='{path}'", f"out='{tmp_path}'", *overrides), {})
+        return json.loads((tmp_path / "evaluation.json").read_text())
+
+    as_trained = evaluated()
+    header = read_checkpoint(path)[1]
+    assert as_trained["precision"] == header["precision"]
+    assert evaluated("precision=bf16")["precision"] == "bf16"
+    assert evaluated("precision=auto")["precision"] in ("bf16", "fp32")
+    exact = evaluated("precision=fp32")
+    assert exact["loss"] == pytest.approx(as_trained["loss"], rel=0.02)
+
+    # The model has room for 100 images: 359 are tried, then 180, and 90 fit
+    restore = vit.evaluation.restore.restore
+    stack = contextlib.ExitStack()
+
+    def limited(*arguments):
+        restored = restore(*arguments)
+        stack.enter_context(memory_of(restored.model, 100))
+        return restored
+
+    monkeypatch.setattr(vit.evaluation.restore, "restore", limited)
+    with stack:
+        numbers = evaluated("precision=fp32", "batch_size=1000")
+    assert numbers["n"] == 359
+    assert numbers["top1"] == exact["top1"]
+    assert numbers["loss"] == pytest.approx(exact["loss"], rel=1e-6)
+    assert "memory ended with 180 images at once: from here on 90" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("precision=fp8", "precision"), ("batch_size=0", "batch_size"), ("batch_size=-3", "batch")],
+)
+def test_values_out_of_range_are_refused(override, key):
+    with pytest.raises(ConfigError, match=key):
+        check_settings(settings("checkpoint=a", override))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from limited_memory import memory_of
 from PIL import Image
 
+import vit.checkpoints.model
 from vit.checkpoints.file import write_checkpoint
-from vit.checkpoints.model import build_model, load
+from vit.checkpoints.model import build_model, load, load_with_header
 from vit.data.preprocessing import Preprocessing
 from vit.errors import run_command
 from vit.model.vision_transformer import VisionTransformer
@@ -229,6 +231,32 @@ def test_a_name_that_is_not_unicode(checkpoint, images, tmp_path, capfd):
     assert name in (tmp_path / "csv").read_bytes()
     predict(checkpoint, os.fsdecode(name))
     assert "caf\\udce9.png" in capfd.readouterr().out
+
+
+def test_answers_and_overlays_are_the_same_where_memory_ends(
+    checkpoint, images, tmp_path, capsys, monkeypatch
+):
+    options = ("--format", "json", "--attention")
+    assert predict(checkpoint, images, *options, tmp_path / "expected") == 0
+    expected = parse_json(capsys.readouterr().out)
+    model, header = load_with_header(checkpoint)
+    monkeypatch.setattr(vit.checkpoints.model, "load_with_header", lambda path: (model, header))
+    # Predictions and traces both come by the classifier
+    with memory_of(model.head, 3):
+        assert predict(checkpoint, images, *options, tmp_path / "maps") == 0
+    output = capsys.readouterr()
+    rows = parse_json(output.out)
+    assert [row["image"] for row in rows] == [row["image"] for row in expected]
+    for ours, theirs in zip(all_predictions(rows), all_predictions(expected), strict=True):
+        assert ours == theirs | {"probability": pytest.approx(theirs["probability"], rel=1e-5)}
+    assert "vit.predict: memory ended with 8 images at once: from here on 4" in output.err
+    names = sorted(path.name for path in (tmp_path / "expected").iterdir())
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == names
+    assert len(names) == len(NAMES)
+
+    with memory_of(model.head, 0):
+        assert predict(checkpoint, images, "--format", "json") == 2
+    assert "vit.predict: out of memory (" in capsys.readouterr().err
 
 
 def test_overlays_of_attention(checkpoint, images, tmp_path):

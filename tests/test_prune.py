@@ -1,5 +1,6 @@
 """python -m vit.prune: the heads it removes, what it measures and writes, mistakes."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import ROOT
 from hydra import compose, initialize_config_dir
+from limited_memory import memory_of
 
 import vit
 import vit.prune
@@ -22,7 +24,7 @@ from vit.errors import run_command
 from vit.evaluation.restore import restore
 from vit.model.cost import count_macs
 from vit.model.head_pruning import importance, least_important, removed_heads
-from vit.prune import format_scores, main
+from vit.prune import choose_heads, compare_speed, format_scores, main
 
 CPU = torch.device("cpu")
 
@@ -228,3 +230,23 @@ def test_a_missing_checkpoint(tmp_path, capsys):
     missing = tmp_path / "nowhere"
     assert prune(missing, "--fraction", "0.3", "--out", tmp_path / "x") == 2
     assert f"{missing}: " in capsys.readouterr().err
+
+
+def test_heads_are_scored_the_same_where_memory_ends(digits, capsys):
+    restored = restore(digits, {"data.limit": 60}, CPU)
+    heads = choose_heads(restored, 0.375, workers=0)
+    # The trace of a scoring pass has no hook: its classifier does
+    with memory_of(restored.model.head, 9) as sizes:
+        assert choose_heads(restored, 0.375, workers=0) == heads
+    assert sizes[:3] == [32, 16, 8]
+    assert sum(sizes[2:]) == 60
+    output = capsys.readouterr().out
+    assert "memory ended with 16 images at once: from here on 8" in output
+
+
+def test_speed_is_measured_on_as_many_images_as_fit(digits, capsys):
+    restored = restore(digits, {"data.limit": 60}, CPU)
+    pruned = copy.deepcopy(restored.model)
+    with memory_of(restored.model, 20):
+        compare_speed(restored, pruned, restored.data.test, workers=0)
+    assert "(batches of 15, " in capsys.readouterr().out

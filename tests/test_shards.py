@@ -123,8 +123,34 @@ def test_training_from_shards_learns_the_same_with_any_number_of_workers(tmp_pat
 def test_folders_without_shards_or_images_are_refused(tmp_path):
     with pytest.raises(DataError, match=rf"{tmp_path}/train-\*\.tar; write shards"):
         load(tmp_path)
-    with pytest.raises(DataError, match=rf"{tmp_path}: no folder train"):
+    with pytest.raises(DataError, match=rf"{tmp_path}: holds no folders of images"):
         main([str(tmp_path), str(tmp_path / "out")])
+
+
+def test_the_layouts_of_folders_are_those_of_shards(tmp_path, capsys):
+    write(tmp_path / "named", splits={"Train": 6, "validation": 3, "testing": 2})
+    data = load(tmp_path / "named" / "out")
+    assert [len(data.train), len(data.val), len(data.test)] == [12, 6, 4]
+    assert "in holds Train/, validation/ and testing/" in capsys.readouterr().out
+    write(tmp_path / "flat", splits={".": 10})
+    data = load(tmp_path / "flat" / "out")
+    assert data.classes == ["cat", "dog"]
+    assert len(data.train) + len(data.val) + len(data.test) == 20
+    assert "train: 20 images" in capsys.readouterr().out
+
+
+def test_other_classes_in_a_split_are_refused_before_anything_is_written(tmp_path):
+    make_images(tmp_path / "in", {"train": 2, "val": 1})
+    make_images(tmp_path / "in", {"val": 1}, ("fox",))
+    with pytest.raises(DataError, match=r"in/val: .*has besides fox"):
+        pack(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_do_not_become_a_class(tmp_path):
+    make_images(tmp_path, {".": 2})
+    with pytest.raises(ConfigError, match="cat/out: would be a class folder"):
+        main([str(tmp_path), str(tmp_path / "cat" / "out")])
 
 
 def test_shards_are_not_overwritten(tmp_path):

@@ -1,19 +1,20 @@
-"""A Vision Transformer trainer. `vit.load(path)` gives the model of a checkpoint; vit/model.py is the place to start
-reading."""
+"""A Vision Transformer trainer.
+
+`vit.load(path)` gives the model of a checkpoint. To read the code, start with
+vit/model/vision_transformer.py.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit.checkpoints.model import load as load
 
-
 __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
-    if (
-        name == "load"
-    ):  # not imported before it is asked for: `train.py --help` shall not wait for torch
+    # Not imported before it is asked for: `train.py --help` must not wait for torch
+    if name == "load":
         from vit.checkpoints.model import load
 
         return load

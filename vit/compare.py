@@ -158,27 +158,27 @@ def predict_split(folder: Path, split: str, workers: int | None) -> SplitPredict
     import torch
 
     from vit.checkpoints.run import BEST
-    from vit.data.loader import evaluation_batches
     from vit.evaluation.restore import restore
     from vit.runtime.cores import loader_workers
     from vit.runtime.device import choose_device
+    from vit.runtime.memory import memory_errors
 
     device = choose_device("auto")
     restored = restore(folder / "checkpoints" / BEST, {}, device)
     images = restored.data.split(split)
-    batches = evaluation_batches(
-        images,
-        restored.config.train.batch_size,
-        restored.model.preprocessing,
-        loader_workers(workers),
-        device,
-    )
-    correct = []
-    with torch.inference_mode():
-        for inputs, labels in batches:
-            with restored.precision.autocast():
-                logits = restored.model(inputs)
-            correct.append((logits.argmax(dim=1) == labels).cpu())
+
+    model = restored.model
+
+    def is_correct(pixels: "Tensor", labels: "Tensor") -> "Tensor":
+        inputs = model.preprocessing.to_input(pixels)
+        with restored.precision.autocast():
+            logits = model(inputs)
+        return (logits.argmax(dim=1) == labels).cpu()
+
+    correct: list[Tensor] = []
+    with torch.inference_mode(), memory_errors("a single image is too much for this device"):
+        for pixels, labels in restored.batches(images, loader_workers(workers)):
+            correct += restored.memory.parts(is_correct, pixels, labels)
     return SplitPredictions(torch.cat(correct), images.labels, str(images))
 
 

@@ -85,6 +85,7 @@ def explore(options: argparse.Namespace) -> None:
     from vit.data.image_files import find_image_files
     from vit.report.explorer import build_page, bytes_per_image
     from vit.runtime.device import choose_device
+    from vit.runtime.memory import memory_errors
 
     device = choose_device(options.device)
     paths = find_image_files(options.images)
@@ -105,7 +106,8 @@ def explore(options: argparse.Namespace) -> None:
     else:
         examples = examples_from_data(options.checkpoint, options.data_root, count)
     template = TEMPLATE.read_text("utf-8")
-    page = build_page(template, snapshots, examples, layers, device)
+    with memory_errors("try --device cpu"):
+        page = build_page(template, snapshots, examples, layers, device)
     with writing_to(f"--out {options.out}"):
         write_text(options.out, page)
 

@@ -11,12 +11,13 @@ import argparse
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -27,9 +28,11 @@ from vit.text import first_line
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
 # and the modules of vit that import it, are imported inside the functions that need them.
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from vit.model.vision_transformer import VisionTransformer
+    from vit.runtime.memory import MemoryLimit
     from vit.runtime.precision import Precision
 
 # Longer side of the images with their attention, in pixels; a multiple of small images' own size
@@ -160,7 +163,7 @@ def predict(options: argparse.Namespace) -> None:
             options.attention.mkdir(parents=True, exist_ok=True)
 
     start = time.perf_counter()
-    with failures_explained(options), open_output(options.out) as file:
+    with failures_explained(), open_output(options.out) as file:
         answered, unreadable = answer_images(model, precision, options, file)
     if options.out is not None:
         speed = answered / (time.perf_counter() - start)
@@ -183,7 +186,17 @@ def answer_images(
     Returns how many images were answered and how many could not be read.
     """
     from vit.data.image_stream import find_images, stream_batches
+    from vit.runtime.memory import MemoryLimit
 
+    def warn(line: str) -> None:
+        print(f"vit.predict: {line}", file=sys.stderr)
+
+    def infer_part(pixels: "Tensor") -> "tuple[Tensor, Tensor]":
+        return infer(model, precision, pixels)
+
+    # The maps of a trace need more memory than a prediction
+    memory = MemoryLimit(precision.device, warn)
+    trace_memory = MemoryLimit(precision.device, warn, at_once=TRACE_BATCH_SIZE)
     destination = "standard output" if options.out is None else f"--out {options.out}"
     writer = WRITERS[options.format](file)
     answered = 0
@@ -191,20 +204,24 @@ def answer_images(
     paths = find_images(options.images or ["-"])
     for batch in stream_batches(paths, model.preprocessing, options.batch_size, options.workers):
         for error in batch.errors:
-            print(f"vit.predict: {escape_unprintable(str(error))}", file=sys.stderr)
+            warn(escape_unprintable(str(error)))
         unreadable += len(batch.errors)
         if batch.pixels is None:
             continue
 
-        images, probabilities = infer(model, precision, batch.pixels)
-        predictions = rank_classes(probabilities, model.classes, options.top_k)
-        with writing_to(destination):
-            writer.write(batch.paths, predictions)
-            file.flush()  # so that the reader of a pipe need not wait for the next batch
-        if options.attention is not None:
-            with writing_to(f"--attention {options.attention}"):
-                write_overlays(model, images, batch.paths, answered + 1, options.attention)
-        answered += len(batch.paths)
+        paths_left = iter(batch.paths)
+        # In one part, unless memory ends
+        for images, probabilities in memory.parts(infer_part, batch.pixels):
+            part_paths = list(itertools.islice(paths_left, len(images)))
+            predictions = rank_classes(probabilities, model.classes, options.top_k)
+            with writing_to(destination):
+                writer.write(part_paths, predictions)
+                file.flush()  # so that the reader of a pipe need not wait for the next batch
+            if options.attention is not None:
+                with writing_to(f"--attention {options.attention}"):
+                    overlays = draw_overlays(model, images, trace_memory)
+                    write_overlays(overlays, part_paths, answered + 1, options.attention)
+            answered += len(images)
     return answered, unreadable
 
 
@@ -239,32 +256,38 @@ def rank_classes(
     return predictions
 
 
-def write_overlays(
-    model: "VisionTransformer",
-    images: "Tensor",
-    paths: Sequence[str],
-    first_number: int,
-    folder: Path,
-) -> None:
-    """Write each image, as the model sees it, under its attention rollout.
+def draw_overlays(
+    model: "VisionTransformer", images: "Tensor", memory: "MemoryLimit"
+) -> "Iterator[np.ndarray]":
+    """Draw each image, as the model sees it, under its attention rollout.
 
-    images: the model's inputs, (B, C, height, width). The files are folder/<number>_<name>.png,
-    numbered from `first_number` on. Raises OSError.
+    images: the model's inputs, (B, C, height, width). Yields uint8 (height, width, 3) for each.
     """
-    from PIL import Image
-
     from vit.figures.attention import displayable_images, overlay
     from vit.model.attention_maps import pooled_row, rollout, trace_images
 
-    for start in range(0, len(paths), TRACE_BATCH_SIZE):
-        part = images[start : start + TRACE_BATCH_SIZE]
+    def draw(part: "Tensor") -> "np.ndarray":
         maps = pooled_row(rollout(trace_images(model, part).attentions), model)
         overlays = overlay(displayable_images(part, model.preprocessing, OVERLAY_SIDE), maps)
-        pixels = (overlays.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        for index, image in enumerate(pixels, start):
-            stem = Path(paths[index]).stem[:MAX_STEM_LENGTH]
-            with atomic_write(folder / f"{first_number + index:06}_{stem}.png") as temporary:
-                Image.fromarray(image).save(temporary, format="PNG")
+        return (overlays.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    for pixels in memory.parts(draw, images):
+        yield from pixels
+
+
+def write_overlays(
+    overlays: "Iterable[np.ndarray]", paths: Sequence[str], first_number: int, folder: Path
+) -> None:
+    """Write images as folder/<number>_<name>.png, numbered from `first_number` on.
+
+    Raises OSError.
+    """
+    from PIL import Image
+
+    for number, (path, overlay) in enumerate(zip(paths, overlays, strict=True), first_number):
+        stem = Path(path).stem[:MAX_STEM_LENGTH]
+        with atomic_write(folder / f"{number:06}_{stem}.png") as temporary:
+            Image.fromarray(overlay).save(temporary, format="PNG")
 
 
 def check_output_name(path: Path | None) -> None:
@@ -302,17 +325,14 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def failures_explained(options: argparse.Namespace) -> Iterator[None]:
-    """Turn running out of memory into a ConfigError that names the option to lower."""
-    import torch
+def failures_explained() -> Iterator[None]:
+    """Turn running out of memory, and losing a process, into a ConfigError with advice."""
+    from vit.runtime.memory import memory_errors
 
     try:
-        yield
-    except torch.OutOfMemoryError:
-        smaller = max(1, options.batch_size // 2)
-        raise ConfigError(
-            f"--batch-size {options.batch_size}: out of memory; try {smaller}"
-        ) from None
+        # Batches have been halved down to a single image by then
+        with memory_errors("a single image is too much for this device; try --device cpu"):
+            yield
     except RuntimeError as error:
         # What torch raises when the system kills a decoding process
         if not str(error).startswith("DataLoader worker"):

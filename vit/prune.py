@@ -8,6 +8,7 @@ fine-tuned and pruned again.
 """
 
 import argparse
+import contextlib
 import copy
 import math
 import statistics
@@ -77,7 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"--out {options.out}: give the name of a new file, not of a folder or of the "
             "checkpoint itself"
         )
-    prune(options)
+
+    from vit.runtime.memory import memory_errors
+
+    with memory_errors("try --device cpu"):
+        prune(options)
 
 
 def same_file(a: Path, b: Path) -> bool:
@@ -127,14 +132,20 @@ def choose_heads(restored: "RestoredModel", fraction: float, workers: int) -> di
     from vit.data.loader import evaluation_batches
     from vit.data.splits import sample_evenly
     from vit.model.head_pruning import attention_modules, importance, least_important
+    from vit.runtime.memory import MemoryLimit
 
     model = restored.model
+    device = restored.precision.device
     train = restored.data.train
     images = train.subset(sample_evenly(train.labels, SCORING_IMAGES))
-    batches = evaluation_batches(
-        images, SCORING_BATCH_SIZE, model.preprocessing, workers, restored.precision.device
-    )
-    scores = importance(model, batches)
+
+    def score(batch_size: int) -> "Tensor":
+        batches = evaluation_batches(images, batch_size, model.preprocessing, workers, device)
+        with contextlib.closing(batches):
+            return importance(model, batches)
+
+    # Apart from the memory of evaluations, which need less
+    scores = MemoryLimit(device).largest(score, SCORING_BATCH_SIZE)
     heads = least_important(scores, fraction)
 
     num_heads = sum(len(attention.heads) for attention in attention_modules(model))
@@ -197,29 +208,27 @@ def compare_speed(
     restored: "RestoredModel", pruned: "VisionTransformer", images: "ImageSplit", workers: int
 ) -> None:
     """Measure and print what an image costs before and after, on one batch of the images."""
-    from vit.data.loader import evaluation_batches
     from vit.model.cost import count_macs
     from vit.runtime.device import describe_device
 
     precision = restored.precision
-    batches = evaluation_batches(
-        images,
-        restored.config.train.batch_size,
-        restored.model.preprocessing,
-        workers,
-        precision.device,
-    )
-    batch, _ = next(batches)
+    with contextlib.closing(restored.batches(images, workers)) as batches:
+        pixels, _ = next(batches)
     models = (restored.model, pruned)
-    times = time_forward_passes(models, batch, precision)
+
+    def measure(size: int) -> tuple[int, list[float]]:
+        batch = restored.model.preprocessing.to_input(pixels[:size])
+        return size, time_forward_passes(models, batch, precision)
+
+    size, times = restored.memory.largest(measure, len(pixels))
     for name, model, seconds in zip(("before", "after"), models, times, strict=True):
         print(
             f"{name:7} {model.num_parameters():,} parameters, "
             f"{count_macs(model) / 1e6:,.1f} million multiply-adds and "
-            f"{1000 * seconds / len(batch):.3f} ms per image"
+            f"{1000 * seconds / size:.3f} ms per image"
         )
     print(
-        f"{times[0] / times[1]:.2f} times as fast (batches of {len(batch)}, {precision.name} on "
+        f"{times[0] / times[1]:.2f} times as fast (batches of {size}, {precision.name} on "
         f"{describe_device(precision.device)}, medians of {SPEED_ROUNDS} in turn)"
     )
 

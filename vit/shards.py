@@ -1,6 +1,6 @@
 """Write a data set as tar shards, as WebDataset lays them out.
 
-    python -m vit.shards FOLDER OUT --short-side 288    # FOLDER has train/<class>/…, val/, test/
+    python -m vit.shards FOLDER OUT --short-side 288    # FOLDER is laid out as for data=folder
     python train.py data=shards data.root=OUT
 
 train-000000.tar holds 000000123.jpg and its label, 000000123.cls, and so on. A few large files
@@ -22,9 +22,10 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from vit.data.class_folders import class_names
-from vit.data.image_files import iter_image_files
-from vit.data.tar_index import CLASSES, SPLITS
+from vit.data.class_folders import class_names, images_of_class, require_two_classes
+from vit.data.layouts import find_layout
+from vit.data.splits import check_classes
+from vit.data.tar_index import CLASSES
 from vit.errors import ConfigError, DataError, run_command, writing_to
 from vit.files import write_text
 from vit.shrink import JPEG_SUFFIXES, map_in_processes, report_unreadable, shrink_image
@@ -38,12 +39,12 @@ Sample = tuple[str, bytes, int]
 def list_samples(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     """(image file, label) of folder/<class>/…, in an order that mixes the classes.
 
-    The order is the same each time.
+    The order is the same each time. Raises DataError for a class without images.
     """
     samples = [
         (Path(path), label)
         for label, name in enumerate(classes)
-        for path in iter_image_files(folder / name, follow_links=True)
+        for path in images_of_class(folder / name, follow_links=True)
     ]
     # Sorted first, since folders are listed in any order
     samples.sort(key=lambda sample: str(sample[0]))
@@ -98,10 +99,9 @@ class ShardWriter:
 
 
 def write_split(
-    source: Path,
+    samples: Sequence[tuple[Path, int]],
     out: Path,
     split: str,
-    classes: list[str],
     *,
     per_shard: int,
     short_side: int | None,
@@ -109,7 +109,6 @@ def write_split(
 ) -> tuple[int, list[str]]:
     """Write the shards of one split: (number of images, a line for each that was left out)."""
     encode = functools.partial(encode_sample, short_side=short_side)
-    samples = list_samples(source / split, classes)
     unreadable: list[str] = []
     with contextlib.closing(ShardWriter(out, split, per_shard)) as writer:
         for sample in map_in_processes(encode, samples, workers):
@@ -127,7 +126,9 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folder", type=Path, help="train/<class>/…, and val/ and test/ where they exist"
+        "folder",
+        type=Path,
+        help="train/<class>/…, and val/ and test/ where they exist; or <class>/… alone",
     )
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument(
@@ -151,25 +152,28 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> None:
     options = parse_arguments(given)
-    train = options.folder / "train"
-    if not train.is_dir():
-        raise DataError(f"{options.folder}: no folder train in it; expected train/<class>/…")
-    classes = class_names(train)
     # Shards of two data sets would be read as one
     if any(options.out.glob("*.tar")):
         raise ConfigError(f"{options.out}: already holds shards; choose a new folder")
+    layout = find_layout(options.folder)
+    if layout.is_flat and options.out.absolute().is_relative_to(options.folder.absolute()):
+        raise ConfigError(f"{options.out}: would be a class folder; choose a folder elsewhere")
+    classes = require_two_classes(layout.train)
+    # All splits are listed before the first shard is written
+    samples = {}
+    for split, folder in layout.folders.items():
+        check_classes(classes, class_names(folder), folder)
+        samples[split] = list_samples(folder, classes)
 
     unreadable: list[str] = []
     with writing_to(options.out, "choose another folder"):
         options.out.mkdir(parents=True, exist_ok=True)
-        for split in SPLITS:
-            if not (options.folder / split).is_dir():
-                continue
+        print(layout.describe())
+        for split, images in samples.items():
             count, left_out = write_split(
-                options.folder,
+                images,
                 options.out,
                 split,
-                classes,
                 per_shard=options.per_shard,
                 short_side=options.short_side,
                 workers=options.workers,

@@ -16,6 +16,15 @@ def format_duration(seconds: float) -> str:
     return f"{days} day{'s' if days > 1 else ''} {clock}"
 
 
+def format_bytes(size: float) -> str:
+    """Format bytes as 12 KiB, 3.4 MiB or 5.67 GiB."""
+    if size >= 2**30:
+        return f"{size / 2**30:.2f} GiB"
+    if size >= 2**20:
+        return f"{size / 2**20:.1f} MiB"
+    return f"{size / 2**10:.0f} KiB"
+
+
 def shorten(text: str, length: int) -> str:
     """Cut a text to at most `length` characters, the last of which is then an ellipsis."""
     return text if len(text) <= length else text[: length - 1] + "…"

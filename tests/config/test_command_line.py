@@ -138,8 +138,10 @@ def test_a_resumed_runs_folder_is_the_run_folder():
     assert prepare_arguments(["resume=null"]) == ["resume=null"]
     arguments = ["resume=auto", "hydra.run.dir=x"]
     assert prepare_arguments(arguments) == ["resume=auto", "hydra.run.dir='x'"]
-    arguments = ["resume=r", "hydra.run.dir=x"]
-    assert prepare_arguments(arguments) == ["resume='r'", "hydra.run.dir='x'"]
+    arguments = ["resume=r/", "hydra.run.dir=./r"]
+    assert prepare_arguments(arguments) == ["resume='r/'", "hydra.run.dir='./r'"]
+    with pytest.raises(ConfigError, match=r"hydra\.run\.dir='x' beside resume='r'"):
+        prepare_arguments(["resume=r", "hydra.run.dir=x"])
 
 
 def test_flags_are_hydras_affair():

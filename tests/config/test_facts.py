@@ -187,7 +187,7 @@ def test_every_data_set_has_a_file():
 
 def test_data_is_loaded_with_the_keys_of_its_group():
     arguments = data_arguments(configured("data=digits").data, num_channels=1)
-    elsewhere = {"device", "image_size"}
+    elsewhere = {"device", "image_size", "typed"}
     assert arguments.keys() | elsewhere == set(inspect.signature(load_data).parameters)
     assert arguments.keys() - {"num_channels"} <= keys_of_schema(DataConfig)
 

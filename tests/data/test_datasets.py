@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 import urllib.error
 
 import numpy as np
@@ -189,6 +190,41 @@ def test_a_folder_with_train_alone(tmp_path):
     assert data.test.title == f"{root.name} train (a part of it), used as test"
 
 
+@pytest.mark.parametrize(("val", "test"), [("validation", "testing"), ("Dev", "TEST")])
+def test_a_folder_whose_splits_have_other_names(tmp_path, val, test):
+    root = make_images(tmp_path, {"train": 6, val: 3, test: 2})
+    data = load("folder", root=str(root), test_fraction=0.1)
+    assert sizes(data) == [12, 6, 4]
+    assert data.val.title == f"{root.name} {val}"
+    assert data.test.title == f"{root.name} {test}"
+    assert f"{val}/ and {test}/" in data.layout
+
+
+def test_class_folders_alone_are_cut_into_the_splits(tmp_path):
+    root = make_images(tmp_path / "pets", {".": 10})
+    data = load("folder", root=str(root), test_fraction=0.2)
+    assert sizes(data) == [14, 2, 4]
+    assert data.classes == ["cat", "dog"]
+    titles = [data.train.title, data.val.title, data.test.title]
+    assert titles == ["pets", "pets, held out for validation", "pets (a part of it), used as test"]
+    # The same cut as of the same images in a train folder
+    make_images(tmp_path / "sorted", {"train": 10})
+    other = load("folder", root=str(tmp_path / "sorted"), test_fraction=0.2)
+    for ours, theirs in ((data.train, other.train), (data.val, other.val), (data.test, other.test)):
+        assert ours.fingerprint() == theirs.fingerprint()
+
+
+@pytest.mark.parametrize("key", ["val_fraction", "test_fraction"])
+def test_a_fraction_of_a_split_that_is_there_is_refused(tmp_path, key):
+    root = make_images(tmp_path, {"train": 6, "val": 3, "test": 2})
+    settings = {"root": str(root), "test_fraction": 0.1}
+    assert sizes(load("folder", **settings, typed=["root"])) == [12, 6, 4]
+    with pytest.raises(ConfigError, match=rf"data\.{key} does nothing"):
+        load("folder", **settings, typed=[key])
+    alone = make_images(tmp_path / "alone", {".": 10})
+    load("folder", root=str(alone), test_fraction=0.1, typed=[key])
+
+
 def test_imagenets_layout_uses_val_as_test_and_says_so(tmp_path):
     root = make_images(tmp_path, {"train": 10, "val": 3}, ("n01440764", "n01443537"))
     data = load("imagenet", root=str(root))
@@ -232,12 +268,11 @@ def test_a_data_set_whose_test_is_val_needs_val(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("folder", "put images"), ("imagenet", "image-net.org"), ("tiny_imagenet", "unpack http")],
+    [("imagenet", "image-net.org"), ("tiny_imagenet", "unpack http")],
 )
 def test_a_missing_train_folder_says_how_to_get_the_images(tmp_path, name, advice):
-    test_fraction = 0.2 if name == "folder" else None
     with pytest.raises(DataError, match=rf"data={name}: no folder {tmp_path}/train; .*{advice}"):
-        load(name, root=str(tmp_path), test_fraction=test_fraction)
+        load(name, root=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +286,8 @@ def test_a_missing_train_folder_says_how_to_get_the_images(tmp_path, name, advic
             lambda root: (root / "val" / "dog").rename(root / "val" / "wolf"),
             "val: its classes .* lacks dog and has besides wolf",
         ),
-        (lambda root: (root / "train" / "dog").rename(root / "dog"), "found 1 class folders"),
+        (lambda root: (root / "train" / "dog").rename(root / "dog"), r"train/ .*\(dog\) lie side"),
+        (lambda root: shutil.rmtree(root / "train" / "dog"), "found 1 class folders"),
     ],
 )
 def test_inconsistent_folders_are_refused(tmp_path, spoil, message):

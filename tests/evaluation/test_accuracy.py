@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from limited_memory import memory_of
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 
 from vit.evaluation.accuracy import evaluate, wilson_interval
+from vit.runtime.memory import MemoryLimit
 from vit.runtime.precision import Precision
 
 FP32 = Precision("fp32", torch.device("cpu"))
@@ -72,6 +74,47 @@ def test_sums_are_added_over_the_processes():
     one = evaluate(nn.Identity(), [batch], FP32)
     two = evaluate(nn.Identity(), [batch], FP32, over_processes=lambda sums: 2 * sums)
     assert two == one | {"n": 8}
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_images_are_counted_once_where_memory_ends(at_the_end):
+    logits = random_logits(500, 7)
+    labels = torch.arange(500) % 7
+    confusion, expected = torch.zeros(2, 7, 7, dtype=torch.int64)
+    batches = list(zip(logits.split(64), labels.split(64), strict=True))
+    whole = evaluate(nn.Identity(), batches, FP32, expected)
+
+    model, lines, passes = nn.Identity(), [], []
+    memory = MemoryLimit(FP32.device, lines.append)
+    with memory_of(model, 10, at_the_end) as sizes:
+        metrics = evaluate(
+            model, batches, FP32, confusion, memory=memory, counted=lambda: passes.append(sizes[-1])
+        )
+    assert metrics == whole | {"loss": pytest.approx(whole["loss"], rel=1e-12)}
+    assert torch.equal(confusion, expected)
+    assert sizes[:4] == [64, 32, 16, 8]
+    assert max(passes) == 8
+    assert sum(passes) == 500
+    assert len(lines) == 3
+
+
+def test_the_model_gets_what_is_prepared_and_memory_may_end_there():
+    logits = random_logits(40, 6)
+    labels = torch.arange(40) % 6
+    sizes = []
+
+    def double(images):
+        sizes.append(len(images))
+        if len(images) > 20:
+            raise torch.OutOfMemoryError
+        return 2 * images
+
+    memory = MemoryLimit(FP32.device, lambda line: None)
+    batches = [(logits, labels)]
+    metrics = evaluate(nn.Identity(), batches, FP32, prepare=double, memory=memory)
+    expected = evaluate(nn.Identity(), [(2 * logits, labels)], FP32)
+    assert metrics == expected | {"loss": pytest.approx(expected["loss"], rel=1e-12)}
+    assert sizes == [40, 20, 20]
 
 
 def test_wilsons_interval():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_images
+from limited_memory import memory_of
 from noise_models import measured_model, restored_model
 from sklearn.metrics import top_k_accuracy_score
 
@@ -24,6 +25,8 @@ from vit.evaluation.measurements import (
 )
 from vit.evaluation.metrics import negative_log_likelihood
 
+MEASURED = list(MEASUREMENTS.values())
+
 
 def without_validation(restored):
     """The same data set, from which nothing is held out."""
@@ -36,7 +39,7 @@ def test_the_record_is_the_models_outputs_in_order():
     restored = restored_model(["a", "b"], 150)
     test = restored.data.test
     with record_outputs(restored.model, logits=True, features=True) as record:
-        metrics = restored.measure(restored.model, "test", workers=0)
+        metrics = restored.measure(restored.model, "test", workers=0, counted=record.keep)
     with torch.no_grad():
         trace = restored.model.trace(restored.model.preprocessing.to_input(test.pixels))
     assert torch.allclose(record.logits, trace.logits, atol=1e-5)
@@ -50,18 +53,19 @@ def test_the_record_is_the_models_outputs_in_order():
 def test_only_what_is_asked_for_is_recorded():
     restored = restored_model(["a", "b"], 10)
     with record_outputs(restored.model, logits=True) as record:
-        restored.measure(restored.model, "test", workers=0)
+        restored.measure(restored.model, "test", workers=0, counted=record.keep)
     assert record.logits.shape == (10, 2)
     assert not record.feature_batches
 
 
 def test_all_measurements_of_a_model():
     model = measured_model(restored_model(["a", "b", "c"], 60, image_size=16))
-    numbers, lines = measure_all(model, list(MEASUREMENTS.values()))
+    numbers, lines = measure_all(model, MEASURED)
     assert len(lines) == 1 + len(MEASUREMENTS)
     assert numbers["split"] == "test"
     assert numbers["data"] == "noise test, 60 images"
     assert numbers["checkpoint"] == "x.safetensors"
+    assert numbers["precision"] == "fp32"
     assert numbers["n"] == 60
     low, high = numbers["top1_interval_95"]
     assert low < numbers["top1"] < high
@@ -80,6 +84,21 @@ def test_accuracy_alone_records_nothing():
     assert "knn_top1" not in numbers
     assert not model.outputs.logit_batches
     assert not model.outputs.feature_batches
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_all_measurements_are_the_same_where_memory_ends(at_the_end, capsys):
+    whole, _ = measure_all(measured_model(restored_model(["a", "b", "c"], 60)), MEASURED)
+    model = measured_model(restored_model(["a", "b", "c"], 60))
+    with memory_of(model.restored.model, 13, at_the_end) as sizes:
+        numbers, _ = measure_all(model, MEASURED)
+    assert max(sizes[3:]) == 8
+    assert sizes[:3] == [60, 30, 15]
+    assert "memory ended with 15 images at once: from here on 8" in capsys.readouterr().out
+    assert len(model.outputs.logits) == len(model.outputs.features) == 60
+    for key, value in whole.items():
+        if isinstance(value, float) and key != "images_per_second":
+            assert numbers[key] == pytest.approx(value, rel=1e-5), key
 
 
 def test_every_image_is_its_own_nearest_neighbor():

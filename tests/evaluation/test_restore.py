@@ -7,10 +7,12 @@ import torch
 from helpers import make_images
 
 from vit.checkpoints.file import read_checkpoint
+from vit.config.train import TrainConfig
 from vit.errors import CheckpointError, ConfigError, DataError
 from vit.evaluation.restore import (
     assumed_preprocessing,
     build_for_weights,
+    default_batch_size,
     restore,
     restore_pretrained,
 )
@@ -33,6 +35,43 @@ def test_a_checkpoint_brings_its_data_and_precision(best):
     assert restored.data.classes == header["classes"]
     assert restored.config.data.limit == 50
     assert restored.measure(restored.model, "test", workers=0)["n"] == 50
+
+
+def test_precision_and_batch_size_can_be_given(best):
+    header = read_checkpoint(best)[1]
+    restored = restore(best, {}, CPU)
+    assert restored.batch_size == header["config"]["train"]["batch_size"] == 128
+    given = restore(best, {}, CPU, precision="bf16", batch_size=7)
+    assert given.precision.name == "bf16"
+    assert given.batch_size == 7
+    metrics, expected = (each.measure(each.model, "test", 0) for each in (given, restored))
+    assert metrics["n"] == expected["n"]
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=0.02)
+    assert metrics["loss"] != expected["loss"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 359, 1000])
+def test_the_result_does_not_depend_on_the_batch_size(best, batch_size):
+    expected = restore(best, {}, CPU)
+    given = restore(best, {}, CPU, batch_size=batch_size)
+    metrics, known = (each.measure(each.model, "test", 0) for each in (given, expected))
+    assert metrics == known | {"loss": pytest.approx(known["loss"], rel=1e-6)}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch_size", "expected"),
+    [(64, None, 64), (4096, None, 256), (4096, 32, 32), (4096, 512, 256)],
+)
+def test_the_batch_is_the_runs_within_limits(batch_size, micro_batch_size, expected):
+    train = TrainConfig(batch_size=batch_size, micro_batch_size=micro_batch_size)
+    assert default_batch_size(train) == expected
+
+
+def test_other_training_images_are_mentioned(best, tmp_path, capsys):
+    restore(best, {}, CPU)
+    assert "warning" not in capsys.readouterr().out
+    restore(best, {"data.val_fraction": 0.3}, CPU)
+    assert "warning: the images of train (digits, " in capsys.readouterr().out
 
 
 def test_a_change_that_does_not_fit_is_refused(best):

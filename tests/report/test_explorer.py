@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limited_memory import memory_of
 
 from vit.checkpoints.snapshots import Snapshot
 from vit.data.preprocessing import Preprocessing
@@ -15,6 +16,7 @@ from vit.report.explorer import (
     logits_without_heads,
     quantize,
 )
+from vit.runtime.memory import MemoryLimit
 
 TEMPLATE = '<script id="about">{about}</script>\n{blobs}\n'
 
@@ -74,6 +76,20 @@ def test_logits_without_heads_are_those_of_a_mask(layer):
             mask[layer, head] = 0
             expected = model.trace(image, mask).logits[0]
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_heads_are_switched_off_in_parts_where_memory_ends():
+    model = build()
+    state = torch.randn(1, 1 + 2 * 3, 32)
+    lines = []
+    memory = MemoryLimit(torch.device("cpu"), lines.append)
+    with torch.no_grad():
+        expected = logits_without_heads(model, state, 1)
+        with memory_of(model.head, 3) as sizes:
+            result = logits_without_heads(model, state, 1, memory)
+    assert sizes == [4, 2, 2]
+    assert len(lines) == 1
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_size_of_an_image_on_the_page_is_known_beforehand():

@@ -83,7 +83,7 @@ def test_pages_of_other_models(tmp_path, changes, sentence):
     data = restored.data
     object.__setattr__(restored, "data", ImageDataset(data.classes, data.train, None, data.test))
     with record_outputs(restored.model, logits=True) as record:
-        restored.measure(restored.model, "test", workers=0)
+        restored.measure(restored.model, "test", workers=0, counted=record.keep)
     text = write_page(tmp_path / "report", restored, record.logits)
     check_self_contained(text)
     assert sentence in text

@@ -204,7 +204,7 @@ def test_a_job_sees_the_gpu_of_its_slot(tmp_path, monkeypatch, started):
 
 def test_a_job_is_train_py_with_its_overrides_in_its_folder(tmp_path, started):
     train_job(tmp_path, ["seed=1"])
-    train_job(tmp_path, ["resume=elsewhere"])
+    train_job(tmp_path, ["jobs_at_once=2", "search=digits", "resume=elsewhere"])
     commands = [command for command, _ in started]
     script = [sys.executable, str(ROOT / "train.py")]
     assert commands == [
@@ -212,7 +212,8 @@ def test_a_job_is_train_py_with_its_overrides_in_its_folder(tmp_path, started):
         [*script, "resume=elsewhere", f"hydra.run.dir={tmp_path}"],
     ]
     note = json.loads((tmp_path / "job.json").read_text())
-    assert note == {"overrides": ["resume=elsewhere"], "status": "ended", "exit_code": 0}
+    overrides = ["jobs_at_once=2", "search=digits", "resume=elsewhere"]
+    assert note == {"overrides": overrides, "status": "ended", "exit_code": 0}
 
 
 @pytest.mark.usefixtures("started")

@@ -14,6 +14,8 @@ FAULTS = [
     (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded"),
     (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
     (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "train.micro_batch_size=8"),
+    (RuntimeError("MPS backend out of memory (MPS allocated"), "train.micro_batch_size=8"),
+    (MemoryError("Unable to allocate 1 TiB"), "train.micro_batch_size=8"),
     (dist.DistBackendError("NCCL error\nsecond line"), "another process"),
     (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed"), "another process"),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal"), "runtime.workers"),

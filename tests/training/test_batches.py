@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import make_images
+from limited_memory import memory_of
 
 from vit.augment.batch import BatchAugmentation
 from vit.augment.erasing import random_erase
@@ -14,7 +15,9 @@ from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
 from vit.data.training_transform import TrainingTransform
 from vit.errors import DataError
+from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.machine import Machine
+from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
 from vit.training.batches import Augmentation, Batches
@@ -117,3 +120,49 @@ def test_unreadable_images_are_skipped_where_that_is_asked_for(tmp_path, skip):
     else:
         with pytest.raises(DataError, match=path):
             list(batches.training(0, 1))
+
+
+def test_evaluations_keep_to_the_micro_batch_and_to_the_memory(log_lines):
+    data = load("digits")
+    gray = Preprocessing((8, 8), 1, (0.3,), (0.4,), None, "bilinear")
+    batches = make_batches(data, gray, make_augmentation(gray), 64)
+    model = VisionTransformer(
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        num_classes=10,
+    )
+
+    def evaluate(images):
+        with memory_of(model, images) as sizes:
+            metrics = batches.evaluate(model, data.test, Precision("fp32", CPU))
+        return metrics, sizes
+
+    expected, sizes = evaluate(64)
+    assert sizes == [64, 64, len(data.test) - 128]
+    batches.micro_batch_size = 16
+    metrics, sizes = evaluate(64)
+    assert max(sizes) == 16
+    assert metrics == expected | {"loss": pytest.approx(expected["loss"], rel=1e-6)}
+    assert not log_lines
+
+    batches.micro_batch_size = 200
+    metrics, sizes = evaluate(20)
+    assert sizes[:4] == [64, 32, 16, 16]
+    assert metrics == expected | {"loss": pytest.approx(expected["loss"], rel=1e-6)}
+    assert [line.partition(":")[0] for line in log_lines] == [
+        "memory ended with 64 images at once",
+        "memory ended with 32 images at once",
+    ]
+
+
+def test_sharded_models_are_not_evaluated_in_parts():
+    data = load("digits")
+    gray = Preprocessing((8, 8), 1, (0.3,), (0.4,), None, "bilinear")
+    machine = Machine(device=CPU, processes=Processes(), workers=0, sharded=True)
+    order = SampleOrder(len(data.train), 64, seed=5)
+    batches = Batches(data, gray, make_augmentation(gray), order, 64, machine, StopSignal())
+    assert not batches.memory.may_split

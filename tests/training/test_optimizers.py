@@ -120,7 +120,9 @@ def published(model, settings: dict[str, Any]) -> list[torch.optim.Optimizer]:
 
 
 @ALL
-def test_optimizers_are_the_published_ones(settings):
+def test_optimizers_are_the_published_ones(settings, monkeypatch):
+    # PyTorch's Muon multiplies in bfloat16 on every CPU; these matrices are tiny
+    monkeypatch.setattr("vit.training.muon.cpu_multiplies_bf16", lambda: True)
     ours = make_model(torch.float64)
     torch.nn.init.normal_(ours.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     theirs = make_model(torch.float64)
@@ -133,8 +135,10 @@ def test_optimizers_are_the_published_ones(settings):
             for item in optimizers:
                 item.step()
                 item.zero_grad()
+    # A batch of products in bfloat16 may round an element to the other neighbor, 0.4 % away
+    tolerance = {"rtol": 0, "atol": 1e-4} if settings is MUON else {}
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, b, **tolerance)
 
 
 def elements_by_rate(groups, rate) -> collections.Counter:

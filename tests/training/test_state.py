@@ -79,7 +79,11 @@ def train(state, steps):
 
 def header_of(state):
     """What RunCheckpoints writes of a state into a file's header."""
-    return {"progress": state.progress.to_dict(), "precision": state.precision.name}
+    return {
+        "progress": state.progress.to_dict(),
+        "precision": state.precision.name,
+        "newton_schulz": state.newton_schulz,
+    }
 
 
 def restored(tensors, header, optimizer):

@@ -8,7 +8,7 @@ from foreign_models import own_model
 
 from vit.errors import CheckpointError
 from vit.model.vision_transformer import VisionTransformer
-from vit.weights.description import Weights, describe, read_config, with_learned_positions
+from vit.weights.description import Weights, describe, with_learned_positions
 
 PATH = Path("some.file")
 POSITIONS = "embeddings.position_embedding"
@@ -54,16 +54,27 @@ def test_the_model_is_known_from_its_tensors(changes):
 
 
 def test_what_the_file_states_wins_and_is_not_assumed():
-    known = {"num_heads": 4, "activation": "relu", "layer_norm_eps": 1e-3, "global_pool": "mean"}
+    known = {
+        "num_heads": 4,
+        "activation": "relu",
+        "layer_norm_eps": 1e-3,
+        "global_pool": "mean",
+        "image_size": 32,
+    }
     described, assumed = describe(own_model().state_dict(), PATH, known)
     assert {key: described[key] for key in known} == known
     assert assumed == ()
 
 
-def test_without_positions_the_image_size_is_assumed():
+def test_without_positions_only_a_statement_tells_what_they_are():
     tensors = own_model(position="none").state_dict()
-    described, assumed = describe(tensors, PATH, {})
-    assert described["position"] == "none"
+    with pytest.raises(CheckpointError, match=r"some.file: holds no positions"):
+        describe(tensors, PATH, {})
+    with pytest.raises(CheckpointError, match=r"some.file: holds no positions"):
+        describe(tensors, PATH, {"position": "learned"})
+    with pytest.raises(CheckpointError, match=r"holds learned positions but states position=none"):
+        describe(own_model().state_dict(), PATH, {"position": "none"})
+    described, assumed = describe(tensors, PATH, {"position": "none"})
     assert described["image_size"] == 224
     assert "image_size" in assumed
     described, assumed = describe(tensors, PATH, {"position": "rope2d", "image_size": 32})
@@ -108,6 +119,64 @@ def test_missing_parts_are_named(name):
         describe(tensors, PATH, {})
 
 
+@pytest.mark.parametrize(
+    ("key", "stated"),
+    [
+        ("hidden_size", 128),
+        ("num_layers", 1),
+        ("intermediate_size", 128),
+        ("patch_size", [8, 4]),
+        ("num_channels", 1),
+        ("qkv_bias", False),
+        ("qk_norm", True),
+        ("cls_token", False),
+        ("num_registers", 1),
+        ("resnet_stages", [2]),
+        ("representation_size", 64),
+    ],
+)
+def test_what_is_stated_must_not_contradict_the_tensors(key, stated):
+    tensors = own_model().state_dict()
+    with pytest.raises(CheckpointError, match=f"some.file: {key} is .* stated as "):
+        describe(tensors, PATH, {key: stated})
+    described, _ = describe(tensors, PATH, {})
+    assert describe(tensors, PATH, {"patch_size": [8, 8], "resnet_stages": []})[0] is not None
+    assert described["patch_size"] == 8
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "embeddings.patch_embedding.projection.weight",
+        "embeddings.position_embedding",
+        "encoder.blocks.0.attention.query.weight",
+        "encoder.blocks.0.mlp.fc1.weight",
+        "head.weight",
+    ],
+)
+def test_tensors_of_other_dimensions_are_refused(name):
+    tensors = own_model().state_dict()
+    for shape in ((), (3,), (2, 2, 2, 2, 2)):
+        wrong = tensors | {name: torch.zeros(shape)}
+        with pytest.raises(CheckpointError, match=f"some.file: {name} .* instead of"):
+            describe(wrong, PATH, {})
+
+
+def test_a_gated_mlp_is_refused():
+    tensors = own_model().state_dict()
+    tensors["encoder.blocks.0.mlp.fc2.weight"] = torch.zeros(64, 128)
+    with pytest.raises(CheckpointError, match=r"some.file: a gated MLP \(SwiGLU: .* 256 .* 128\)"):
+        describe(tensors, PATH, {})
+
+
+def test_settings_that_were_assumed_are_told_with_the_architecture():
+    described, assumed = describe(own_model().state_dict(), PATH, {}, layer_norm_eps=1e-5)
+    weights = Weights(PATH, "test", {}, described, assumed, convention="their ViT")
+    expected = "layer_norm_eps=1e-05 is assumed, as in their ViT; the file doesn't state it"
+    assert expected in weights.assumptions()
+    assert len(weights.assumptions()) == len(assumed) == 5
+
+
 def test_a_resnet_without_units_is_refused():
     tensors = own_model().state_dict()
     tensors["embeddings.patch_embedding.stem.conv.weight"] = torch.zeros(64, 3, 7, 7)
@@ -136,10 +205,3 @@ def test_learned_positions_compute_the_same(changes):
     learned.load_state_dict(same.tensors)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(learned(images), model(images), atol=1e-5, rtol=1e-5)
-
-
-def test_a_config_that_is_not_json_is_refused_and_a_missing_one_is_empty(tmp_path):
-    assert read_config(tmp_path / "config.json") == {}
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config.json: not readable as JSON"):
-        read_config(tmp_path / "config.json")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from foreign_models import SIZES, TOLERANCE, difference, hf_model, images
 from safetensors.torch import load_file, save_file
-from transformers import ViTModel
+from transformers import ViTConfig, ViTModel, ViTMSNConfig, ViTMSNForImageClassification
 
 from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError
@@ -106,6 +106,21 @@ def test_the_preprocessing_is_read(tmp_path, config, expected):
         ('{"do_resize": false}', "resize"),
         ('{"size": {"shortest_edge": 80}}', "give height and width"),
         ('{"size": 64, "do_center_crop": true}', "shortest_edge"),
+        ('{"do_flip_channel_order": true}', "do_flip_channel_order"),
+        ('{"do_pad": true}', "do_pad"),
+        ('{"crop_pct": 0.9}', "crop_pct"),
+        ('{"do_rescale": false}', "rescale"),
+        ('{"rescale_factor": 0.00784}', "rescale_factor"),
+        ('{"image_mean": [0.5, 0.5]}', "image_mean"),
+        # Of wrong types
+        ("[]", "instead of a JSON object"),
+        ('{"size": "224"}', "size"),
+        ('{"size": {"height": "64", "width": 64}}', "height"),
+        ('{"do_resize": "yes"}', "do_resize"),
+        ('{"do_pad": "no"}', "do_pad"),
+        ('{"resample": "bicubic"}', "resample"),
+        ('{"image_std": 0.5}', "image_std"),
+        ('{"do_center_crop": true, "crop_size": [1, 2, 3]}', "crop_size"),
         (
             '{"size": {"shortest_edge": 80}, "do_center_crop": true, '
             '"crop_size": {"height": 64, "width": 48}}',
@@ -120,10 +135,93 @@ def test_a_preprocessing_that_is_not_ours_is_refused(tmp_path, config, message):
         read(tmp_path)
 
 
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 @pytest.mark.parametrize("change", [{"hidden_act": "tanh"}, {"pooler_act": "relu"}], ids=str)
 def test_settings_that_are_not_ours_are_refused(tmp_path, change):
     hf_model().save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    change_config(tmp_path, **change)
     with pytest.raises(CheckpointError, match=r"config\.json: hidden_act .* pooler_act"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", 5),
+        ("model_type", "dinov3_vit"),
+        ("num_attention_heads", "twelve"),
+        ("num_attention_heads", -3),
+        ("hidden_act", ["gelu"]),
+        ("layer_norm_eps", "1e-12"),
+        ("image_size", [64, 64, 64]),
+        ("image_size", {"height": 64}),
+        ("qkv_bias", 1),
+        ("hidden_size", 192.0),
+        ("id2label", ["cat"]),
+        ("id2label", {"first": "cat"}),
+    ],
+    ids=str,
+)
+def test_fields_of_wrong_types_are_named(tmp_path, key, value):
+    hf_model().save_pretrained(tmp_path)
+    change_config(tmp_path, **{key: value})
+    message = "dinov3_vit" if value == "dinov3_vit" else f"{key} must be"
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}") as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "value", "ours"),
+    [
+        ("num_hidden_layers", 1, "num_layers"),
+        ("hidden_size", 768, "hidden_size"),
+        ("patch_size", 8, "patch_size"),
+        ("num_channels", 1, "num_channels"),
+        ("qkv_bias", False, "qkv_bias"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(tmp_path, theirs, value, ours):
+    """Hugging Face would leave out layers without a word."""
+    hf_model().save_pretrained(tmp_path)
+    change_config(tmp_path, **{theirs: value})
+    with pytest.raises(CheckpointError, match=rf"safetensors: {ours} is .* stated as {value}"):
+        read(tmp_path)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(tmp_path):
+    hf_model().save_pretrained(tmp_path)
+    change_config(tmp_path, num_attention_heads=5)
+    with pytest.raises(CheckpointError, match=r"safetensors: no model fits .*num_heads"):
+        read(tmp_path)
+
+
+def test_what_a_config_leaves_out_is_as_in_their_class(tmp_path):
+    hf_model(kind=ViTMSNForImageClassification).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "vit_msn", "image_size": 64}')
+    model = read(tmp_path).model
+    assert model["layer_norm_eps"] == ViTMSNConfig().layer_norm_eps == 1e-6
+    assert model["num_heads"] == ViTMSNConfig().num_attention_heads
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "image_size": 64}')
+    assert read(tmp_path).model["layer_norm_eps"] == ViTConfig().layer_norm_eps == 1e-12
+
+
+def test_a_file_alone_is_taken_for_a_vit(tmp_path):
+    save_file(hf_model().state_dict(), tmp_path / "x")
+    weights = read(tmp_path / "x")
+    assert weights.model["layer_norm_eps"] == 1e-12
+    assumed = {"num_heads", "layer_norm_eps", "activation", "global_pool", "image_size"}
+    assert set(weights.assumed) == assumed
+    assert all("Hugging Face's ViT" in line for line in weights.assumptions())
+
+
+def test_a_part_that_is_there_twice_is_refused(tmp_path):
+    state = hf_model().state_dict()
+    surplus = {"embeddings.cls_token": torch.zeros(1, 1, 192)}
+    save_file(state | surplus, tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"x: holds embeddings\.cls_token twice"):
+        read(tmp_path / "x")

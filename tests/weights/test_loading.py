@@ -28,7 +28,16 @@ def test_missing_names_are_listed(tmp_path):
     del state["blocks.1.mlp.fc2.bias"]
     save_file(state, path)
     with pytest.raises(CheckpointError, match=r"encoder.blocks.1.mlp.fc2.bias is missing"):
-        build(path)
+        read(path)
+
+
+def test_names_of_no_library_are_listed_with_what_a_config_says(tmp_path):
+    save_file({"vision_model.embeddings.class_embedding": torch.zeros(1)}, tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"x: tensors of no known library \(vision_model"):
+        read(tmp_path / "x")
+    (tmp_path / "config.json").write_text('{"model_type": "clip_vision_model"}')
+    with pytest.raises(CheckpointError, match=r"x: clip_vision_model \(by its config.json\) can't"):
+        read(tmp_path / "x")
 
 
 def test_the_prefix_of_distributed_training_is_dropped(tmp_path):

@@ -15,6 +15,7 @@ from vit.weights.names import (
     to_theirs,
     translate,
     unflatten_unit,
+    without_prefix,
 )
 
 TABLE = {
@@ -58,7 +59,7 @@ def test_unknown_names_are_refused_in_both_directions():
 
 def test_a_fused_matrix_is_split_and_joined():
     tensors = {"a.qkv.weight": torch.randn(6, 4), "a.qkv.bias": torch.randn(6), "b": torch.ones(1)}
-    parts = split_qkv(tensors, "qkv.")
+    parts = split_qkv(tensors, "qkv.", PATH)
     assert parts.keys() == {
         "a.query.weight",
         "a.key.weight",
@@ -72,6 +73,27 @@ def test_a_fused_matrix_is_split_and_joined():
     joined = join_qkv(parts, "qkv.")
     assert joined.keys() == tensors.keys()
     assert all(torch.equal(joined[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 4), (7, 4)])
+def test_what_is_no_fused_matrix_is_refused(shape):
+    with pytest.raises(CheckpointError, match=r"some.file: a\.qkv\.weight is "):
+        split_qkv({"a.qkv.weight": torch.zeros(shape)}, "qkv.", PATH)
+
+
+def test_two_tensors_for_one_part_are_refused():
+    table = {"a.{}.old": "ours.{}", "a.{}.new": "ours.{}"}
+    tensors = {"a.0.old.weight": torch.zeros(1), "a.0.new.weight": torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"some.file: .* no part for a\.0\.new\.weight"):
+        to_ours(tensors, table, PATH, "test")
+
+
+def test_a_prefix_is_dropped_unless_two_names_become_one():
+    tensors = {"vit.a": torch.zeros(1), "b": torch.zeros(1), "vit.vit.c": torch.zeros(1)}
+    short = without_prefix(tensors, ("vit.", "other."), PATH)
+    assert list(short) == ["a", "b", "vit.c"]
+    with pytest.raises(CheckpointError, match=r"some.file: holds a twice"):
+        without_prefix(tensors | {"a": torch.zeros(1)}, ("vit.",), PATH)
 
 
 def test_units_are_numbered_through_the_stages_and_back():

@@ -97,6 +97,32 @@ def test_bfloat16(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("embedding/kernel", np.zeros(3, np.float32)),
+        ("head/kernel", np.zeros((), np.float32)),
+        ("Transformer/encoder_norm/scale", np.array("text")),
+        (
+            "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel",
+            np.zeros(64, np.float32),
+        ),
+        (
+            "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/out/kernel",
+            np.zeros(64, np.float32),
+        ),
+        ("Transformer/encoderblock_0/LayerNorm_1/scale", np.zeros(64, np.float32)),
+    ],
+    ids=str,
+)
+def test_arrays_that_are_not_googles_are_refused(tmp_path, name, array):
+    np.savez(tmp_path / "x.npz", **jax_arrays(own_model()) | {name: array})
+    with pytest.raises(CheckpointError) as caught:
+        read(tmp_path / "x.npz")
+    assert str(caught.value).startswith(str(tmp_path / "x.npz"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "shape"),
     [
         ("head/kernel", (12, 5)),

@@ -1,6 +1,7 @@
 """This project's own weights: checkpoints of both kinds, and bare tensors."""
 
 import pytest
+import torch
 from foreign_models import difference, own_checkpoint, own_model
 from safetensors.torch import save_file
 
@@ -23,6 +24,41 @@ def test_the_same_logits(tmp_path, kind):
 def test_bare_tensors(tmp_path):
     save_file(own_model().state_dict(), tmp_path / "bare")
     assert difference(build(tmp_path / "bare"), own_model(), 32) == 0
+
+
+def test_surplus_tensors_are_refused(tmp_path):
+    state = own_model().state_dict()
+    for surplus in ("extra.weight", "encoder.blocks.0.attention.extra", "pooler.dense.bias"):
+        save_file(state | {surplus: torch.zeros(3)}, tmp_path / "bare")
+        with pytest.raises(CheckpointError, match=rf"bare: .*{surplus} is no part") as caught:
+            read(tmp_path / "bare")
+        assert "\n" not in str(caught.value)
+
+
+def test_missing_and_misshaped_tensors_are_refused(tmp_path):
+    state = own_model().state_dict()
+    name = "encoder.blocks.1.mlp.fc2.bias"
+    save_file({key: tensor for key, tensor in state.items() if key != name}, tmp_path / "bare")
+    with pytest.raises(CheckpointError, match=rf"bare: .*{name} is missing"):
+        read(tmp_path / "bare")
+    save_file(state | {name: torch.zeros(3)}, tmp_path / "bare")
+    with pytest.raises(CheckpointError, match=rf"bare: .*{name} is \(3,\)"):
+        read(tmp_path / "bare")
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    state = own_model().state_dict()
+    name = "encoder.blocks.1.mlp.fc2.weight"
+    save_file(state | {name: state[name].to(torch.int8)}, tmp_path / "bare")
+    with pytest.raises(CheckpointError, match=rf"bare: {name} .*int8.*quantized"):
+        read(tmp_path / "bare")
+
+
+@pytest.mark.parametrize("position", ["none", "rope2d", "sincos2d"])
+def test_positions_that_no_tensor_shows_are_not_guessed(tmp_path, position):
+    save_file(own_model(position=position).state_dict(), tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="bare: holds no positions"):
+        read(tmp_path / "bare")
 
 
 def test_removed_heads(tmp_path):

@@ -1,6 +1,7 @@
 """Weights and folders of timm: loaded here they give the logits they give there."""
 
 import json
+import re
 
 import pytest
 import timm
@@ -43,7 +44,6 @@ def test_the_same_logits(tmp_path, size, patch):
         {"no_embed_class": True, "init_values": 0.1},
         {"qk_norm": True, "num_heads": 6},
         {"qkv_bias": False},
-        {"class_token": False, "global_pool": "avg", "fc_norm": False},
     ],
     ids=str,
 )
@@ -70,6 +70,80 @@ def test_a_mean_before_the_norm_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="fc_norm take the mean before the norm") as caught:
         read(tmp_path / "x")
     assert str(caught.value).startswith(str(tmp_path / "x"))
+
+
+def save(model, folder):
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_token": False, "global_pool": "avg", "fc_norm": False},
+        {"global_pool": "avg", "fc_norm": False},
+        {"pos_embed": "none"},
+        {"act_layer": "quick_gelu", "num_heads": 6},
+        {"img_size": (32, 64), "reg_tokens": 2},
+        {"img_size": (32, 64), "reg_tokens": 2, "no_embed_class": True},
+        {"in_chans": 1, "qk_norm": True, "proj_drop_rate": 0.1},
+    ],
+    ids=str,
+)
+def test_what_only_a_config_tells(tmp_path, changes):
+    theirs = timm_model(**changes)
+    ours = build(save(theirs, tmp_path / "timm"))
+    patches = ours.embeddings.patch_embedding
+    batch = torch.randn(2, patches.num_channels, *patches.image_size)
+    with torch.inference_mode():
+        assert (ours(batch) - theirs(batch)).abs().max() < TOLERANCE
+
+
+def test_a_mean_without_a_class_token_needs_a_config(tmp_path):
+    """Models with these names differ in their activation and in the width of a head."""
+    theirs = timm_model(class_token=False, global_pool="avg", fc_norm=False)
+    save_file(theirs.state_dict(), tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"x: timm's models without a class token .* heads"):
+        read(tmp_path / "x")
+
+
+def test_positions_that_are_not_stored_are_refused(tmp_path):
+    save_file(timm_model(pos_embed="none").state_dict(), tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"x: timm weights without pos_embed, .* rotary"):
+        read(tmp_path / "x")
+
+
+def test_files_of_deit3_need_the_name_of_their_architecture(tmp_path):
+    """RoPE-ViT has the same names, and rotary positions besides."""
+    theirs = timm_model("deit3_small_patch16_224")
+    state = {
+        re.sub(r"ls(\d)\.gamma", r"gamma_\1", name): tensor
+        for name, tensor in theirs.state_dict().items()
+    }
+    rope = timm_model("vit_small_patch16_rope_ape_224").state_dict()
+    assert {name: tensor.shape for name, tensor in state.items()} == {
+        name: tensor.shape for name, tensor in rope.items()
+    }
+    torch.save({"model": state}, tmp_path / "deit_3_small_224.pth")
+    with pytest.raises(CheckpointError, match="gamma_1 is in DeiT-III's own files and in those of"):
+        read(tmp_path / "deit_3_small_224.pth")
+    (tmp_path / "config.json").write_text('{"architecture": "deit3_small_patch16_224"}')
+    assert difference(build(tmp_path / "deit_3_small_224.pth"), theirs) < TOLERANCE
+
+
+def test_registers_whose_positions_could_be_of_either_grid(tmp_path):
+    """9 positions: of 3 × 3 patches, or of 2 × 2 patches, the class token and four registers."""
+    changes = {"img_size": 48, "reg_tokens": 4, "no_embed_class": True}
+    theirs = timm_model(**changes)
+    save_file(theirs.state_dict(), tmp_path / "x")
+    with pytest.raises(CheckpointError, match="x: 9 positions are of a grid of patches, or of a"):
+        read(tmp_path / "x")
+    for changes in ({"img_size": 48, "no_embed_class": True}, {"img_size": 32}):
+        theirs = timm_model(reg_tokens=4, **changes)
+        assert theirs.pos_embed.shape[1] == 9
+        size = changes["img_size"]
+        ours = build(save(theirs, tmp_path / f"timm {size}"))
+        assert difference(ours, theirs, size) < TOLERANCE
 
 
 def test_the_preprocessing_is_read_of_a_folder_alone(folder, tmp_path):
@@ -107,7 +181,72 @@ def test_what_a_config_states_of_the_model(folder):
     assert weights.classes == list("abcde")
 
 
-def test_an_activation_that_is_not_ours_is_refused(folder):
-    change_config(folder, model_args={"act_layer": "mish"})
-    with pytest.raises(CheckpointError, match=r"config\.json: act_layer mish"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_args": {"act_layer": "mish"}}, "act_layer mish"),
+        ({"model_args": {"global_pool": "max"}}, "global_pool max"),
+        ({"global_pool": "map"}, "global_pool map"),
+        ({"model_args": {"pos_embed": "rotary"}}, "pos_embed rotary"),
+        ({"model_args": {"pre_norm": True}}, "model_args.pre_norm=True"),
+        ({"model_args": {"norm_layer": "rmsnorm"}}, "model_args.norm_layer=rmsnorm"),
+        ({"model_args": {"pool_include_prefix": True}}, "model_args.pool_include_prefix=True"),
+        ({"model_args": {"wings": 2}}, "model_args.wings=2"),
+        ({"architecture": "vit_small_patch16_dinov3"}, "timm's vit_small_patch16_dinov3"),
+        ({"architecture": "resnet50"}, "timm's resnet50"),
+        ({"architecture": None, "model_type": "vit"}, "is of vit, but the tensors"),
+        ({"architecture": None}, "names no architecture"),
+    ],
+    ids=str,
+)
+def test_what_is_not_ours_is_refused(folder, changes, message):
+    change_config(folder, **changes)
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}"):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"architecture": 5}, "architecture"),
+        ({"model_args": []}, "model_args"),
+        ({"model_args": {"num_heads": "three"}}, "num_heads"),
+        ({"model_args": {"num_heads": True}}, "num_heads"),
+        ({"model_args": {"img_size": [64, 64, 64]}}, "img_size"),
+        ({"model_args": {"qkv_bias": "yes"}}, "qkv_bias"),
+        ({"model_args": {"act_layer": ["gelu"]}}, "act_layer"),
+        ({"model_args": {"pre_norm": "no"}}, "pre_norm"),
+        ({"global_pool": 1}, "global_pool"),
+        ({"label_names": "cat"}, "label_names"),
+        ({"label_names": {"first": "cat"}}, "label_names"),
+        ({"pretrained": {"mean": "0.5"}}, "mean"),
+        ({"pretrained": {"mean": [0.5, 0.5]}}, "mean"),
+        ({"pretrained": {"std": [0, 0, 0]}}, "std"),
+        ({"pretrained": {"input_size": 64}}, "input_size"),
+        ({"pretrained": {"input_size": [1, 64, 64]}}, "input_size"),
+        ({"pretrained": {"crop_pct": "all"}}, "crop_pct"),
+        ({"pretrained": {"interpolation": 3}}, "interpolation"),
+    ],
+    ids=str,
+)
+def test_fields_of_wrong_types_are_named(folder, changes, key):
+    change_config(folder, **changes)
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*\b{key}\b") as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_of_another_size_is_refused(folder):
+    change_config(folder, model_args={"depth": 12})
+    with pytest.raises(CheckpointError, match="num_layers is 2 by its tensors but stated as 12"):
+        read(folder)
+
+
+def test_labels_may_be_numbered(folder):
+    change_config(folder, label_names={str(number): name for number, name in enumerate("abcde")})
+    assert read(folder).classes == list("abcde")
+    # Not a name for every logit
+    change_config(folder, label_names={"0": "a", "4": "e"})
+    assert read(folder).classes is None
+    change_config(folder, label_names=["a", "b"])
+    assert read(folder).classes is None

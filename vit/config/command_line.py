@@ -118,13 +118,21 @@ class AtSweepEnd(Callback):
 def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     """Return the arguments for Hydra: paths quoted, and resume=FOLDER also as the run folder.
 
-    Raises ConfigError for an override that Hydra could not parse or would answer with a traceback.
+    Raises ConfigError for an override that Hydra could not parse or would answer with a traceback,
+    and where a resumed run is given another folder beside its own.
     """
     prepared = quote_paths(arguments)
     given = {key: value for key, _, value in (argument.partition("=") for argument in prepared)}
     resume = given.get("resume", "null")
-    if resume not in ("null", "auto") and "hydra.run.dir" not in given:
-        prepared.append(f"hydra.run.dir={resume}")
+    if resume not in ("null", "auto"):
+        folder = given.get("hydra.run.dir")
+        if folder is None:
+            prepared.append(f"hydra.run.dir={resume}")
+        elif not same_path(folder, resume):
+            raise ConfigError(
+                f"hydra.run.dir={folder} beside resume={resume}, which is the run's folder; leave "
+                "it out, or give resume=auto"
+            )
 
     # Options such as -m and --help are no overrides, and an argument without "=" may be the value
     # of one, as in --cfg job
@@ -132,6 +140,11 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
         if "=" in argument and not argument.startswith("-"):
             check_override(argument)
     return prepared
+
+
+def same_path(first: str, second: str) -> bool:
+    """Whether two values, which may be in quotes, are the same path."""
+    return os.path.abspath(first.strip("'\"")) == os.path.abspath(second.strip("'\""))
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ from vit.config.settings import (
     one_of,
     setting,
 )
-from vit.config.train import TrainConfig
+from vit.config.train import PRECISION, TrainConfig
 from vit.errors import ConfigError
 from vit.text import first_line
 
@@ -63,12 +63,15 @@ class EvaluateConfig:
 
     data: with a checkpoint, changes to its own; with pretrained weights, the whole group.
     model: for pretrained weights, the model they must fit; null: the one their file describes.
+    precision, batch_size: null: those of the training run, see vit.evaluation.restore.
     """
 
     checkpoint: str | None = setting()
     pretrained: str | None = setting()
     split: str = setting(one_of("train", "val", "test"))
     out: str | None = setting()
+    precision: str | None = setting(PRECISION)
+    batch_size: int | None = setting(POSITIVE)
     report: bool = setting()
     knn: bool = setting()
     corruptions: bool = setting()

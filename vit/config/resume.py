@@ -51,6 +51,14 @@ def overridden_keys(overrides: Sequence[str]) -> list[str]:
     return [re.split(r"[=@]", item.lstrip("+~"))[0].replace("/", ".") for item in overrides]
 
 
+def overridden_keys_of(group: str, overrides: Sequence[str]) -> set[str]:
+    """Return the keys of a group that overrides give, without the group's name."""
+    prefix = f"{group}."
+    return {
+        key.removeprefix(prefix) for key in overridden_keys(overrides) if key.startswith(prefix)
+    }
+
+
 def command_line_changes(composed: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Return {key: value} of the composed configuration for every override of the command line.
 
@@ -117,6 +125,13 @@ def resumed_config(
         kept = {key: before[key] for key in ADOPTED_KEYS & before.keys() - changes.keys()}
         changed = with_changes(changed, kept)
         after |= kept
+
+    # The same file again is the command that started the run, repeated
+    if changes.get("pretrained") not in (None, before["pretrained"]):
+        raise ConfigError(
+            "pretrained does nothing beside resume: the run's weights are in its checkpoint; "
+            "leave it out"
+        )
 
     rules = {item.key: item.on_resume for item in settings_of(Config)}
     refused, warnings = [], []

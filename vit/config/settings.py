@@ -7,7 +7,7 @@ so that there is one place to look for a default.
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -117,6 +117,13 @@ def check_settings(config: Any) -> None:
         check_range(setting, value_at(config, setting.key))
     for setting in declared:
         check_belongs(setting, config)
+
+
+def check_ranges(config: Any, keys: Collection[str]) -> None:
+    """Check some keys of a configuration, given with dots, for their ranges alone."""
+    for setting in settings_of(type(config)):
+        if setting.key in keys:
+            check_range(setting, value_at(config, setting.key))
 
 
 def check_range(setting: Setting, value: Any) -> None:

@@ -11,6 +11,8 @@ from vit.config.settings import (
     setting,
 )
 
+PRECISION = one_of("auto", "bf16", "fp16", "fp32")
+
 
 @dataclass
 class TrainConfig:
@@ -25,7 +27,7 @@ class TrainConfig:
     # Images of one forward and backward pass, to save memory; null: the whole batch
     micro_batch_size: int | None = setting(POSITIVE, on_resume=BITS_MAY_DIFFER)
     # Here and not in `runtime`, since it changes the result
-    precision: str = setting(one_of("auto", "bf16", "fp16", "fp32"))
+    precision: str = setting(PRECISION)
 
     loss: str = setting(one_of("cross_entropy", "bce"))
     label_smoothing: float = setting(BELOW_ONE)

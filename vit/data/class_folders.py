@@ -31,26 +31,41 @@ def list_class_folders(folder: Path, title: str) -> tuple[list[str], ImageSplit]
 
     Raises DataError for fewer than two classes or a class without images.
     """
+    classes = require_two_classes(folder)
+    # Bytes, since an array of strings takes four bytes a character
+    paths: list[bytes] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        images = images_of_class(folder / name)
+        paths += [os.fsencode(path) for path in images]
+        labels += [label] * len(images)
+    return classes, ImageSplit(title, torch.tensor(labels), paths=np.array(paths))
+
+
+def require_two_classes(folder: Path) -> list[str]:
+    """class_names of a folder. Raises DataError for fewer than two."""
     classes = class_names(folder)
     if len(classes) < 2:
         raise DataError(
             f"{folder.absolute()}: found {len(classes)} class folders; expected one folder per "
             "class, two at least"
         )
-    # Bytes, since an array of strings takes four bytes a character
-    paths: list[bytes] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        # Sorted, since the order of the files decides what is held out and when each is seen
-        images = sorted(iter_image_files(folder / name))
-        if not images:
-            raise DataError(
-                f"{(folder / name).absolute()}: no images in this class folder (looked for "
-                f"{', '.join(EXTENSIONS)}); add some or remove the folder"
-            )
-        paths += [os.fsencode(path) for path in images]
-        labels += [label] * len(images)
-    return classes, ImageSplit(title, torch.tensor(labels), paths=np.array(paths))
+    return classes
+
+
+def images_of_class(folder: Path, follow_links: bool = False) -> list[str]:
+    """The image files in a class folder at any depth, sorted. Raises DataError for none.
+
+    follow_links: also look into folders that are links.
+    """
+    # Sorted, since the order of the files decides what is held out and when each is seen
+    images = sorted(iter_image_files(folder, follow_links))
+    if not images:
+        raise DataError(
+            f"{folder.absolute()}: no images in this class folder (looked for "
+            f"{', '.join(EXTENSIONS)}); add some or remove the folder"
+        )
+    return images
 
 
 def list_same_classes(folder: Path, classes: list[str], title: str) -> ImageSplit:

@@ -6,7 +6,7 @@ images (vit/data/loader.py).
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from vit.data.class_folders import (
     list_same_classes,
     readable_names,
 )
+from vit.data.layouts import find_layout, folder_name
 from vit.data.splits import ImageDataset, ImageSplit, hold_out, sample_evenly
 from vit.data.tar_index import CLASSES, SPLITS, index_split
 from vit.errors import ConfigError, DataError
@@ -46,12 +47,16 @@ class Request(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What a reader returns; val and test are None where the data set has none of its own."""
+    """What a reader returns; val and test are None where the data set has none of its own.
+
+    layout: see ImageDataset.
+    """
 
     classes: list[str]
     train: ImageSplit
     val: ImageSplit | None = None
     test: ImageSplit | None = None
+    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class DatasetReader:
     title        the data set's name for people
     num_classes  as published, or None where the files decide
     needs_root   the files are in a folder, data.root
+    reads_files  images stay in their files, which worker processes decode; else all are in memory
     cuts_test    test is cut from train, where the files bring none: data.test_fraction is required
     """
 
@@ -71,6 +77,7 @@ class DatasetReader:
     title: str
     num_classes: int | None = None
     needs_root: bool = True
+    reads_files: bool = False
     cuts_test: bool = False
 
     def own_settings(self) -> dict[str, bool]:
@@ -142,15 +149,17 @@ def load_data(
     num_classes: int | None,
     num_images: int | None,
     device: torch.device,
+    typed: Collection[str] = (),
 ) -> ImageDataset:
     """Read a data set and cut the splits that it lacks from train, stratified by class.
 
     Images in files are not read, only listed. The cut depends on the data alone, not on the run's
     seed. limit: images of each split, spread evenly over the classes. image_size (height, width),
-    num_channels and device are those of images that are made and not read.
+    num_channels and device are those of images that are made and not read. typed: the keys that
+    the user has given, which are refused where they turn out to do nothing.
 
-    Raises ConfigError as check_dataset does, and DataError, naming the path and what to do, where
-    something is missing or inconsistent.
+    Raises ConfigError as check_dataset does and for such a key, and DataError, naming the path and
+    what to do, where something is missing or inconsistent.
     """
     settings: dict[str, Any] = {"num_classes": num_classes, "num_images": num_images}
     check_dataset(name=name, root=root, test_fraction=test_fraction, **settings)
@@ -158,7 +167,13 @@ def load_data(
     request = Request(name, reader.title, Path(root or ""), (num_channels, *image_size), device)
     # After the check, what is set belongs to this data set; what is not has a default in its reader
     own_settings = {key: value for key, value in settings.items() if value is not None}
-    classes, train, val, test = reader.read(request, **own_settings)
+    classes, train, val, test, layout = reader.read(request, **own_settings)
+    for key, images in (("val_fraction", val), ("test_fraction", test)):
+        if images is not None and key in typed:
+            raise ConfigError(
+                f"data.{key} does nothing here: nothing is cut from train, since there is "
+                f"{images.title}; leave it out"
+            )
 
     # The test split is cut first, so that it does not depend on val_fraction
     if test is None:
@@ -179,7 +194,7 @@ def load_data(
                 f"{images.title}: no image is left; hold out more or fewer with "
                 "data.val_fraction or data.test_fraction, or raise data.limit"
             )
-    return ImageDataset(classes, train, val, test)
+    return ImageDataset(classes, train, val, test, layout)
 
 
 def limited(images: ImageSplit, limit: int | None) -> ImageSplit:
@@ -259,15 +274,15 @@ def make_synthetic(request: Request, *, num_classes: int, num_images: int) -> Sp
 
 
 def read_folder(request: Request) -> Splits:
-    """root/train/<class>/, and root/val/<class>/ and root/test/<class>/ where they exist."""
-    root = request.root
-    classes, train = list_train_folder(request, "put images into one folder per class there")
+    """Images in folders, as vit.data.layouts finds them: with splits, or the classes alone."""
+    layout = find_layout(request.root)
+    classes, train = list_class_folders(layout.train, layout.title("train"))
     val = test = None
-    if (root / "val").is_dir():
-        val = list_same_classes(root / "val", classes, f"{root.name} val")
-    if (root / "test").is_dir():
-        test = list_same_classes(root / "test", classes, f"{root.name} test")
-    return Splits(readable_names(classes), train, val, test)
+    if layout.val is not None:
+        val = list_same_classes(layout.val, classes, layout.title("val"))
+    if layout.test is not None:
+        test = list_same_classes(layout.test, classes, layout.title("test"))
+    return Splits(readable_names(classes), train, val, test, layout.describe())
 
 
 def read_imagenet(request: Request) -> Splits:
@@ -304,7 +319,7 @@ def list_train_folder(request: Request, advice: str) -> tuple[list[str], ImageSp
             "(train/<class>/*.jpg), or say where it is with data.root=FOLDER, or try "
             "experiment=digits, which needs no files"
         )
-    return list_class_folders(folder, f"{request.root.name} train")
+    return list_class_folders(folder, f"{folder_name(request.root)} train")
 
 
 def list_val_as_test(request: Request, classes: list[str]) -> ImageSplit:
@@ -315,7 +330,7 @@ def list_val_as_test(request: Request, classes: list[str]) -> ImageSplit:
             f"data={request.name}: no folder {folder.absolute()}, which is used as test"
         )
     # The official name is only for the official classes
-    dataset = "ImageNet" if is_imagenet(classes) else request.root.name
+    dataset = "ImageNet" if is_imagenet(classes) else folder_name(request.root)
     return list_same_classes(folder, classes, f"{dataset} val, used as test")
 
 
@@ -352,7 +367,7 @@ def read_shard_split(root: Path, split: str) -> ImageSplit | None:
     if index is None:
         return None
     paths, labels = index
-    return ImageSplit(f"{root.name} {split}", torch.from_numpy(labels), paths=paths)
+    return ImageSplit(f"{folder_name(root)} {split}", torch.from_numpy(labels), paths=paths)
 
 
 # The names are the values of data.name; messages list them in this order
@@ -362,9 +377,11 @@ DATASETS: dict[str, DatasetReader] = {
     ),
     "cifar10": DatasetReader(read_cifar10, "CIFAR-10", num_classes=10),
     "cifar100": DatasetReader(read_cifar100, "CIFAR-100", num_classes=100),
-    "tiny_imagenet": DatasetReader(read_tiny_imagenet, "Tiny-ImageNet", num_classes=200),
-    "imagenet": DatasetReader(read_imagenet, "ImageNet", num_classes=1000),
-    "folder": DatasetReader(read_folder, "folder of images", cuts_test=True),
-    "shards": DatasetReader(read_shards, "tar shards", cuts_test=True),
+    "tiny_imagenet": DatasetReader(
+        read_tiny_imagenet, "Tiny-ImageNet", num_classes=200, reads_files=True
+    ),
+    "imagenet": DatasetReader(read_imagenet, "ImageNet", num_classes=1000, reads_files=True),
+    "folder": DatasetReader(read_folder, "folder of images", reads_files=True, cuts_test=True),
+    "shards": DatasetReader(read_shards, "tar shards", reads_files=True, cuts_test=True),
     "synthetic": DatasetReader(make_synthetic, "synthetic noise", needs_root=False, cuts_test=True),
 }

@@ -6,6 +6,7 @@ start anywhere.
 """
 
 import atexit
+import contextlib
 import itertools
 import logging
 import multiprocessing
@@ -180,9 +181,28 @@ def evaluation_batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Every image once, in order, as evaluation sees it; the last batch may be smaller.
+    """Every image once, in order, as the model takes it; the last batch may be smaller.
 
-    Yields float32 (B, C, *image_size) and labels int64 (B,) on the device. Of several processes
+    Yields float32 (B, C, *image_size) and labels int64 (B,); otherwise as evaluation_pixels.
+    """
+    batches = evaluation_pixels(images, batch_size, preprocessing, workers, device, rank, processes)
+    with contextlib.closing(batches):
+        for pixels, labels in batches:
+            yield preprocessing.to_input(pixels), labels
+
+
+def evaluation_pixels(
+    images: ImageSplit,
+    batch_size: int,
+    preprocessing: Preprocessing,
+    workers: int,
+    device: torch.device,
+    rank: int = 0,
+    processes: int = 1,
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Every image once, in order, before preprocessing.to_input; the last batch may be smaller.
+
+    Yields uint8 (B, C, height, width) and labels int64 (B,) on the device. Of several processes
     each takes every processes-th image, and all take equally many: one that has none left gets an
     image whose label is -1, which vit.evaluation does not count.
     """
@@ -201,7 +221,7 @@ def evaluation_batches(
     else:
         stream = select_pixels(images.pixels, batches, device)
     for pixels, targets in zip(stream, labels.split(batch_size), strict=True):
-        yield preprocessing.to_input(pixels), targets.to(device)
+        yield pixels, targets.to(device)
 
 
 def decode_for_evaluation(

@@ -71,13 +71,15 @@ class ImageSplit:
 class ImageDataset:
     """A data set: class names in the order of the labels, and its splits.
 
-    val is None where nothing is held out of train.
+    val is None where nothing is held out of train. layout: how the files were understood, for
+    people, where they can be laid out in several ways; else empty.
     """
 
     classes: list[str]
     train: ImageSplit
     val: ImageSplit | None
     test: ImageSplit
+    layout: str = ""
 
     def split(self, name: str) -> ImageSplit:
         """train, val or test by name; raises DataError where nothing was held out for val."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vit.runtime.memory import MemoryLimit
 from vit.runtime.precision import Precision
 
 
@@ -19,39 +20,66 @@ def evaluate(
     precision: Precision,
     confusion: Tensor | None = None,
     over_processes: Callable[[Tensor], Tensor] | None = None,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    memory: MemoryLimit | None = None,
+    counted: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Measure a model on (images, labels) batches.
 
     The model is put into evaluation mode and left there. Images with the label -1 are not counted.
+    Batches that the memory can't hold are computed in parts; the result does not depend on either,
+    up to the rounding of sums.
 
     confusion: int64 (classes, classes) on the device. Every image of this process is added to it,
         at the row of its true class and the column of the predicted one.
     over_processes: sums a tensor over the processes that share the images; None: there is one.
+    prepare: makes the model's input of a batch's images; None: they are that already.
+    memory: how many images are computed at once; None: whole batches, until memory ends.
+    counted: called once for every forward pass whose images have been counted.
 
     Returns {"n", "loss", "top1", "top5"}: the number of images, the mean cross-entropy in nats and
     two fractions. With fewer than five classes, top5 counts all of them.
     """
     model.eval()
+    memory = memory or MemoryLimit(precision.device)
+
+    def measure(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = images if prepare is None else prepare(images)
+        with precision.autocast():
+            logits = model(inputs)
+        return measure_logits(logits, labels)
+
     # Images, loss, top-1 hits and top-5 hits; they stay on the device until the end
     sums = torch.zeros(4, dtype=torch.float64, device=precision.device)
     for images, labels in batches:
-        with precision.autocast():
-            logits = model(images)
-        # Ranks and losses in float32, whatever precision the model computed in
-        logits = logits.float()
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = best == labels[:, None]
-        losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1)
-        counted = labels >= 0
-        sums += torch.stack([counted.sum(), losses.double().sum(), hits[:, 0].sum(), hits.sum()])
-        if confusion is not None:
-            cells = (labels.clamp(min=0), best[:, 0])
-            confusion.index_put_(cells, counted.long(), accumulate=True)
+        # What is out of memory has not been counted, and is measured again in smaller parts
+        for part_sums, targets, predicted in memory.parts(measure, images, labels):
+            sums += part_sums
+            if confusion is not None:
+                cells = (targets.clamp(min=0), predicted)
+                confusion.index_put_(cells, (targets >= 0).long(), accumulate=True)
+            if counted is not None:
+                counted()
     # The only wait for the device, and for the other processes
     if over_processes is not None:
         sums = over_processes(sums)
     n, loss, top1, top5 = sums.tolist()
     return {"n": int(n), "loss": loss / n, "top1": top1 / n, "top5": top5 / n}
+
+
+def measure_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (sums, labels, predicted classes) of logits (B, classes) and labels int64 (B,).
+
+    sums: the number of images, the sum of their cross-entropies, of top-1 hits and of top-5 hits,
+    float64 (4,).
+    """
+    # Ranks and losses in float32, whatever precision the model computed in
+    logits = logits.float()
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = best == labels[:, None]
+    losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1)
+    sums = [(labels >= 0).sum(), losses.double().sum(), hits[:, 0].sum(), hits.sum()]
+    return torch.stack(sums), labels, best[:, 0]
 
 
 def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:

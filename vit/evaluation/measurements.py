@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vit.data.loader import evaluation_batches
 from vit.data.splits import ImageSplit
 from vit.errors import CheckpointError, ConfigError
-from vit.evaluation.accuracy import evaluate, wilson_interval
+from vit.evaluation.accuracy import wilson_interval
 from vit.evaluation.corruptions import CORRUPTIONS, MAX_SIDE, NUM_SEVERITIES, corrupt
 from vit.evaluation.metrics import (
     fit_temperature,
@@ -47,10 +47,20 @@ class RecordedOutputs:
 
     logit_batches: (B, C) each.
     feature_batches: the head's inputs, the pooled features, (B, D) each.
+    latest: {"logits", "features"} of the last forward pass, not kept yet.
     """
 
     logit_batches: list[Tensor] = field(default_factory=list)
     feature_batches: list[Tensor] = field(default_factory=list)
+    latest: dict[str, Tensor] = field(default_factory=dict)
+
+    def keep(self) -> None:
+        """Keep what the last forward pass gave, once its images have been counted."""
+        if "logits" in self.latest:
+            self.logit_batches.append(self.latest["logits"].float().cpu())
+        if "features" in self.latest:
+            self.feature_batches.append(self.latest["features"].float().cpu())
+        self.latest.clear()
 
     @property
     def logits(self) -> Tensor:
@@ -67,24 +77,26 @@ class RecordedOutputs:
 def record_outputs(
     model: VisionTransformer, logits: bool = False, features: bool = False
 ) -> Iterator[RecordedOutputs]:
-    """Within the block, keep what the model computes, so that one pass serves all measurements.
+    """Within the block, note what the model computes, so that one pass serves all measurements.
 
-    The memory is n x (C + D) float32; nothing is kept of what is not asked for.
+    The record's keep() has to be called after every forward pass that counts: one that runs out of
+    memory is made again. The memory is n x (C + D) float32; nothing is kept of what is not asked
+    for.
     """
     record = RecordedOutputs()
 
-    def keep_logits(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        record.logit_batches.append(output.detach().float().cpu())
+    def note_logits(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        record.latest["logits"] = output.detach()
 
-    def keep_features(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        record.feature_batches.append(inputs[0].detach().float().cpu())
+    def note_features(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        record.latest["features"] = inputs[0].detach()
 
     # Hooks, so that the model's forward pass needs no flag for this
     handles = []
     if logits:
-        handles.append(model.register_forward_hook(keep_logits))
+        handles.append(model.register_forward_hook(note_logits))
     if features:
-        handles.append(model.head.register_forward_pre_hook(keep_features))
+        handles.append(model.head.register_forward_pre_hook(note_features))
     try:
         yield record
     finally:
@@ -141,7 +153,7 @@ def measure_accuracy(model: MeasuredModel, needs: frozenset[str]) -> Result:
     logits, features = "logits" in needs, "features" in needs
     with record_outputs(restored.model, logits, features) as outputs:
         start = time.perf_counter()
-        metrics = restored.measure(restored.model, model.split, model.workers)
+        metrics = restored.measure(restored.model, model.split, model.workers, outputs.keep)
         images_per_second = metrics["n"] / (time.perf_counter() - start)
     model.outputs = outputs
 
@@ -150,6 +162,7 @@ def measure_accuracy(model: MeasuredModel, needs: frozenset[str]) -> Result:
         "split": model.split,
         "data": str(images),
         "checkpoint": str(model.path),
+        "precision": restored.precision.name,
         **metrics,
         "top1_interval_95": [low, high],
         "images_per_second": round(images_per_second, 2),
@@ -179,7 +192,7 @@ def measure_neighbors(model: MeasuredModel) -> Result:
     train = restored.data.train
     # A second pass, over train, fills the bank; without augmentation
     with record_outputs(restored.model, features=True) as bank:
-        restored.measure(restored.model, "train", model.workers)
+        restored.measure(restored.model, "train", model.workers, bank.keep)
 
     device = restored.precision.device
     predicted = nearest_neighbors(
@@ -224,14 +237,8 @@ def measure_corruptions(model: MeasuredModel) -> Result:
         for severity in range(1, NUM_SEVERITIES + 1):
             corrupted = replace(images, pixels=corrupt(images.pixels, kind, severity))
             # The pixels are in memory, so there is nothing for workers to decode
-            batches = evaluation_batches(
-                corrupted,
-                restored.config.train.batch_size,
-                restored.model.preprocessing,
-                workers=0,
-                device=restored.precision.device,
-            )
-            accuracies[kind].append(evaluate(restored.model, batches, restored.precision)["top1"])
+            metrics = restored.measure_images(restored.model, corrupted, workers=0)
+            accuracies[kind].append(metrics["top1"])
         row = ", ".join(f"{top1:.1%}" for top1 in accuracies[kind])
         print(f"{kind}: top-1 {row} at severity 1 to {NUM_SEVERITIES}")
 
@@ -250,9 +257,9 @@ def load_pixels(restored: RestoredModel, images: ImageSplit, workers: int) -> Im
     if images.pixels is not None:
         return images.to(cpu)
     preprocessing = restored.model.preprocessing
-    batch_size = restored.config.train.batch_size
     pixels = []
-    for inputs, _ in evaluation_batches(images, batch_size, preprocessing, workers, cpu):
+    batches = evaluation_batches(images, restored.batch_size, preprocessing, workers, cpu)
+    for inputs, _ in batches:
         values = preprocessing.denormalize(inputs) * 255
         pixels.append(values.round().to(torch.uint8))
     return replace(images, pixels=torch.cat(pixels), paths=None)
@@ -298,7 +305,7 @@ def validation_logits(model: MeasuredModel) -> Tensor:
         return model.outputs.logits
     restored = model.restored
     with record_outputs(restored.model, logits=True) as outputs:
-        restored.measure(restored.model, "val", model.workers)
+        restored.measure(restored.model, "val", model.workers, outputs.keep)
     return outputs.logits
 
 

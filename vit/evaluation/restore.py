@@ -3,11 +3,13 @@
 All of it comes from the file alone, but for foreign weights, which need to be told the data set.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vit.checkpoints.file import require_header_keys
 from vit.checkpoints.model import build_model, load_with_header
@@ -15,18 +17,24 @@ from vit.checkpoints.run import check_classes
 from vit.config.config import Config, from_dict, group_to_dict, with_changes
 from vit.config.data import DataConfig, data_arguments
 from vit.config.model import ModelConfig
-from vit.config.resume import MODEL_SETTINGS_OF_WEIGHTS
+from vit.config.resume import MODEL_SETTINGS_OF_WEIGHTS, PREPROCESSING_OF_WEIGHTS
+from vit.config.settings import check_ranges
 from vit.config.train import TrainConfig
 from vit.data.datasets import load_data
-from vit.data.loader import evaluation_batches
+from vit.data.loader import evaluation_pixels
 from vit.data.preprocessing import Preprocessing
-from vit.data.splits import ImageDataset
+from vit.data.splits import ImageDataset, ImageSplit
 from vit.errors import CheckpointError, ConfigError
 from vit.evaluation.accuracy import evaluate
 from vit.model.vision_transformer import VisionTransformer
+from vit.runtime.memory import MemoryLimit
 from vit.runtime.precision import Precision, choose_precision
 from vit.weights.description import Weights
 from vit.weights.loading import load_into, read
+
+# Images at once where no number is given: more of them are hardly faster, and a training run may
+# have spread a larger batch over many GPUs
+MAX_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,10 @@ class RestoredModel:
     model: on the device, in evaluation mode, with `preprocessing` as vit.load gives it.
     header: the checkpoint's; of foreign weights only {"classes"}.
     config: the checkpoint's; of foreign weights only `data` and the defaults of `train`.
-    precision: the one it was trained in; for foreign weights what `auto` chooses.
+    precision: as requested, or else the one it was trained in; for foreign weights what `auto`
+        chooses.
+    batch_size: images at once.
+    memory: what becomes of that number where memory ends.
     """
 
     model: VisionTransformer
@@ -44,52 +55,132 @@ class RestoredModel:
     config: Config
     data: ImageDataset
     precision: Precision
+    batch_size: int
+    memory: MemoryLimit = field(init=False)
 
-    def measure(self, model: VisionTransformer, split: str, workers: int) -> dict[str, float]:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "memory", MemoryLimit(self.precision.device))
+
+    def batches(
+        self, images: ImageSplit, workers: int
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Images as model.preprocessing.to_input takes them, and their labels, on the device."""
+        return evaluation_pixels(
+            images, self.batch_size, self.model.preprocessing, workers, self.precision.device
+        )
+
+    def measure(
+        self,
+        model: VisionTransformer,
+        split: str,
+        workers: int,
+        counted: Callable[[], None] | None = None,
+    ) -> dict[str, float]:
         """vit.evaluation.accuracy.evaluate of this model, or of one made from it, on a split.
 
-        split: train, val or test. Raises DataError where there is no val.
+        split: train, val or test. counted: see evaluate. Raises DataError where there is no val.
         """
-        batches = evaluation_batches(
-            self.data.split(split),
-            self.config.train.batch_size,
-            model.preprocessing,
-            workers,
-            self.precision.device,
+        return self.measure_images(model, self.data.split(split), workers, counted)
+
+    def measure_images(
+        self,
+        model: VisionTransformer,
+        images: ImageSplit,
+        workers: int,
+        counted: Callable[[], None] | None = None,
+    ) -> dict[str, float]:
+        """As measure(), on any images of the data set's classes."""
+        return evaluate(
+            model,
+            self.batches(images, workers),
+            self.precision,
+            prepare=model.preprocessing.to_input,
+            memory=self.memory,
+            counted=counted,
         )
-        return evaluate(model, batches, self.precision)
 
 
-def restore(path: Path, changes: dict[str, Any], device: torch.device) -> RestoredModel:
+def restore(
+    path: Path,
+    changes: dict[str, Any],
+    device: torch.device,
+    precision: str | None = None,
+    batch_size: int | None = None,
+) -> RestoredModel:
     """Restore a best checkpoint of this project.
 
     changes: {key: value} to set anew in the stored configuration, such as
         {"data.root": FOLDER} where the data has moved.
+    precision, batch_size: None for those of the run, the batch with at most MAX_BATCH_SIZE images.
 
     Raises CheckpointError, ConfigError or DataError where the file, a change or the data set is
     not what it should be.
     """
     model, header = load_with_header(path)
     config = from_dict(with_changes(header["config"], changes), str(path))
+    check_ranges(config, changes)
     data = load_data(
         **data_arguments(config.data, config.model.num_channels),
         image_size=model.preprocessing.image_size,
         device=device,
+        typed={key.removeprefix("data.") for key in changes},
     )
     # A folder of images may have changed since training
     check_classes(header["classes"], data.classes, path)
-    name = require_header_keys(header, path, "precision")["precision"]
-    return RestoredModel(model.to(device), header, config, data, Precision(name, device))
+    # Fewer images differ in any case, and shards are known by the name of their folder
+    renamed = config.data.name == "shards" and "data.root" in changes
+    if "data.limit" not in changes and not renamed:
+        warn_of_other_images(header, data)
+    trained_in = require_header_keys(header, path, "precision")["precision"]
+    return RestoredModel(
+        model=model.to(device),
+        header=header,
+        config=config,
+        data=data,
+        precision=choose_precision(precision or trained_in, device, width_of(model)),
+        batch_size=batch_size or default_batch_size(config.train),
+    )
+
+
+def warn_of_other_images(header: dict[str, Any], data: ImageDataset) -> None:
+    """Print a warning where the images of train are not those that the run was trained on.
+
+    What is cut from train depends on all of its images, so that with others the images of val and
+    test may be some that the model was trained on.
+    """
+    # Older headers have no checksum
+    if header.get("data") not in (None, data.train.fingerprint()):
+        print(
+            f"warning: the images of train ({data.train}) are not those that this model was "
+            "trained on; where val or test is cut from train, it may have seen some of theirs"
+        )
+
+
+def default_batch_size(train: TrainConfig) -> int:
+    """How many images are evaluated at once: those of the run's forward passes, within limits."""
+    return min(MAX_BATCH_SIZE, train.micro_batch_size or train.batch_size)
+
+
+def width_of(model: VisionTransformer) -> int:
+    return model.encoder.norm.normalized_shape[0]
 
 
 def restore_pretrained(
-    path: Path, data: dict[str, Any], model: dict[str, Any] | None, device: torch.device
+    path: Path,
+    data: dict[str, Any],
+    model: dict[str, Any] | None,
+    device: torch.device,
+    precision: str | None = None,
+    batch_size: int | None = None,
+    typed: Collection[str] = (),
 ) -> RestoredModel:
     """Restore foreign weights on a data set.
 
     data: values of the group `data`, with a name.
     model: values of the group `model`, which the weights must fit; None: the model that the file
         describes.
+    typed: the keys of both, with dots, that the user has given. They win over what the file says.
+    precision, batch_size: None for what `auto` chooses, and for the default of training.
 
     Raises CheckpointError, ConfigError or DataError, as restore() does, and where the head does not
     have the data set's classes.
@@ -99,9 +190,8 @@ def restore_pretrained(
             "pretrained=FILE needs data=NAME: the file does not say what to evaluate it on"
         )
     weights = read(path)
-    loaded = build_for_weights(path, weights, model)
+    loaded = build_for_weights(path, weights, model, typed)
     print(load_into(loaded, weights))
-    loaded.preprocessing = weights.preprocessing or assumed_preprocessing(loaded)
     if weights.preprocessing is None:
         print(
             "the file holds no preprocessing: images are resized to the model's size (bilinear), "
@@ -109,12 +199,18 @@ def restore_pretrained(
         )
 
     data_config = DataConfig(**group_to_dict("data", DataConfig, data))
-    # Only the batch size is used of these
+    loaded.preprocessing = with_typed_settings(
+        weights.preprocessing or assumed_preprocessing(loaded), data_config, typed
+    )
+    # Only the batch size is used of the latter
     train_config = TrainConfig(**group_to_dict("train", TrainConfig, {}))
+    config = Config(data=data_config, train=train_config)
+    check_ranges(config, [key for key in typed if key.startswith("data.")])
     dataset = load_data(
         **data_arguments(data_config, loaded.embeddings.patch_embedding.num_channels),
         image_size=loaded.preprocessing.image_size,
         device=device,
+        typed={key.removeprefix("data.") for key in typed},
     )
     # Foreign weights rarely name their classes: the number is all that can be compared
     if len(dataset.classes) != loaded.head.out_features:
@@ -125,24 +221,27 @@ def restore_pretrained(
     return RestoredModel(
         model=loaded.to(device).eval(),
         header={"classes": dataset.classes},
-        config=Config(data=data_config, train=train_config),
+        config=config,
         data=dataset,
-        precision=choose_precision("auto", device, loaded.encoder.norm.normalized_shape[0]),
+        precision=choose_precision(precision or "auto", device, width_of(loaded)),
+        batch_size=batch_size or default_batch_size(train_config),
     )
 
 
 def build_for_weights(
-    path: Path, weights: Weights, model: dict[str, Any] | None
+    path: Path, weights: Weights, model: dict[str, Any] | None, typed: Collection[str] = ()
 ) -> VisionTransformer:
     """A new model of the shape of foreign weights, or of the group `model` where it is given.
 
-    What the weights were trained with, such as the activation, is the file's in both cases.
-    Raises CheckpointError where no such model can be built.
+    What the weights were trained with, such as the activation, is the file's in both cases, unless
+    its key (model.activation) is typed. Raises CheckpointError where no such model can be built.
     """
     arguments = {key: value for key, value in weights.model.items() if key != "num_classes"}
     if model is not None:
         trained_with = {
-            key: value for key, value in arguments.items() if key in MODEL_SETTINGS_OF_WEIGHTS
+            key: value
+            for key, value in arguments.items()
+            if key in MODEL_SETTINGS_OF_WEIGHTS and f"model.{key}" not in typed
         }
         arguments = group_to_dict("model", ModelConfig, model) | trained_with
     try:
@@ -151,6 +250,16 @@ def build_for_weights(
         raise CheckpointError(
             f"{path}: no model can be built for these weights ({error})"
         ) from None
+
+
+def with_typed_settings(
+    preprocessing: Preprocessing, data: DataConfig, typed: Collection[str]
+) -> Preprocessing:
+    """The preprocessing with the keys of the group `data` that are typed (data.mean, …)."""
+    changes = {
+        key: getattr(data, key) for key in PREPROCESSING_OF_WEIGHTS if f"data.{key}" in typed
+    }
+    return Preprocessing.from_dict(preprocessing.to_dict() | changes)
 
 
 def assumed_preprocessing(model: VisionTransformer) -> Preprocessing:

@@ -103,33 +103,3 @@ def block_number(name: str) -> int | None:
     if parts[:2] == ["encoder", "blocks"] and len(parts) > 2:
         return int(parts[2])
     return None
-
-
-def training_memory(
-    model: VisionTransformer, batch_size: int, bytes_per_activation: int, averaged: bool
-) -> dict[str, int]:
-    """Estimate the bytes that training allocates, by purpose.
-
-    Weights, gradients, Adam's two moments and the average of the weights are float32.
-
-    For every block the backward pass needs, in float32, the residual stream twice and the outputs
-    of both norms: 16 D bytes a token, D the model's width. In the training precision it needs q, k,
-    v, the context, two branch outputs, and the MLP's hidden layer before and after its activation:
-    6 D + 2 M activations a token, M the MLP's width. Fused attention keeps no N × N matrix. A
-    ResNet before the patches is not counted.
-    """
-    # float32 has 4 bytes.
-    weights = 4 * model.num_parameters()
-    first_block = model.encoder.blocks[0]
-    assert isinstance(first_block, Block)
-    width = model.encoder.norm.normalized_shape[0]
-    mlp_width = first_block.mlp.fc1.out_features
-    num_tokens = model.embeddings.patch_embedding.num_patches + model.embeddings.num_prefix
-    bytes_per_token = 16 * width + (6 * width + 2 * mlp_width) * bytes_per_activation
-    return {
-        "weights": weights,
-        "gradients": weights,
-        "optimizer (two moments)": 2 * weights,
-        "average": weights if averaged else 0,
-        "activations": batch_size * num_tokens * len(model.encoder.blocks) * bytes_per_token,
-    }

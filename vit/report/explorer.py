@@ -22,6 +22,7 @@ from vit.figures.attention import COLORMAP
 from vit.model.attention_maps import rollout
 from vit.model.head_pruning import attention_modules, num_original_heads
 from vit.model.vision_transformer import VisionTransformer
+from vit.runtime.memory import MemoryLimit
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,11 @@ def build_page(
     chances-S-I   its probabilities, float32 (1 + heads, classes), as `examine` returns them
     """
     blobs = {}
+    memory = MemoryLimit(device, items="heads switched off")
     for s, snapshot in enumerate(snapshots):
         model = snapshot.model.to(device)
         for i, example in enumerate(examples):
-            maps, probabilities = examine(model, example.image.to(device), layers)
+            maps, probabilities = examine(model, example.image.to(device), layers, memory)
             blobs[f"maps-{s}-{i}"] = encode(maps)
             blobs[f"chances-{s}-{i}"] = encode(probabilities)
     for i, example in enumerate(examples):
@@ -118,7 +120,10 @@ def displayable_pixels(model: VisionTransformer, example: Example) -> Tensor:
 
 
 def examine(
-    model: VisionTransformer, image: Tensor, layers: Sequence[int]
+    model: VisionTransformer,
+    image: Tensor,
+    layers: Sequence[int],
+    memory: MemoryLimit | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Trace one image (C, height, width), on the device of a model in evaluation mode.
 
@@ -137,7 +142,7 @@ def examine(
         for layer in layers:
             rolled_out = rollout(trace.attentions[: layer + 1])
             maps.append(quantize(torch.cat([trace.attentions[layer][0], rolled_out])))
-            logits.append(logits_without_heads(model, trace.hidden_states[layer], layer))
+            logits.append(logits_without_heads(model, trace.hidden_states[layer], layer, memory))
         return torch.cat(maps).cpu(), torch.cat(logits).softmax(dim=1).cpu()
 
 
@@ -152,23 +157,30 @@ def quantize(rows: Tensor) -> Tensor:
     return relative.sqrt().mul(255).round().to(torch.uint8)
 
 
-def logits_without_heads(model: VisionTransformer, state: Tensor, layer: int) -> Tensor:
+def logits_without_heads(
+    model: VisionTransformer, state: Tensor, layer: int, memory: MemoryLimit | None = None
+) -> Tensor:
     """The logits (heads, classes) with each head of a layer switched off by itself.
 
     The same as `model.trace` with a head_mask for each, without computing the layers below again.
 
-    state: of one image, (1, N, D), as it enters the layer.
+    state: of one image, (1, N, D), as it enters the layer. memory: how many heads are switched off
+    at once; None: all, until memory ends.
     """
     block, *later_blocks = list(model.encoder.blocks)[layer:]
     attention = attention_modules(model)[layer]
+
+    def logits_with(masks: Tensor) -> Tensor:
+        states = state.expand(len(masks), -1, -1)
+        states, _ = block.trace(states, model.encoder.rotation, masks)  # type: ignore[operator]
+        for later_block in later_blocks:
+            states = later_block(states, model.encoder.rotation)
+        return model.head(model.pooler(model.pool(model.encoder.norm(states))))
+
     # One row of the batch for each head that is left; masks go by the heads' original numbers
     all_masks = 1 - torch.eye(num_original_heads(attention), device=state.device)
-    masks = all_masks[attention.heads]
-    states = state.expand(len(attention.heads), -1, -1)
-    states, _ = block.trace(states, model.encoder.rotation, masks)  # type: ignore[operator]
-    for later_block in later_blocks:
-        states = later_block(states, model.encoder.rotation)
-    return model.head(model.pooler(model.pool(model.encoder.norm(states))))
+    memory = memory or MemoryLimit(state.device, items="heads switched off")
+    return torch.cat(list(memory.parts(logits_with, all_masks[attention.heads])))
 
 
 def encode(tensor: Tensor) -> str:

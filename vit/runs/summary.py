@@ -1,6 +1,7 @@
 """Advice on cheaper runs, and the last lines of a run on the screen."""
 
 import logging
+import shlex
 from collections.abc import Mapping
 
 from vit.config.config import Config
@@ -55,10 +56,17 @@ def log_result(
     log.info(f"test top-1             {test['top1']:.2%}, {interval} ({test_title})")
     log.info(f"trained in             {format_duration(seconds)}; the run is in {run.path}")
 
-    # All runs in outputs/ on one page, to compare them
-    curves = "outputs" if run.path.parts[0] == "outputs" else run.path
-    log.info(
-        f"next\n  python evaluate.py checkpoint={run.path}/checkpoints/best.safetensors\n"
-        f"  tensorboard --logdir {curves}\n"
-        "  python train.py model=vit_ti4 data=cifar10"
+    log_next_commands(run)
+
+
+def log_next_commands(run: RunFolder) -> None:
+    """Log what a person may want to do with a finished run, ready to be pasted."""
+    checkpoint = f"{run.path}/checkpoints/best.safetensors"
+    explorer = shlex.join(
+        ["python", "-m", "vit.explore", checkpoint, "--out", f"{run.path}/explorer.html"]
     )
+    report = shlex.join(["python", "evaluate.py", f"checkpoint={checkpoint}", "report=true"])
+    # All runs in outputs/ on one page, to compare them
+    folder = "outputs" if run.path.parts[0] == "outputs" else str(run.path)
+    curves = shlex.join(["tensorboard", "--logdir", folder])
+    log.info(f"next\n  look inside: {explorer}\n  a report:    {report}\n  the curves:  {curves}")

@@ -23,13 +23,17 @@ from typing import Any
 from vit.errors import ConfigError, Stopped
 from vit.files import atomic_write, read_json, write_json, write_text
 from vit.runs.folder import wait_until_free
-from vit.text import markdown_table
+from vit.text import markdown_table, shorten
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 # How long a job, whose driver was killed, may take to save and release its folder
 SECONDS_TO_LET_GO = 120
+# Characters of a reason below the table
+MAX_REASON = 200
 # Jobs at most in the figure
 BARS_DRAWN = 40
+# Of the whole sweep: they mean nothing to one of its jobs
+SETTINGS_OF_SWEEPS = ("search=", "+search=", "jobs_at_once=")
 COLUMNS = ["job", "overrides", "val_top1", "test_top1", "status", "reason", "seconds"]
 Row = dict[str, Any]
 
@@ -102,7 +106,8 @@ def train_job(folder: Path, overrides: list[str], gpu: int | None = None) -> Non
 
     # resume=auto starts a new run where there is none, so one command does for both
     resume = [] if any(item.startswith("resume=") for item in overrides) else ["resume=auto"]
-    command = [sys.executable, str(TRAIN), *overrides, *resume, f"hydra.run.dir={folder}"]
+    settings = [item for item in overrides if not item.startswith(SETTINGS_OF_SWEEPS)]
+    command = [sys.executable, str(TRAIN), *settings, *resume, f"hydra.run.dir={folder}"]
     child = subprocess.Popen(
         command,
         env=environment_with_gpu(gpu),
@@ -244,16 +249,13 @@ def table(rows: list[Row]) -> str:
     """Return the ranked jobs as a table, and below them means and deviations over seeds."""
     cells = [["rank", "job", "val top-1", "test top-1", "status", "overrides"]]
     for rank, row in enumerate(rows, start=1):
-        status = row["status"]
-        if row["reason"]:
-            status += f": {row['reason'].splitlines()[0]}"
         cells.append(
             [
                 "" if row["val_top1"] is None else str(rank),
                 row["job"],
                 percent(row["val_top1"]),
                 percent(row["test_top1"]),
-                status,
+                row["status"],
                 row["overrides"],
             ]
         )
@@ -261,10 +263,21 @@ def table(rows: list[Row]) -> str:
     parts = [markdown_table(cells)]
     if rows and rows[0]["val_top1"] is not None:
         parts.append(f"best: python train.py {shlex.join(rows[0]['overrides'].split())}")
+    # Below the table, which a long reason would make too wide for a screen
+    reasons = [
+        f"job {row['job']} {row['status']}: {one_line(row)}" for row in rows if row["reason"]
+    ]
+    if reasons:
+        parts.append("\n".join(reasons))
     groups = over_seeds(rows)
     if groups:
         parts += ["mean ± standard deviation over seeds", table_over_seeds(groups)]
     return "\n\n".join(parts)
+
+
+def one_line(row: Row) -> str:
+    """Return the first line of the reason a job failed."""
+    return shorten(row["reason"].splitlines()[0], MAX_REASON)
 
 
 def table_over_seeds(groups: list[Row]) -> str:

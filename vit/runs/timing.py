@@ -87,7 +87,7 @@ class Clock:
         # The first step is left out of the estimate, since it may compile
         if steps_done == 1:
             self.after_first_step = now
-        if self.forecast_done or steps_done <= 2:
+        if self.forecast_done or steps_done < 2:
             return False
         self.forecast_done = now - self.after_first_step > SECONDS_TO_A_FORECAST
         return self.forecast_done

@@ -7,36 +7,41 @@ import torch
 from torch import nn
 from torch.utils._triton import has_triton
 
-# Compiling takes about a minute. On a GPU it saves a third or more of a step; on CPUs 15 % at a
-# width of 384 and nothing at 192 (benchmarks/README.md). The run must be long enough to win the
+from vit.runtime.precision import Precision
+
+# Compiling takes about a minute. On a GPU it saves a third or more of a step; on CPUs 15 % in bf16
+# at a width of 384 and nothing at 192 (benchmarks/README.md). In fp32 on a CPU matrix products are
+# nearly all of the time, and compiling does not touch them. The run must be long enough to win the
 # minute back.
 COMPILE_MIN_FLOPS = {"cuda": 2e16, "cpu": 5e14}
 CPU_COMPILE_MIN_WIDTH = 384
 
 
-def worth_compiling(device: torch.device, width: int, run_flops: float) -> bool:
+def worth_compiling(precision: Precision, width: int, run_flops: float) -> bool:
     """Decide runtime.compile=auto.
 
-    width: the model's hidden_size; run_flops: of the whole run. Nothing is measured, so that a
-    resumed run decides the same.
+    precision: with the device; width: the model's hidden_size; run_flops: of the whole run. Nothing
+    is measured, so that a resumed run decides the same.
     """
-    wide_enough = device.type == "cuda" or width >= CPU_COMPILE_MIN_WIDTH
-    return wide_enough and run_flops > COMPILE_MIN_FLOPS.get(device.type, float("inf"))
+    device = precision.device.type
+    if device == "cpu" and (precision.name != "bf16" or width < CPU_COMPILE_MIN_WIDTH):
+        return False
+    return run_flops > COMPILE_MIN_FLOPS.get(device, float("inf"))
 
 
 def compile_model(
-    model: nn.Module, mode: bool | str, device: torch.device, width: int, run_flops: float
+    model: nn.Module, mode: bool | str, precision: Precision, width: int, run_flops: float
 ) -> tuple[nn.Module, str | None]:
     """Compile a model where that is asked for or, with mode "auto", where it pays.
 
-    mode: runtime.compile; width, run_flops: see worth_compiling. Returns (the model, a warning for
-    the user where compiling was asked for in vain, or None).
+    mode: runtime.compile; precision, width, run_flops: see worth_compiling. Returns (the model, a
+    warning for the user where compiling was asked for in vain, or None).
     """
-    if mode is False or (mode == "auto" and not worth_compiling(device, width, run_flops)):
+    if mode is False or (mode == "auto" and not worth_compiling(precision, width, run_flops)):
         return model, None
 
     # torch.compile compiles at the first call: a missing compiler would end the run there
-    problem = missing_compiler(device)
+    problem = missing_compiler(precision.device)
     if problem is not None:
         return model, f"runtime.compile: {problem}, so the model runs uncompiled"
     return torch.compile(model), None  # pyright: ignore[reportReturnType]

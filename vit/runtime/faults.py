@@ -8,10 +8,10 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterator
 
-import torch
 import torch.distributed as dist
 
 from vit.errors import TrainingFailed
+from vit.runtime.memory import is_out_of_memory
 from vit.text import first_line
 
 # No space, no quota, file too large, read-only file system
@@ -27,7 +27,7 @@ def faults_end_training(images_at_once: int, kept: Callable[[], str]) -> Iterato
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         message = describe_fault(error, images_at_once)
         # A bug, which keeps its traceback
         if message is None:
@@ -35,11 +35,11 @@ def faults_end_training(images_at_once: int, kept: Callable[[], str]) -> Iterato
         raise TrainingFailed(message + kept()) from None
 
 
-def describe_fault(error: OSError | RuntimeError, images_at_once: int) -> str | None:
+def describe_fault(error: OSError | RuntimeError | MemoryError, images_at_once: int) -> str | None:
     """Describe a full disk, too little memory or a lost process; None for anything else."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"the disk can't be written to ({error.strerror or error}); make room"
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         smaller = max(1, images_at_once // 2)
         return (
             f"out of memory: try train.micro_batch_size={smaller}, "

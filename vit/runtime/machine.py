@@ -59,6 +59,7 @@ class Machine:
 
         # One GPU a process; collectives use the current device
         if chosen.type == "cuda":
+            require_gpus(processes.local_count)
             chosen = torch.device("cuda", processes.local_rank)
             torch.cuda.set_device(chosen)
 
@@ -82,3 +83,13 @@ class Machine:
         device = describe_device(self.device)
         count = self.processes.count
         return f"{count} processes, each {device}" if count > 1 else device
+
+
+def require_gpus(processes: int) -> None:
+    """Raise ConfigError where this machine has fewer GPUs than processes of the run."""
+    gpus = torch.cuda.device_count()
+    if processes > gpus:
+        raise ConfigError(
+            f"runtime.processes={processes}: each process needs a GPU of its own, and this machine "
+            f"has {gpus}; lower it, or use runtime.device=cpu"
+        )

@@ -1,6 +1,7 @@
 """The batches of a run: of every training step, and of every evaluation."""
 
 import contextlib
+import logging
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from vit.augment.batch import BatchAugmentation
 from vit.augment.erasing import random_erase
 from vit.augment.mixing import MixupCutmix
-from vit.data.loader import ImageFileDataset, decode_batches, evaluation_batches
+from vit.data.loader import ImageFileDataset, decode_batches, evaluation_batches, evaluation_pixels
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
 from vit.data.splits import ImageDataset, ImageSplit
@@ -19,8 +20,11 @@ from vit.errors import Stopped
 from vit.evaluation.accuracy import evaluate
 from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.machine import Machine
+from vit.runtime.memory import MemoryLimit
 from vit.runtime.precision import Precision
 from vit.runtime.signals import StopSignal
+
+log = logging.getLogger("vit")
 
 Batch = tuple[Tensor, Tensor]
 
@@ -46,7 +50,8 @@ class Batches:
     """Gives every step its batch, and evaluates a model on a split.
 
     order: which samples each step sees; batch_size: global, of which this process gets its slice.
-    Batches are functions of the seed and the step, so that a resumed run sees the same ones.
+    micro_batch_size: images of a forward pass in evaluations, None for this process's part of a
+    batch. Batches are functions of the seed and the step, so that a resumed run sees the same ones.
     """
 
     data: ImageDataset
@@ -56,10 +61,15 @@ class Batches:
     batch_size: int
     machine: Machine
     stop: StopSignal
+    micro_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         # Once: small images stay on the device, so that a step needs no copy of pixels
         self.train = self.data.train.to(self.machine.device)
+        # What one evaluation finds out holds for the next. The passes of a sharded model are
+        # collectives, whose number must be the same in all processes
+        may_split = not self.machine.sharded
+        self.memory = MemoryLimit(self.machine.device, log.info, may_split=may_split)
 
     @property
     def has_validation(self) -> bool:
@@ -160,10 +170,9 @@ class Batches:
         two batches, where a signal came to any of them.
         """
         processes = self.machine.processes
-        # A step's batch split over the processes; without gradients it needs far less memory
-        batches = evaluation_batches(
+        batches = evaluation_pixels(
             images,
-            -(-self.batch_size // processes.count),
+            self.evaluation_batch_size(),
             self.preprocessing,
             self.machine.workers,
             self.machine.device,
@@ -171,7 +180,21 @@ class Batches:
             processes.count,
         )
         with contextlib.closing(batches):
-            return evaluate(model, self.until_stopped(batches), precision, confusion, processes.sum)
+            return evaluate(
+                model,
+                self.until_stopped(batches),
+                precision,
+                confusion,
+                processes.sum,
+                self.preprocessing.to_input,
+                self.memory,
+            )
+
+    def evaluation_batch_size(self) -> int:
+        """Return how many images this process evaluates at once."""
+        # A step's batch split over the processes, and no more than a step computes at once
+        size = -(-self.batch_size // self.machine.processes.count)
+        return min(size, self.micro_batch_size or size)
 
     def until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches; raise Stopped where a signal came to any of the processes."""

@@ -1,58 +1,193 @@
-"""What explain=true prints: the shape at every stage, the costs and the memory of training."""
+"""What explain=true prints: the look before the flight.
 
-from dataclasses import asdict
+It reads the data set's list, refuses what training would refuse, makes a few real steps, and tells
+the shapes at every stage, the run's length, its costs, its time and its memory by part.
+"""
+
+from dataclasses import asdict, dataclass, replace
 
 from vit.checkpoints.model import build_on_meta
 from vit.config.config import Config
-from vit.data.datasets import DATASETS
-from vit.model.cost import count_macs, stage_shapes, training_memory
-from vit.runtime.device import choose_device
-from vit.runtime.precision import choose_precision
+from vit.data.splits import ImageDataset
+from vit.errors import ConfigError, TrainingFailed
+from vit.model.cost import stage_shapes
+from vit.runs.folder import RunFolder
+from vit.runs.screen import Screen
+from vit.runtime.device import choose_device, product_rate
+from vit.runtime.faults import describe_fault
+from vit.runtime.machine import Machine, require_gpus
+from vit.runtime.signals import StopSignal
+from vit.text import format_bytes, format_duration
+from vit.training import start
+from vit.training.plan import Plan
+from vit.training.trial import Trial, try_steps
 
-UNKNOWN_CLASSES = 1000  # assumed where only reading the data set would tell
 
+@dataclass(frozen=True)
+class Share:
+    """What one of a run's processes does: it computes `batch_size` images of every step.
 
-def explanation(config: Config) -> str:
-    """Return the page that explain=true prints.
-
-    Neither data nor weights are needed: the model has shapes but no numbers.
+    shards: how many processes weights, gradients, moments and averages are spread over.
     """
-    device = choose_device(config.runtime.device)
-    precision = choose_precision(config.train.precision, device, config.model.hidden_size)
 
-    # The head's size depends on the data set, which is not read here
-    published = DATASETS[config.data.name].num_classes
-    num_classes = config.data.num_classes or published or UNKNOWN_CLASSES
+    processes: int
+    batch_size: int
+    shards: int
+
+
+def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen) -> str:
+    """Return the page that explain=true prints; nothing is written to the run's folder.
+
+    Raises ConfigError, DataError and CheckpointError where training would.
+    """
+    config, weights = start.with_pretrained(config, run)
+    start.check_parts(config, run.overrides)
+    share = share_of_process(config)
+    machine = single_machine(config, stop)
+    screen.doing("reading the data")
+    data = start.load_dataset(config, run, machine)
+    plan = start.make_plan(config, data, machine)
+    if config.train.batch_size < 2 * share.processes:
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size} is for all {share.processes} processes "
+            f"together: it must be at least {2 * share.processes}"
+        )
+
+    screen.doing("measuring a few steps")
+    trial, problem = measure(config, data, machine, stop, weights, share)
+    screen.doing(None)
+    macs = start.macs_of(config, len(data.classes))
+    sections = [
+        shapes_section(config, data, share),
+        data_section(data),
+        length_section(config, plan, data, macs),
+    ]
+    if trial is None:
+        sections.append([f"not measured: {problem}"])
+    else:
+        rate = product_rate(machine.device, start.precision_of(config, machine).dtype)
+        sections.append(time_section(plan, trial, macs, share, rate))
+        sections.append(memory_section(trial, share))
+    return "\n\n".join("\n".join(lines) for lines in sections)
+
+
+def share_of_process(config: Config) -> Share:
+    """What each process of the run would do. Raises ConfigError where there are too few GPUs."""
+    count = config.runtime.processes or 1
+    if choose_device(config.runtime.device).type == "cuda":
+        require_gpus(count)
+    sharded = config.runtime.sharding == "fsdp"
+    if sharded and count == 1:
+        raise ConfigError("runtime.sharding=fsdp needs several processes: runtime.processes=N")
+    return Share(count, -(-config.train.batch_size // count), count if sharded else 1)
+
+
+def single_machine(config: Config, stop: StopSignal) -> Machine:
+    """This process alone: a page needs no other, and starting them takes long."""
+    alone = replace(config, runtime=replace(config.runtime, sharding="none", processes=None))
+    return start.start_machine(alone, stop)
+
+
+def measure(
+    config: Config,
+    data: ImageDataset,
+    machine: Machine,
+    stop: StopSignal,
+    weights: start.Weights | None,
+    share: Share,
+) -> tuple[Trial | None, str]:
+    """Make a few steps of one process's part; (what they took, or None and why not)."""
+    # Compiling would take a minute of the few seconds that a person waits for this page
+    runtime = replace(config.runtime, compile=False, sharding="none", processes=None)
+    train = replace(config.train, batch_size=share.batch_size)
+    part = replace(config, runtime=runtime, train=train)
+    plan = start.make_plan(part, data, machine)
+    batches = start.make_batches(part, data, machine, stop)
+    images_at_once = config.train.micro_batch_size or share.batch_size
+    try:
+        state = start.starting_state(part, batches, weights, machine, new=True)
+        step = start.make_step(part, state, batches, plan, macs=0, new=True)
+        return try_steps(state, step, batches, plan.total_steps), ""
+    except (OSError, RuntimeError, MemoryError) as error:
+        problem = describe_fault(error, images_at_once)
+        if problem is None:
+            raise
+        return None, problem
+    except TrainingFailed as error:
+        return None, str(error)
+
+
+def shapes_section(config: Config, data: ImageDataset, share: Share) -> list[str]:
+    """The shape at every stage of one micro-batch."""
+    num_classes = len(data.classes)
     model = build_on_meta(asdict(config.model), num_classes)
-
-    # Activations are those of a micro-batch; they are what mostly fills the memory
-    batch_size = config.train.micro_batch_size or config.train.batch_size
-    bytes_per_activation = 4 if precision.name == "fp32" else 2
-    memory = training_memory(
-        model, batch_size, bytes_per_activation, averaged=config.train.ema_decay > 0
-    )
-
+    images = min(config.train.micro_batch_size or share.batch_size, share.batch_size)
     patches = model.embeddings.patch_embedding
     height, width = patches.image_size
-    shapes = [("images", (batch_size, patches.num_channels, height, width))]
-    shapes += stage_shapes(model, batch_size)
+    shapes = [("images", (images, patches.num_channels, height, width))]
+    shapes += stage_shapes(model, images)
     name_width = max(len(name) for name, _ in shapes)
+    title = (
+        f"{config.model.name} on {images} images of {patches.num_channels} x {height} x {width}, "
+        f"{num_classes} classes"
+    )
+    return [title, "", *(f"{name:{name_width}}  {shape}" for name, shape in shapes)]
 
+
+def data_section(data: ImageDataset) -> list[str]:
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    return [f"{name:11} {images or 'nothing held out'}" for name, images in splits.items()]
+
+
+def length_section(config: Config, plan: Plan, data: ImageDataset, macs: int) -> list[str]:
+    """How long the run is, and what it costs on any machine."""
+    model = build_on_meta(asdict(config.model), len(data.classes))
+    epochs = plan.total_steps / plan.steps_per_epoch
+    evaluations = plan.evaluations(plan.total_steps)
     # Forward and twice that backward, two operations a multiply-add: 6 FLOPs
-    macs = count_macs(model)
-    step_flops = 6 * macs * config.train.batch_size
-    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size)
-    total = sum(memory.values()) / 2**30
-
-    lines = [
-        f"{config.model.name} on {batch_size} images of "
-        f"{patches.num_channels} x {height} x {width}, {num_classes} classes",
-        "",
-        *(f"{name:{name_width}}  {shape}" for name, shape in shapes),
-        "",
+    step_flops = 6 * macs * plan.batch_size
+    return [
+        f"run         {plan.total_steps:,} steps of {plan.batch_size} images "
+        f"({epochs:.3g} epochs), {evaluations} evaluations",
         f"parameters  {model.num_parameters():,}",
         f"forward     {macs / 1e9:.4g} GMACs an image ({2 * macs / 1e9:.4g} GFLOPs)",
-        f"training    {6 * macs / 1e9:.4g} GFLOPs an image, {step_flops / 1e12:.4g} TFLOPs a step",
-        f"memory      about {total:.2f} GiB to train in {precision.name}: {parts}",
+        f"training    {6 * macs / 1e9:.4g} GFLOPs an image, {step_flops / 1e12:.4g} TFLOPs a step, "
+        f"{step_flops * plan.total_steps / 1e15:.4g} PFLOPs in all",
     ]
-    return "\n".join(lines)
+
+
+def time_section(
+    plan: Plan, trial: Trial, macs: int, share: Share, product_rate: float
+) -> list[str]:
+    """How long a step takes and the whole run would. product_rate: FLOP/s of large products."""
+    images_per_second = share.batch_size / trial.step_seconds
+    mfu = min(1.0, 6 * macs * images_per_second / product_rate)
+    waiting = trial.data_seconds / trial.step_seconds
+    training = plan.total_steps * trial.step_seconds
+    evaluating = plan.evaluations(plan.total_steps) * trial.evaluation_seconds
+    each = f" of each of {share.processes} processes" if share.processes > 1 else ""
+    lines = [
+        f"a step{each}  {trial.step_seconds:.3g} s, measured over {trial.steps} steps, uncompiled: "
+        f"{images_per_second:.4g} images/s, MFU {mfu:.0%}, {waiting:.0%} of it waiting for data",
+        f"the run     about {format_duration(training + evaluating)}, of which "
+        f"{format_duration(evaluating)} evaluating",
+    ]
+    if share.processes > 1:
+        lines.append("            without what exchanging gradients takes, which was not measured")
+    return lines
+
+
+def memory_section(trial: Trial, share: Share) -> list[str]:
+    """What training keeps, by part; FSDP spreads all but the activations over the processes."""
+    parts = {
+        name: size if name == "activations" else size // share.shards
+        for name, size in trial.memory.items()
+        if size
+    }
+    described = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
+    lines = [f"memory      {format_bytes(sum(parts.values()))} a process: {described}"]
+    if share.shards > 1:
+        lines.append(f"            computed for {share.shards} shards, not measured with them")
+    else:
+        lines.append(f"            peak {format_bytes(trial.peak)}, measured")
+    return lines

@@ -6,6 +6,8 @@ It receives ready objects and knows neither the configuration nor the data set.
 import contextlib
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from vit.checkpoints.run import RunCheckpoints
 from vit.errors import Stopped
 from vit.runtime.processes import Processes
@@ -55,7 +57,7 @@ class Trainer:
                 with observer.waiting_for_data():
                     images, labels = next(training)
                 with observer.stepping():
-                    row = self.step(images, labels)
+                    row = self.make_step(images, labels)
                     # A signal came between micro-batches: the part of the gradient is dropped, and
                     # save_or_stop() ends the run before another batch is taken
                     if row is None:
@@ -72,6 +74,19 @@ class Trainer:
             progress.best_step = progress.step
             self.save_best()
         self.save()
+
+    def make_step(self, images: Tensor, labels: Tensor) -> Tensor | None:
+        """Make the optimizer's step, as OptimizerStep does; None where a signal came meanwhile."""
+        try:
+            return self.step(images, labels)
+        except RuntimeError:
+            # A terminal's Ctrl-C also ends the compiler that the first step waits for
+            if not self.stop:
+                raise
+            if self.processes.count > 1:  # the others can't wait for this one
+                raise Stopped(f"stopped by {self.stop.describe()} within a step") from None
+            self.state.optimizer.zero_grad()
+            return None
 
     def set_learning_rates(self) -> None:
         # From the step alone: a scheduler with a state would have to be saved and could drift
@@ -133,10 +148,10 @@ class Trainer:
         progress.scaler = self.step.scaler.state_dict() or None
         progress.window = self.observer.window.to_dict()
         progress.seconds = self.observer.clock.total_seconds()
-        with self.observer.clock.during("saving"):
+        with self.observer.during("saving", "saving"):
             self.checkpoints.save_last(self.state)
         self.observer.clock.saved()
 
     def save_best(self) -> None:
-        with self.observer.clock.during("saving"):
+        with self.observer.during("saving", "saving"):
             self.checkpoints.save_best(self.state)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vit.runs.console import Console
+from vit.runs.console import Console, Numbers
 from vit.runs.metrics_log import MetricsLog
 from vit.runs.tensorboard import TensorBoard
 from vit.runs.timing import Clock, Speed
@@ -23,6 +23,7 @@ log = logging.getLogger("vit")
 
 # A longer forecast comes with advice
 SLOW_SECONDS = 2 * 3600
+VERY_SLOW_SECONDS = 48 * 3600
 
 
 @dataclass
@@ -67,8 +68,15 @@ class Observer:
             self.window.means(self.step)
 
     @contextlib.contextmanager
+    def during(self, purpose: str, activity: str) -> Iterator[None]:
+        """Count the time of the block for a purpose of the clock, and name it on the screen."""
+        with self.clock.during(purpose), self.console.screen.during(activity):
+            yield
+
+    @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
         """Count the time of the block as spent waiting for a batch."""
+        self.console.next_step(self.step + 1)
         before = self.clock.spent.data
         with self.clock.during("data"):
             yield
@@ -93,14 +101,19 @@ class Observer:
         self.console.advance(self.step)
 
         # Seldom, since reading numbers makes a GPU wait
-        if self.console.wants_numbers():
-            means = self.window.means(self.step)
-            rate = self.window.images_per_second()
-            self.console.show_numbers(self.step, means.loss, means.top1, rate, self.speed.mfu(rate))
+        if self.console.wants_numbers(self.step):
+            self.console.show_numbers(self.step, self.numbers())
 
         if self.plan.log_due(self.step):
             self.log_window()
             self.restart_window()
+
+    def numbers(self) -> Numbers:
+        """Return the means over the window's steps. Waits for the device."""
+        means = self.window.means(self.step)
+        images_per_second = self.window.images_per_second()
+        mfu = self.speed.mfu(images_per_second)
+        return Numbers(means.loss, means.top1, images_per_second, mfu)
 
     def log_window(self) -> None:
         """Write the means over the window's steps to the files and TensorBoard.
@@ -118,7 +131,7 @@ class Observer:
 
         self.metrics.train(self.step, means.loss, means.top1, learning_rate, means.grad_norm)
         self.metrics.speed(self.step, images_per_second, mfu, data_wait, memory)
-        self.console.note_numbers(means.loss, means.top1, images_per_second, mfu)
+        self.console.note_numbers(Numbers(means.loss, means.top1, images_per_second, mfu))
 
         scalars = {"loss/train": means.loss}
         # NaN, which differs from itself, where it is unknown since images are mixed
@@ -149,7 +162,7 @@ class Observer:
         assert images is not None
         model, precision = self.state.selected(), self.state.precision
         confusion = empty_confusion(len(self.batches.data.classes), precision.device)
-        with self.clock.during("evaluation"):
+        with self.during("evaluation", "evaluating on the validation split"):
             metrics = self.batches.evaluate(model, images, precision, confusion)
             # A collective, so before the question whether this process draws
             confusion = self.batches.machine.processes.sum(confusion)
@@ -162,10 +175,8 @@ class Observer:
         self.metrics.evaluation(self.step, "val", metrics)
         for name in ("loss", "top1", "top5"):
             self.board.scalar(f"{name}/val", metrics[name], self.step)
-        best = "  best so far" if improved else ""
-        self.console.line(
-            self.step, f"  val loss {metrics['loss']:.3f}  val top-1 {metrics['top1']:.2%}{best}"
-        )
+        number = self.plan.evaluations(self.step)
+        self.console.evaluated(self.step, number, metrics, improved)
 
     def draw_attention_if_due(self) -> None:
         """Draw attention maps on validation images, at the plan's times."""
@@ -173,7 +184,7 @@ class Observer:
         just_started = self.step <= self.clock.first_step
         if self.validation_board is None or just_started or not self.plan.attention_due(self.step):
             return
-        with self.clock.during("evaluation"):
+        with self.during("evaluation", "drawing attention maps"):
             self.validation_board.attention(self.state.model, self.step)
 
     def forecast_if_due(self) -> None:
@@ -184,8 +195,12 @@ class Observer:
         log.info(f"about {format_duration(seconds)} to go")
         if seconds > SLOW_SECONDS and self.slow_advice is not None:
             log.info(self.slow_advice)
+        if seconds > VERY_SLOW_SECONDS:
+            log.info(
+                "  a shorter run: train.epochs or train.steps; Ctrl-C saves, and resume=RUN_FOLDER "
+                "continues"
+            )
 
     def close(self) -> None:
-        self.console.close()
         self.board.close()
         self.metrics.close()

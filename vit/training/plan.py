@@ -33,6 +33,13 @@ class Plan:
     def evaluation_due(self, step: int) -> bool:
         return due_every(self.eval_every * self.steps_per_epoch, step, self.total_steps)
 
+    def evaluations(self, step: int) -> int:
+        """Return how many evaluations are due up to a step, itself included."""
+        interval = self.eval_every * self.steps_per_epoch
+        if step == self.total_steps:
+            return int((step - 1) / interval) + 1
+        return int(step / interval)
+
     def attention_due(self, step: int) -> bool:
         if self.attention_every is None:
             return False

@@ -8,8 +8,8 @@ from vit.config.config import Config, to_dict, to_yaml
 from vit.config.resume import notable_settings
 from vit.figures.predictions import class_names
 from vit.runs.card import repeat_command, write_card
-from vit.runs.console import print_line
 from vit.runs.folder import RunFolder
+from vit.runs.screen import Screen
 from vit.runs.summary import cheaper_command, log_result
 from vit.runs.timing import Circumstances, bottleneck
 from vit.runtime.compiling import worth_compiling
@@ -27,9 +27,9 @@ SHOWN_TRAINING_IMAGES = 64
 NOT_HELD_OUT = "nothing held out: the last weights are taken"
 
 
-def start_log(run: RunFolder, warnings: list[str]) -> None:
+def start_log(run: RunFolder, screen: Screen, warnings: list[str]) -> None:
     """Send the log's lines to the screen and to train.log from now on, the warnings first."""
-    run.start_log(print_line)
+    run.start_log(screen.print)
     for warning in warnings:
         log.info(f"warning: {warning}")
 
@@ -46,6 +46,8 @@ def announce(
         f"model  {config.model.name}: {model.num_parameters():,} parameters, "
         f"{2 * macs / 1e9:.3g} GFLOPs an image"
     )
+    if data.layout:
+        log.info(f"data   {data.layout}")
     for name, images in {"train": data.train, "val": data.val, "test": data.test}.items():
         log.info(f"{name:6} {images or NOT_HELD_OUT}")
 
@@ -58,7 +60,7 @@ def announce(
     )
     log.info(f"folder {run.path}")
     if step.compiled:
-        log.info("the first step compiles the model, which takes a minute or so")
+        log.info("note   the first step compiles the model, which takes a minute or so")
 
     # Enlarging 32 px to 224 costs 49 times the pixels and adds no detail
     if batches.train.pixels is not None:
@@ -183,7 +185,7 @@ def describe_bottleneck(config: Config, observer: Observer, step: OptimizerStep)
         device=machine.device.type,
         precision=observer.state.precision.name,
         compiled=step.compiled,
-        could_compile=worth_compiling(machine.device, width, float("inf")),
+        could_compile=worth_compiling(observer.state.precision, width, float("inf")),
         could_use_bf16=choose_precision("auto", machine.device, width).name == "bf16",
         from_files=observer.batches.train.pixels is None,
         workers=machine.workers,

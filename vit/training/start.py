@@ -4,6 +4,7 @@ The parts take plain values; the functions here read the configuration and call 
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
@@ -15,8 +16,9 @@ from vit.checkpoints.model import build_model, build_on_meta
 from vit.checkpoints.run import RunCheckpoints
 from vit.config.config import Config, to_dict
 from vit.config.data import data_arguments
-from vit.config.resume import with_settings_of_weights
-from vit.data.datasets import check_dataset, load_data
+from vit.config.in_vain import check_typed
+from vit.config.resume import overridden_keys_of, with_settings_of_weights
+from vit.data.datasets import DATASETS, check_dataset, load_data
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
 from vit.data.splits import ImageDataset, sample_evenly
@@ -29,13 +31,14 @@ from vit.randomness import random_seed
 from vit.runs.console import Console
 from vit.runs.folder import RunFolder
 from vit.runs.metrics_log import MetricsLog
+from vit.runs.screen import Screen
 from vit.runs.summary import cheaper_command
 from vit.runs.tensorboard import TensorBoard
 from vit.runs.timing import Clock, Speed
 from vit.runtime.compiling import compile_model
 from vit.runtime.device import product_rate
 from vit.runtime.machine import Machine
-from vit.runtime.precision import choose_precision
+from vit.runtime.precision import Precision, choose_precision
 from vit.runtime.signals import StopSignal
 from vit.training.batches import Augmentation, Batches
 from vit.training.losses import build_loss
@@ -60,6 +63,8 @@ LONG_RUN = 10**9
 
 def start_machine(config: Config, stop: StopSignal) -> Machine:
     """Return the hardware that the group `runtime` asks for, with torch set up for it."""
+    # Importing torch took seconds, in which a signal may have come
+    stop.check()
     runtime = config.runtime
     return Machine.start(
         stop,
@@ -88,10 +93,10 @@ def with_pretrained(config: Config, run: RunFolder) -> tuple[Config, Weights | N
     return adopted, weights
 
 
-def check_parts(config: Config) -> None:
-    """Build what needs no data, to find mistakes before any data is read. Raises ConfigError.
+def check_parts(config: Config, overrides: Sequence[str] = ()) -> None:
+    """Build what needs no data, to find mistakes before minutes of reading. Raises ConfigError.
 
-    Reading a data set may take minutes; a mistyped optimizer should be reported at once.
+    overrides: of the command line, none of which may be in vain.
     """
     check_dataset(
         name=config.data.name,
@@ -100,6 +105,7 @@ def check_parts(config: Config) -> None:
         num_classes=config.data.num_classes,
         num_images=config.data.num_images,
     )
+    check_typed(config, overrides, DATASETS[config.data.name].reads_files)
 
     # On the meta device, so that even the largest model takes no memory
     build_optimizer_of(config, build_on_meta(asdict(config.model)))
@@ -126,12 +132,13 @@ def build_policies_of(config: Config) -> list:
     )
 
 
-def load_dataset(config: Config, machine: Machine) -> ImageDataset:
+def load_dataset(config: Config, run: RunFolder, machine: Machine) -> ImageDataset:
     """Read the data set, in the first process before the others, since it may download it."""
     arguments = data_arguments(config.data, config.model.num_channels)
     size = image_size_of(config)
+    typed = overridden_keys_of("data", run.overrides)
     return machine.processes.first_then_others(
-        lambda: load_data(**arguments, image_size=size, device=machine.device)
+        lambda: load_data(**arguments, image_size=size, device=machine.device, typed=typed)
     )
 
 
@@ -234,7 +241,7 @@ def starting_state(
     model = build_model(asdict(config.model), len(batches.data.classes))
     # A model to be sharded may not fit into the memory of one GPU
     model = model.to("cpu" if machine.sharded else machine.device)
-    precision = choose_precision(config.train.precision, machine.device, config.model.hidden_size)
+    precision = precision_of(config, machine)
 
     if weights is not None:
         load_pretrained(config, model, weights, batches.data.classes)
@@ -257,6 +264,11 @@ def starting_state(
             machine.processes.shard(sharded, machine.device.type, dtype)
     optimizer = build_optimizer_of(config, model)
     return TrainingState(model, ema, optimizer, precision, Progress())
+
+
+def precision_of(config: Config, machine: Machine) -> Precision:
+    """Return what train.precision asks for on this machine."""
+    return choose_precision(config.train.precision, machine.device, config.model.hidden_size)
 
 
 def load_pretrained(
@@ -320,6 +332,8 @@ def make_step(
     given = config.train.micro_batch_size is not None
     if new and machine.device.type == "cuda" and not given and not machine.sharded:
         state.progress.micro_batch_size = fitting_micro_batch_size(state, batches)
+    # Of evaluations too: what doesn't fit in a step need not be tried there
+    batches.micro_batch_size = config.train.micro_batch_size or state.progress.micro_batch_size
 
     model = state.model
     synchronized = model
@@ -330,7 +344,7 @@ def make_step(
     run_flops = 6 * macs * plan.batch_size * plan.total_steps
     mode = False if machine.sharded else config.runtime.compile
     forward, warning = compile_model(
-        synchronized, mode, machine.device, config.model.hidden_size, run_flops
+        synchronized, mode, state.precision, config.model.hidden_size, run_flops
     )
     if warning:
         log.info(warning)
@@ -343,7 +357,7 @@ def make_step(
         processes=machine.processes,
         stop=batches.stop,
         batch_size=plan.batch_size,
-        micro_batch_size=config.train.micro_batch_size or state.progress.micro_batch_size,
+        micro_batch_size=batches.micro_batch_size,
         clip_norm=config.train.clip_norm,
         drop_path_schedule=config.train.drop_path_schedule,
         seed=config.seed,
@@ -377,8 +391,10 @@ def make_observer(
     state: TrainingState,
     plan: Plan,
     batches: Batches,
+    step: OptimizerStep,
     macs: int,
     new: bool,
+    screen: Screen,
 ) -> Observer:
     """Return what reports on the run.
 
@@ -409,12 +425,14 @@ def make_observer(
         clock=Clock(first_step, state.progress.seconds),
         speed=Speed(macs, rate),
         console=Console(
+            screen,
             first_step=first_step,
             total_steps=plan.total_steps,
             steps_per_epoch=plan.steps_per_epoch,
             epochs=plan.epochs,
             batch_size=plan.batch_size,
-            speaks=run.writes,
+            evaluations=plan.evaluations(plan.total_steps),
+            compiles=step.compiled,
         ),
         metrics=MetricsLog(run.path, first_step, run.writes),
         board=board,

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError
-from vit.files import read_json
 from vit.model.positions import fixed_positions
 from vit.weights.names import CLS, PATCHES, POSITIONS, REGISTERS, ROOT, list_some
 
@@ -39,6 +38,40 @@ PLAIN = {
 
 FIRST_BLOCK = "encoder.blocks.0."
 
+# Settings that change what a model computes and that no shape shows
+UNSEEN = ("num_heads", "layer_norm_eps", "activation", "global_pool")
+
+# Those that shapes and names do show, and that must agree with what a file states
+SEEN = (
+    "hidden_size",
+    "num_layers",
+    "intermediate_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+    "qk_norm",
+    "cls_token",
+    "num_registers",
+    "representation_size",
+    "resnet_stages",
+)
+
+# How many dimensions the tensors have whose shapes are read
+DIMENSIONS = {
+    PATCHES + "projection.weight": 4,
+    ROOT: 4,
+    CLS: 3,
+    REGISTERS: 3,
+    POSITIONS: 3,
+    FIRST_BLOCK + "attention.query.weight": 2,
+    FIRST_BLOCK + "attention.query_norm.weight": 1,
+    FIRST_BLOCK + "mlp.fc1.weight": 2,
+    FIRST_BLOCK + "mlp.fc2.weight": 2,
+    "encoder.norm.weight": 1,
+    "pooler.dense.weight": 2,
+    "head.weight": 2,
+}
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -49,6 +82,7 @@ class Weights:
     model           the keyword arguments of the VisionTransformer they fit; without num_classes
                     where there is no head
     assumed         those keys of `model` that the file doesn't state, only a convention
+    convention      the architecture whose settings were assumed
     preprocessing   how these weights expect images; None where the file doesn't state it
     classes         names in the order of the logits, or None
     left_over       tensors of the file that a classifier has no use for
@@ -60,6 +94,7 @@ class Weights:
     tensors: dict[str, Tensor]
     model: dict[str, Any]
     assumed: tuple[str, ...] = ()
+    convention: str = "a plain ViT"
     preprocessing: Preprocessing | None = None
     classes: list[str] | None = None
     left_over: tuple[str, ...] = ()
@@ -68,6 +103,14 @@ class Weights:
     def grid(self) -> tuple[int, int]:
         """The (rows, columns) of patches."""
         return divide(as_pair(self.model["image_size"]), as_pair(self.model["patch_size"]))
+
+    def assumptions(self) -> list[str]:
+        """A sentence for every setting that was assumed."""
+        return [
+            f"{key}={self.model[key]} is assumed, as in {self.convention}; "
+            "the file doesn't state it"
+            for key in self.assumed
+        ]
 
 
 def as_pair(size: Any) -> tuple[int, int]:
@@ -85,19 +128,6 @@ def divide(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[in
     return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or {} where there is no file.
-
-    Raises CheckpointError where it can't be read.
-    """
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: not readable as JSON ({error}); repair it, or move the weights elsewhere"
-        ) from None
-
-
 def squash_preprocessing(model: dict[str, Any]) -> Preprocessing:
     """The preprocessing of the paper's authors and of Hugging Face, for a model of these arguments.
 
@@ -109,42 +139,51 @@ def squash_preprocessing(model: dict[str, Any]) -> Preprocessing:
 
 
 def describe(
-    tensors: Mapping[str, Tensor], path: Path, known: Mapping[str, Any]
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    known: Mapping[str, Any],
+    layer_norm_eps: float = 1e-6,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Work out which VisionTransformer these tensors fit.
 
     known: the arguments that the file or its format states; they win over everything else.
+    layer_norm_eps: what it usually is in this format, where the file doesn't state it.
     Returns its keyword arguments, and the names of those that only a convention states. Raises
-    CheckpointError where a tensor is missing, or the number of positions fits no grid.
+    CheckpointError where a tensor is missing, contradicts what is known, or is of a part that this
+    project's model doesn't have, where the number of positions fits no grid, and where nothing
+    says what positions a model without stored ones computes.
     """
-    require_parts(tensors, path)
+    check_parts(tensors, path)
     stages = count_stages(tensors, path)
     model = describe_shapes(tensors, stages)
+    check_stated(model, known, path)
     known = dict(known)
     # Only a norm of queries and keys shows a head's width in its shape.
     if model["qk_norm"] and "num_heads" not in known:
         head_width = tensors[FIRST_BLOCK + "attention.query_norm.weight"].shape[0]
-        known["num_heads"] = model["hidden_size"] // head_width
+        known["num_heads"] = model["hidden_size"] // max(head_width, 1)
     patch_size = as_pair(model["patch_size"])
-    model |= known
+    model |= {"layer_norm_eps": layer_norm_eps, **known}
 
-    # No shape shows these.
-    assumed = [key for key in ("num_heads", "layer_norm_eps", "activation") if key not in known]
+    assumed = [key for key in UNSEEN if key not in known]
+    if stages and "resnet_style" not in known:
+        assumed.append("resnet_style")
+    check_position(POSITIONS in tensors, known.get("position"), path)
     if POSITIONS in tensors:
         count = tensors[POSITIONS].shape[1]
         model |= describe_positions(
             count, patch_size, known.get("image_size"), model["cls_token"], path
         )
     else:
-        model.setdefault("position", "none")
         model.setdefault("cls_position", False)
-        if "image_size" not in known:
-            assumed.append("image_size")
+    # Also where the positions can be of a square, they may be of as large an oblong.
+    if "image_size" not in known:
+        assumed.append("image_size")
     return model, tuple(assumed)
 
 
-def require_parts(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise CheckpointError where a tensor is missing whose shape describe() needs."""
+def check_parts(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError unless the tensors that describe() reads are there and as expected."""
     needed = [
         PATCHES + "projection.weight",
         "encoder.norm.weight",
@@ -156,6 +195,54 @@ def require_parts(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise CheckpointError(
             f"{path}: {list_some(missing)} missing (by this project's names), so it isn't a whole "
             "ViT; is the file complete?"
+        )
+    for name, dimensions in DIMENSIONS.items():
+        if name in tensors and tensors[name].dim() != dimensions:
+            raise CheckpointError(
+                f"{path}: {name} (by this project's name) is {tuple(tensors[name].shape)} instead "
+                f"of {dimensions}-dimensional; only classifiers of images can be loaded"
+            )
+    hidden, output = FIRST_BLOCK + "mlp.fc1.weight", FIRST_BLOCK + "mlp.fc2.weight"
+    # The halves of the first layer are multiplied with each other
+    if output in tensors and tensors[hidden].shape[0] == 2 * tensors[output].shape[1]:
+        raise CheckpointError(
+            f"{path}: a gated MLP (SwiGLU: the first layer gives {tensors[hidden].shape[0]} "
+            f"values, the second takes {tensors[output].shape[1]}); only plain ones can be loaded"
+        )
+
+
+def check_stated(seen: Mapping[str, Any], known: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError where a stated setting is another than the tensors show.
+
+    Then the file and the settings beside it are of two models.
+    """
+    for key in SEEN:
+        if key not in known:
+            continue
+        stated, shown = known[key], seen[key]
+        if key == "patch_size":
+            stated, shown = as_pair(stated), as_pair(shown)
+        if key == "resnet_stages":
+            stated, shown = list(stated or []), list(shown or [])
+        if stated != shown:
+            raise CheckpointError(
+                f"{path}: {key} is {shown} by its tensors but stated as {stated}; the settings "
+                "are of another model"
+            )
+
+
+def check_position(stored: bool, stated: str | None, path: Path) -> None:
+    """Raise CheckpointError where positions are stored or not against what is stated.
+
+    A file without positions is of a model that computes them or has none, which only a statement
+    can tell: to take the one for the other would be another function.
+    """
+    if stored and stated not in (None, "learned"):
+        raise CheckpointError(f"{path}: holds learned positions but states position={stated}")
+    if not stored and stated in (None, "learned"):
+        raise CheckpointError(
+            f"{path}: holds no positions, and nothing says whether its model computes them (rotary "
+            "ones, sines and cosines) or has none; its own library has to load it"
         )
 
 
@@ -171,7 +258,7 @@ def count_stages(tensors: Mapping[str, Tensor], path: Path) -> list[int] | None:
             unit = name.removeprefix(stem).split(".")[0]
             units.add(unit)
             # A stage's first unit alone changes the width, so it alone has a downsampling shortcut.
-            if name.endswith("downsample.0.weight"):
+            if name.endswith("downsample.0.weight") and unit.isdecimal():
                 first_of_stage.append(int(unit))
     bounds = [*sorted(first_of_stage), len(units)]
     stages = [end - start for start, end in itertools.pairwise(bounds)]
@@ -199,7 +286,6 @@ def describe_shapes(tensors: Mapping[str, Tensor], stages: list[int] | None) -> 
         "num_heads": HEADS.get(hidden_size, hidden_size // HEAD_WIDTH),
         "intermediate_size": tensors[FIRST_BLOCK + "mlp.fc1.weight"].shape[0],
         "activation": "gelu",
-        "layer_norm_eps": 1e-6,
         "qkv_bias": FIRST_BLOCK + "attention.query.bias" in tensors,
         "qk_norm": FIRST_BLOCK + "attention.query_norm.weight" in tensors,
         "layer_scale": 1e-5 if FIRST_BLOCK + "scale1.factor" in tensors else None,

@@ -1,5 +1,6 @@
 """Put weights into a model that exists already, and report what became of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,6 +48,36 @@ class Report:
             lines.append(f"  not used: {list_some(self.left_over)}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def check_complete(weights: Weights) -> None:
+    """Raise CheckpointError unless the tensors are all those of the model they describe.
+
+    Otherwise a part that no other check looks for would be dropped or start anew unnoticed.
+    """
+    tensors = weights.tensors
+    whole_numbers = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if whole_numbers:
+        raise CheckpointError(
+            f"{weights.path}: {list_some(whole_numbers)} {tensors[whole_numbers[0]].dtype}, not "
+            "floating-point numbers; quantized weights can't be loaded"
+        )
+    # Without a head the number of classes is open
+    arguments = {"num_classes": 1, **weights.model}
+    try:
+        with torch.device("meta"):
+            model = VisionTransformer(**arguments)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{weights.path}: no model fits these weights ({error})") from None
+    expected = model.state_dict()
+    if not any(name in tensors for name in HEAD):
+        expected = {name: tensor for name, tensor in expected.items() if name not in HEAD}
+    differences = tensor_differences(expected, tensors, "is no part of the model", "the model's")
+    if differences:
+        raise CheckpointError(
+            f"{weights.path}: not the weights of one whole model: "
+            f"{first_differences(differences, 4)}"
+        )
 
 
 def load_into(
@@ -141,9 +172,7 @@ def setting_notes(model: VisionTransformer, weights: Weights) -> list[str]:
     The shapes fit, but the model computes something else with them. In words, for the report.
     """
     trained = weights.model
-    notes = [
-        f"{key}={trained[key]} is assumed, the file doesn't state it" for key in weights.assumed
-    ]
+    notes = weights.assumptions()
     block = model.encoder.blocks[0]
     assert isinstance(block, Block)
     # The modules' text holds their settings too, such as the kind of GELU.
@@ -181,7 +210,9 @@ def adapt_embeddings(
     if POSITIONS in tensors and isinstance(embeddings.position_embedding, nn.Parameter):
         changes += adapt_cls_position(model, weights, tensors)
         old, new = weights.grid(), embeddings.patch_embedding.grid_size
-        if old != new:
+        # A square that was assumed may as well be an oblong of as many patches.
+        is_same = "image_size" in weights.assumed and math.prod(old) == math.prod(new)
+        if old != new and not is_same:
             tensors[POSITIONS] = resize_positions(tensors[POSITIONS], old, new, position_resize)
             changes.append(f"{POSITIONS} from {old[0]}x{old[1]} to {new[0]}x{new[1]}")
 

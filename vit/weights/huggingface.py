@@ -4,6 +4,7 @@ The files hold one set of names; since transformers 5 the models compute with an
 file may hold too.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,45 @@ from torch import Tensor
 from vit.data.preprocessing import PIL_RESAMPLING, Preprocessing
 from vit.errors import CheckpointError
 from vit.files import write_json
+from vit.weights.config_file import (
+    COUNT,
+    FLAG,
+    INDEX,
+    LABELS,
+    NUMBERS,
+    POSITIVE,
+    SCALES,
+    SIDES,
+    SIZE,
+    TEXT,
+    ConfigFile,
+    read_config,
+    read_config_of,
+)
 from vit.weights.description import (
     Weights,
     as_pair,
     describe,
     int_or_pair,
-    read_config,
     squash_preprocessing,
     with_learned_positions,
 )
-from vit.weights.names import BLOCK, CLS, PATCHES, POSITIONS, QKV, to_ours, to_theirs
-
-# A ViTModel's names, and those of a model with a task around it
-MARKS = (
-    "embeddings.patch_embeddings.projection.weight",
-    "vit.embeddings.patch_embeddings.projection.weight",
+from vit.weights.names import (
+    BLOCK,
+    CLS,
+    PATCHES,
+    POSITIONS,
+    QKV,
+    to_ours,
+    to_theirs,
+    without_prefix,
 )
+
+# Before the names of a model with a task around it; ViT-MSN and ViT-MAE have ViT's
+PREFIXES = ("vit.", "ijepa.")
+PROJECTION = "embeddings.patch_embeddings.projection.weight"
+MARKS = (PROJECTION, *(prefix + PROJECTION for prefix in PREFIXES))
+CONVENTION = "Hugging Face's ViT"
 
 NEW_BLOCK = "layers.{}."
 STORED_BLOCK = "encoder.layer.{}."
@@ -66,6 +90,21 @@ ACTIVATIONS = {
     "silu": "silu",
 }
 
+# {model_type: its default layer_norm_eps}, of those that compute what ViT does
+EPSILONS = {"vit": 1e-12, "vit_msn": 1e-6, "vit_mae": 1e-12, "ijepa": 1e-12}
+
+# {field: (ours, what it holds)}; the tensors show these too
+SIZES = {
+    "hidden_size": ("hidden_size", COUNT),
+    "num_hidden_layers": ("num_layers", COUNT),
+    "intermediate_size": ("intermediate_size", COUNT),
+    "patch_size": ("patch_size", SIZE),
+    "num_channels": ("num_channels", COUNT),
+}
+
+# Steps of a preprocessing that are read here, and that change nothing for an RGB image
+STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb")
+
 # Of masked image modeling, and an old buffer
 IGNORED = ("embeddings.mask_token", "embeddings.position_ids", "decoder.")
 
@@ -75,66 +114,77 @@ def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
 
     Raises CheckpointError for architectures and settings that this project doesn't have.
     """
-    config_path = path.parent / "config.json"
-    config = read_config(config_path)
-    if config.get("model_type") != "vit":  # of another library
-        config = {}
-    used, left_over = sort_out(tensors)
+    config = read_config_of("model_type", "Hugging Face", path)
+    known = known_arguments(config)
+    used, left_over = sort_out(tensors, path)
     ours = to_ours(used, TABLE, path, "Hugging Face")
-    model, assumed = describe(ours, path, known_arguments(config, config_path))
+    model, assumed = describe(ours, path, known, EPSILONS["vit"])
     return Weights(
         path,
         "Hugging Face",
         ours,
         model,
         assumed,
+        CONVENTION,
         preprocessing_of(path.parent / "preprocessor_config.json", model),
         class_names(config, model),
         left_over,
     )
 
 
-def sort_out(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def sort_out(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """A classifier's tensors under the names of TABLE, and the full names of the others."""
     ignored = IGNORED
     if "classifier.weight" in tensors:
         ignored = (*IGNORED, "pooler.")  # ViTForImageClassification doesn't use it
-    used, left_over = {}, []
-    for name, tensor in tensors.items():
-        short_name = name.removeprefix("vit.")
-        if short_name.startswith(ignored):
-            left_over.append(name)
-        else:
-            used[short_name] = tensor
-    return used, tuple(left_over)
+    ignored = tuple(prefix + name for prefix in ("", *PREFIXES) for name in ignored)
+    left_over = tuple(name for name in tensors if name.startswith(ignored))
+    used = {name: tensor for name, tensor in tensors.items() if name not in left_over}
+    return without_prefix(used, PREFIXES, path), left_over
 
 
-def known_arguments(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What Hugging Face's config.json at `path` states of the model, and its defaults."""
-    activation = config.get("hidden_act", "gelu")
-    if activation not in ACTIVATIONS or config.get("pooler_act", "tanh") != "tanh":
+def known_arguments(config: ConfigFile) -> dict[str, Any]:
+    """What Hugging Face's config.json states of the model, and the defaults of its model_type.
+
+    Raises CheckpointError for model types and settings that this project doesn't have.
+    """
+    model_type = config.get("model_type", TEXT)
+    if model_type is None:
+        return {}
+    if model_type not in EPSILONS:
         raise CheckpointError(
-            f"{path}: hidden_act must be one of {', '.join(ACTIVATIONS)} and pooler_act tanh, "
-            f"got {activation} and {config.get('pooler_act')}"
+            f"{config.path}: Hugging Face's {model_type} can't be loaded, only "
+            f"{', '.join(EPSILONS)} (docs/weights.md)"
         )
+    activation = config.get("hidden_act", TEXT, "gelu")
+    pooler_activation = config.get("pooler_act", TEXT, "tanh")
+    if activation not in ACTIVATIONS or pooler_activation != "tanh":
+        raise CheckpointError(
+            f"{config.path}: hidden_act must be one of {', '.join(ACTIVATIONS)} and pooler_act "
+            f"tanh, got {activation} and {pooler_activation}"
+        )
+    # A config.json may leave out what is as in ViT-B/16.
     known: dict[str, Any] = {
         "activation": ACTIVATIONS[activation],
-        "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
+        "layer_norm_eps": config.get("layer_norm_eps", POSITIVE, EPSILONS[model_type]),
+        "num_heads": config.get("num_attention_heads", COUNT, 12),
+        "image_size": int_or_pair(as_pair(config.get("image_size", SIZE, 224))),
+        "qkv_bias": config.get("qkv_bias", FLAG, True),
+        # I-JEPA alone has no class token
+        "cls_token": model_type != "ijepa",
+        "global_pool": "mean" if model_type == "ijepa" else "cls",
     }
-    # A config.json may leave out what is as in ViT-B/16.
-    if config:
-        known["num_heads"] = config.get("num_attention_heads", 12)
-        known["image_size"] = int_or_pair(as_pair(config.get("image_size", 224)))
-    return known
+    sizes = {ours: config.get(theirs, kind) for theirs, (ours, kind) in SIZES.items()}
+    return known | {key: size for key, size in sizes.items() if size is not None}
 
 
-def class_names(config: dict[str, Any], model: dict[str, Any]) -> list[str] | None:
+def class_names(config: ConfigFile, model: dict[str, Any]) -> list[str] | None:
     """The names in a config's id2label, or None where it has none or placeholders alone."""
-    labels = config.get("id2label") or {}
+    labels = config.get("id2label", LABELS, {})
     placeholders = {f"LABEL_{key}" for key in labels}
     if len(labels) != model.get("num_classes") or set(labels.values()) == placeholders:
         return None
-    return [str(labels[key]) for key in sorted(labels, key=int)]
+    return [labels[key] for key in sorted(labels, key=int)]
 
 
 def preprocessing_of(path: Path, model: dict[str, Any]) -> Preprocessing:
@@ -145,45 +195,74 @@ def preprocessing_of(path: Path, model: dict[str, Any]) -> Preprocessing:
     config = read_config(path)
     if not config:
         return squash_preprocessing(model)
+    check_steps(config)
     # `resample` holds Pillow's numbers.
     names = {int(number): name for name, number in PIL_RESAMPLING.items()}
-    interpolation = names.get(config.get("resample", 2))
-    if interpolation is None or not config.get("do_resize", True):
+    interpolation = names.get(config.get("resample", INDEX, 2))
+    if interpolation is None or not config.get("do_resize", FLAG, True):
         raise CheckpointError(
             f"{path}: only a resize with resample 2 (bilinear) or 3 (bicubic) is known here"
         )
-    image_size, eval_crop = resize_and_crop(config, path)
+    image_size, eval_crop = resize_and_crop(config)
     channels = model["num_channels"]
-    mean, std = (0.0,), (1.0,)
-    if config.get("do_normalize", True):
-        mean = tuple(config.get("image_mean", [0.5] * channels))
-        std = tuple(config.get("image_std", [0.5] * channels))
-    return Preprocessing(image_size, channels, mean, std, eval_crop, interpolation)
+    mean, std = [0.0], [1.0]
+    if config.get("do_normalize", FLAG, True):
+        mean = config.get("image_mean", NUMBERS, [0.5] * channels)
+        std = config.get("image_std", SCALES, [0.5] * channels)
+    if not {len(mean), len(std)} <= {1, channels}:
+        raise CheckpointError(
+            f"{path}: image_mean {mean} and image_std {std} must have {channels} numbers each, as "
+            "the weights have channels"
+        )
+    return Preprocessing(image_size, channels, tuple(mean), tuple(std), eval_crop, interpolation)
 
 
-def resize_and_crop(config: dict[str, Any], path: Path) -> tuple[tuple[int, int], float | None]:
+def check_steps(config: ConfigFile) -> None:
+    """Raise CheckpointError for steps of a preprocessing that this project's doesn't have."""
+    for key in config.fields:
+        if key.startswith("do_") and key not in STEPS and config.get(key, FLAG):
+            raise CheckpointError(f"{config.path}: {key} is not known here; set it to false")
+    if "crop_pct" in config:
+        raise CheckpointError(f"{config.path}: crop_pct is not known here; give size and crop_size")
+    factor = config.get("rescale_factor", POSITIVE, 1 / 255)
+    if not config.get("do_rescale", FLAG, True) or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+        raise CheckpointError(
+            f"{config.path}: only pixels scaled to 0..1 (do_rescale, rescale_factor 1/255) are "
+            "known here"
+        )
+
+
+def resize_and_crop(config: ConfigFile) -> tuple[tuple[int, int], float | None]:
     """The image size and the crop, as Preprocessing has them, of a preprocessor_config.json.
 
     Raises CheckpointError where images would come out in many shapes.
     """
-    size = config.get("size", 224)
-    if isinstance(size, int):
-        size = {"height": size, "width": size}
-    if config.get("do_center_crop"):
-        crop = config.get("crop_size", 224)
-        height, width = as_pair(crop) if isinstance(crop, int) else (crop["height"], crop["width"])
-        edge = size.get("shortest_edge")
-        if edge is None or height != width:
+    size = sides_of(config, "size")
+    if config.get("do_center_crop", FLAG, False):
+        crop = sides_of(config, "crop_size")
+        height, width = crop.get("height", COUNT), crop.get("width", COUNT)
+        edge = size.get("shortest_edge", COUNT)
+        if edge is None or height is None or height != width:
             raise CheckpointError(
-                f"{path}: a center crop needs a size by its shortest_edge and a square crop_size"
+                f"{config.path}: a center crop needs a size by its shortest_edge and a square "
+                "crop_size"
             )
         return (height, width), height / edge
-    if {"height", "width"} <= size.keys():
-        return (size["height"], size["width"]), None
+    if "height" in size and "width" in size:
+        return (size.get("height", COUNT), size.get("width", COUNT)), None
     raise CheckpointError(
-        f"{path}: size {size} without a center crop makes images of many shapes; "
+        f"{config.path}: size {size.fields} without a center crop makes images of many shapes; "
         "give height and width"
     )
+
+
+def sides_of(config: ConfigFile, key: str) -> ConfigFile:
+    """A size as an object: one number or two stand for height and width."""
+    size = config.get(key, SIDES, 224)
+    if isinstance(size, dict):
+        return ConfigFile(config.path, size)
+    height, width = as_pair(size)
+    return ConfigFile(config.path, {"height": height, "width": width})
 
 
 def write(weights: Weights, out: Path) -> list[str]:

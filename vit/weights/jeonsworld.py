@@ -9,6 +9,7 @@ from vit.weights.description import Weights, describe, squash_preprocessing
 from vit.weights.names import BLOCK, CLS, PATCHES, POSITIONS, QKV, to_ours
 
 MARKS = ("transformer.embeddings.patch_embeddings.weight",)
+CONVENTION = "ViT-pytorch's ViT-B, L and H"
 
 THEIR_BLOCK = "transformer.encoder.layer.{}."
 
@@ -35,5 +36,8 @@ def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
             "than the authors'; load the authors' .npz instead"
         )
     ours = to_ours(tensors, TABLE, path, "ViT-pytorch")
-    model, assumed = describe(ours, path, {"activation": "gelu", "layer_norm_eps": 1e-6})
-    return Weights(path, "ViT-pytorch", ours, model, assumed, squash_preprocessing(model))
+    # Its code has no others.
+    known = {"activation": "gelu", "layer_norm_eps": 1e-6, "global_pool": "cls"}
+    model, assumed = describe(ours, path, known)
+    preprocessing = squash_preprocessing(model)
+    return Weights(path, "ViT-pytorch", ours, model, assumed, CONVENTION, preprocessing)

@@ -12,10 +12,11 @@ from torch import Tensor
 from vit.errors import CheckpointError
 from vit.model.vision_transformer import VisionTransformer
 from vit.weights import huggingface, jeonsworld, npz, own, timm, torchvision
+from vit.weights.config_file import model_name, read_config
 from vit.weights.description import Weights
 from vit.weights.files import LOOKED_FOR, file_kind, find_file, read_pickle, read_safetensors
-from vit.weights.fitting import Report, load_into
-from vit.weights.names import list_some
+from vit.weights.fitting import Report, check_complete, load_into
+from vit.weights.names import list_some, without_prefix
 
 __all__ = ["Report", "Weights", "build", "load_into", "read"]
 
@@ -23,10 +24,16 @@ __all__ = ["Report", "Weights", "build", "load_into", "read"]
 def read(path: Path | str) -> Weights:
     """Read the weights in a file or folder, whatever its name.
 
-    Raises CheckpointError where it is missing, cut short, of no known format or architecture, or
-    would run code.
+    Raises CheckpointError where it is missing, cut short, of no known format or architecture, has
+    tensors too few or too many, or would run code.
     """
-    path = find_file(Path(path))
+    weights = read_format(find_file(Path(path)))
+    check_complete(weights)
+    return weights
+
+
+def read_format(path: Path) -> Weights:
+    """Read a file of any format, as that format describes it."""
     kind = file_kind(path)
     if kind == "npz":
         return read_npz(path)
@@ -50,7 +57,7 @@ def read_npz(path: Path) -> Weights:
 def read_state_dict(path: Path, tensors: dict[str, Tensor]) -> Weights:
     """Read tensors under the names of one of the libraries; raises CheckpointError for others."""
     # DistributedDataParallel puts module. before every name.
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    tensors = without_prefix(tensors, ("module.",), path)
     for library in (own, jeonsworld, timm, torchvision, huggingface):
         if any(mark in tensors for mark in library.MARKS):
             return library.read(path, tensors)
@@ -58,9 +65,11 @@ def read_state_dict(path: Path, tensors: dict[str, Tensor]) -> Weights:
 
 
 def unknown_names(path: Path, names: list[str]) -> CheckpointError:
-    """The error for names that no known library uses."""
+    """The error for names that no known library uses, with what a config.json says they are."""
+    model = model_name(read_config(path.parent / "config.json"))
+    kind = f"{model} (by its config.json) can't be loaded: " if model else ""
     return CheckpointError(
-        f"{path}: tensors of no known library ({list_some(names) or 'none'}); {LOOKED_FOR}"
+        f"{path}: {kind}tensors of no known library ({list_some(names) or 'none'}); {LOOKED_FOR}"
     )
 
 

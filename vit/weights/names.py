@@ -48,6 +48,23 @@ def list_some(names: Sequence[str]) -> str:
     return text if len(names) <= 5 else f"{text} and {len(names) - 5} more"
 
 
+def without_prefix(
+    tensors: Mapping[str, Tensor], prefixes: Sequence[str], path: Path
+) -> dict[str, Tensor]:
+    """The tensors without the first of these prefixes that their names begin with.
+
+    Raises CheckpointError where two names become one.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+        short_name = name.removeprefix(prefix)
+        if short_name in renamed:
+            raise CheckpointError(f"{path}: holds {short_name} twice, with {prefix} and without")
+        renamed[short_name] = tensor
+    return renamed
+
+
 def translate_name(name: str, table: Mapping[str, str]) -> str | None:
     """The name that the table gives for a tensor, or None where it has no row for it."""
     ending = ""
@@ -64,11 +81,15 @@ def translate_name(name: str, table: Mapping[str, str]) -> str | None:
 def translate(
     tensors: Mapping[str, Tensor], table: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename tensors by a table; returns them and the names that the table has no row for."""
+    """Rename tensors by a table.
+
+    Returns them, and the names that have no place: the table has no row for them, or another tensor
+    has taken it.
+    """
     renamed, unknown = {}, []
     for name, tensor in tensors.items():
         new_name = translate_name(name, table)
-        if new_name is None:
+        if new_name is None or new_name in renamed:
             unknown.append(name)
         else:
             renamed[new_name] = tensor
@@ -80,7 +101,8 @@ def to_ours(
 ) -> dict[str, Tensor]:
     """Bring a file's tensors under our names.
 
-    Raises CheckpointError, which lists them, where there are tensors that the table doesn't know.
+    Raises CheckpointError, which lists them, where there are tensors that the table doesn't know,
+    or two for one part.
     """
     renamed, unknown = translate(tensors, table)
     if unknown:
@@ -113,16 +135,21 @@ def to_theirs(
     }
 
 
-def split_qkv(tensors: Mapping[str, Tensor], fused: str) -> dict[str, Tensor]:
+def split_qkv(tensors: Mapping[str, Tensor], fused: str, path: Path) -> dict[str, Tensor]:
     """Cut fused tensors into query, key and value.
 
     fused: what stands in the name of a fused tensor where query., key. or value. is to stand.
+    Raises CheckpointError where a tensor has no three equal parts.
     """
     parts: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if fused not in name:
             parts[name] = tensor
             continue
+        if tensor.dim() == 0 or tensor.shape[0] % 3 or tensor.shape[0] == 0:
+            raise CheckpointError(
+                f"{path}: {name} is {tuple(tensor.shape)}, no query, key and value in one"
+            )
         for part, piece in zip(QKV, tensor.chunk(3), strict=True):
             parts[name.replace(fused, f"{part}.")] = piece.clone()
     return parts

@@ -40,6 +40,7 @@ from vit.weights.names import (
 )
 
 MARK = "embedding/kernel"
+CONVENTION = "vit_jax and big_vision"
 
 # Before every name in vit_jax's and big_vision's whole training states; files of weights have none
 PREFIXES = ("opt/target/", "params/", "")
@@ -106,11 +107,13 @@ def read(path: Path, arrays: Arrays) -> Weights:
         "num_heads": count_heads(arrays),
         "activation": "gelu_tanh",  # flax's default, as is the epsilon
         "layer_norm_eps": 1e-6,
+        "resnet_style": "jax",
     }
     if POSITIONS not in tensors:
         known["position"] = "sincos2d"  # big_vision computes these and stores none
     model, assumed = describe(tensors, path, known)
-    return Weights(path, "Google's .npz", tensors, model, assumed, squash_preprocessing(model))
+    preprocessing = squash_preprocessing(model)
+    return Weights(path, "Google's .npz", tensors, model, assumed, CONVENTION, preprocessing)
 
 
 def strip_state_prefix(arrays: Arrays) -> Arrays:

@@ -14,9 +14,14 @@ MARKS = ("embeddings.patch_embedding.projection.weight",)
 
 
 def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
-    """Bare tensors under this project's names."""
+    """Bare tensors under this project's names.
+
+    Raises CheckpointError where they are no whole model, or of one whose positions are not learned:
+    only a checkpoint states which it has.
+    """
     model, assumed = describe(tensors, path, known={})
-    return Weights(path, "bare safetensors of this project", tensors, model, assumed)
+    name = "bare safetensors of this project"
+    return Weights(path, name, tensors, model, assumed, "conf/model/vit_*.yaml")
 
 
 def read_own(path: Path) -> Weights:
@@ -29,11 +34,12 @@ def read_own(path: Path) -> Weights:
     # The last checkpoint holds the whole state of training; evaluation uses the average.
     if header["kind"] != "best":
         tensors = strip_prefix(tensors, "average/") or strip_prefix(tensors, "model/")
-    # describe() finds the sizes that are left out here in the tensors.
+    # describe() finds the sizes that are left out here in the tensors, and what the weights were
+    # before training is of no interest.
     known = {
         key: value
         for key, value in header["config"]["model"].items()
-        if value is not None and key not in ("name", "mlp_ratio", "grid_size")
+        if value is not None and key not in ("name", "mlp_ratio", "grid_size", "init", "init_range")
     }
     if known.get("pruned_heads"):
         known["pruned_heads"] = parse_pruned_heads(known["pruned_heads"])

@@ -3,6 +3,8 @@
 Names: timm/models/vision_transformer.py and vision_transformer_hybrid.py.
 """
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vit.data.preprocessing import PIL_RESAMPLING, Preprocessing
 from vit.errors import CheckpointError
 from vit.files import write_json
+from vit.weights.config_file import read_config_of
 from vit.weights.description import (
     Weights,
     as_pair,
+    check_parts,
     describe,
-    int_or_pair,
-    read_config,
+    divide,
     squash_preprocessing,
     with_learned_positions,
 )
@@ -37,8 +39,10 @@ from vit.weights.names import (
     unflatten_unit,
     unit_map,
 )
+from vit.weights.timm_config import TimmConfig
 
 MARKS = ("patch_embed.proj.weight",)
+CONVENTION = "timm's VisionTransformer"
 
 FUSED = "qkv."  # query, key and value in one tensor
 BACKBONE = "patch_embed.backbone."  # before the names of a hybrid's ResNet
@@ -66,8 +70,9 @@ TABLE = {
     **unit_map("norm", "downsample.conv", "downsample.norm"),
 }
 
-# Those with the same name here
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
+# Ours, of which check_unambiguous looks for one in the first block
+FIRST_SCALE = BLOCK.format(0) + "scale1.factor"
+FIRST_BIAS = BLOCK.format(0) + "attention.query.bias"
 
 # timm's name for a hybrid with these stages
 HYBRIDS = {
@@ -80,48 +85,91 @@ HYBRIDS = {
 def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
     """`path` is the file; a config.json of timm's beside it is used.
 
-    Raises CheckpointError for architectures and settings that this project doesn't have.
+    Raises CheckpointError for architectures and settings that this project doesn't have, and for
+    tensors without a config.json that two of timm's models have under the same names.
     """
-    if "fc_norm.weight" in tensors:
+    config = TimmConfig(read_config_of("architecture", "timm", path))
+    known = config.known_arguments()
+    parts = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc_norm.")}
+    ours = to_ours(split_qkv(rename(parts), FUSED, path), TABLE, path, "timm")
+    if len(parts) < len(tensors):
         raise CheckpointError(
             f"{path}: timm weights with fc_norm take the mean before the norm, which this "
             "project's model doesn't; only those with a class token, or with fc_norm=False, can be "
             "loaded"
         )
-    config_path = path.parent / "config.json"
-    config = read_config(config_path)
-    if "architecture" not in config:  # of another library
-        config = {}
-    ours = to_ours(split_qkv(rename(tensors), FUSED), TABLE, path, "timm")
-    ours = fold_register_positions(ours)
-    model, assumed = describe(ours, path, known_arguments(config, config_path))
-    pretrained = config.get("pretrained_cfg", config)
-    classes = pretrained.get("label_names") or config.get("label_names")
-    preprocessing = preprocessing_of(pretrained)
-    return Weights(path, "timm", ours, model, assumed, preprocessing, classes)
+    if config.architecture is None:
+        check_unambiguous(tensors, ours, path)
+    ours = fold_register_positions(ours, known, path)
+    model, assumed = describe(ours, path, {"resnet_style": "timm"} | known)
+    classes = config.classes(model.get("num_classes"))
+    preprocessing = config.preprocessing(model["num_channels"])
+    return Weights(path, "timm", ours, model, assumed, CONVENTION, preprocessing, classes)
+
+
+def check_unambiguous(
+    tensors: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: Path
+) -> None:
+    """Raise CheckpointError for names that several of timm's models with other functions have."""
+    advice = "put timm's config.json, which names the architecture, beside the file"
+    if POSITIONS not in ours:
+        raise CheckpointError(
+            f"{path}: timm weights without pos_embed, as of DINOv3, EVA and RoPE-ViT, whose rotary "
+            "positions are not in the file and which this project's model doesn't have"
+        )
+    if any(name.endswith(".gamma_1") for name in tensors):
+        raise CheckpointError(
+            f"{path}: gamma_1 is in DeiT-III's own files and in those of timm's RoPE-ViT "
+            f"(vit_*_rope_ape_*), whose rotary positions are not in the file; {advice}"
+        )
+    plain = REGISTERS not in ours and FIRST_SCALE not in ours and FIRST_BIAS in ours
+    if CLS not in ours and plain:
+        raise CheckpointError(
+            f"{path}: timm's models without a class token (vit_*_gap_*, vit_*_siglip_gap_*) have "
+            f"these names but not the same activation and heads; {advice}"
+        )
 
 
 def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names of TABLE: a hybrid's units are numbered through all stages."""
     pattern = r"^patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\."
     units = flatten_units(list(tensors), pattern)
-    return {
-        units.get(name, name.removeprefix(BACKBONE)): tensor for name, tensor in tensors.items()
-    }
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name.startswith(BACKBONE + "stem."):
+            name = name.removeprefix(BACKBONE)
+        renamed[units.get(name, name)] = tensor
+    return renamed
 
 
-def fold_register_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def fold_register_positions(
+    tensors: dict[str, Tensor], known: Mapping[str, Any], path: Path
+) -> dict[str, Tensor]:
     """Add the registers' positions, where they have some, to the registers: here they have none.
 
-    In timm they stand between the positions of the class token and of the patches.
+    In timm they stand between the positions of the class token and of the patches. Raises
+    CheckpointError where their number fits a grid with them and without.
     """
     if REGISTERS not in tensors or POSITIONS not in tensors:
         return tensors
+    check_parts(tensors, path)
     registers, positions = tensors[REGISTERS], tensors[POSITIONS]
     num_registers, num_cls = registers.shape[1], int(CLS in tensors)
-    # Where the rest is a square grid, the registers' positions are among them.
-    num_patches = positions.shape[1] - num_cls - num_registers
-    if num_patches <= 0 or int(num_patches**0.5) ** 2 != num_patches:
+    num_positions = positions.shape[1]
+    num_patches = num_positions - num_cls - num_registers
+    if "image_size" in known:
+        kernel = tensors[PATCHES + "projection.weight"]
+        rows, columns = divide(as_pair(known["image_size"]), (kernel.shape[2], kernel.shape[3]))
+        with_them, without = num_patches == rows * columns, num_positions == rows * columns
+    else:
+        with_them, without = is_square(num_patches), is_square(num_positions)
+    if with_them and without:
+        raise CheckpointError(
+            f"{path}: {num_positions} positions are of a grid of patches, or of a smaller one with "
+            f"{num_cls + num_registers} tokens before it; timm's config.json with "
+            "model_args.img_size beside the file would tell"
+        )
+    if not with_them:
         return tensors
     parts = positions.split([num_cls, num_registers, num_patches], dim=1)
     cls_position, register_positions, patch_positions = parts
@@ -131,49 +179,8 @@ def fold_register_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def known_arguments(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What timm's config.json at `path` states of the model, and timm's defaults."""
-    arguments = config.get("model_args", {})
-    activation = arguments.get("act_layer", "gelu")
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{path}: act_layer {activation} is not known here; known: {', '.join(ACTIVATIONS)}"
-        )
-    known: dict[str, Any] = {
-        "activation": activation,
-        "layer_norm_eps": 1e-6,
-        "resnet_style": "timm",
-    }
-    if "num_heads" in arguments:
-        known["num_heads"] = arguments["num_heads"]
-    if "img_size" in arguments:
-        known["image_size"] = int_or_pair(as_pair(arguments["img_size"]))
-    if config.get("global_pool") == "avg":
-        known["global_pool"] = "mean"
-    return known
-
-
-def preprocessing_of(pretrained: dict[str, Any]) -> Preprocessing | None:
-    """The preprocessing in a pretrained_cfg; None where it is not stated or not one of ours."""
-    if not {"mean", "std", "input_size", "interpolation"} <= pretrained.keys():
-        return None
-    crop = pretrained.get("crop_pct", 0.875)
-    mode = pretrained.get("crop_mode", "center")
-    if pretrained["interpolation"] not in PIL_RESAMPLING:
-        return None
-    # A border is padded, and a squash to more than the model's size is cropped: ours does neither.
-    if mode == "border" or (mode == "squash" and crop != 1):
-        return None
-    # timm names (C, height, width).
-    channels, height, width = pretrained["input_size"]
-    return Preprocessing(
-        (height, width),
-        channels,
-        tuple(pretrained["mean"]),
-        tuple(pretrained["std"]),
-        None if mode == "squash" else crop,
-        pretrained["interpolation"],
-    )
+def is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number
 
 
 def write(weights: Weights, out: Path) -> list[str]:

@@ -25,6 +25,7 @@ from vit.weights.names import (
 )
 
 MARKS = ("conv_proj.weight",)
+CONVENTION = "torchvision's VisionTransformer"
 
 FUSED = "in_proj_"  # query, key and value in one tensor
 THEIR_BLOCK = "encoder.layers.encoder_layer_{}."
@@ -58,9 +59,11 @@ SWAG = (384, 512, 518)
 
 def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
     """Raises CheckpointError for another architecture."""
-    ours = to_ours(split_qkv(tensors, FUSED), TABLE, path, "torchvision")
-    model, assumed = describe(ours, path, {"activation": "gelu", "layer_norm_eps": 1e-6})
-    return Weights(path, "torchvision", ours, model, assumed, preprocessing_of(model))
+    ours = to_ours(split_qkv(tensors, FUSED, path), TABLE, path, "torchvision")
+    # Its class has no other activation and no other pooling.
+    model, assumed = describe(ours, path, {"activation": "gelu", "global_pool": "cls"})
+    preprocessing = preprocessing_of(model)
+    return Weights(path, "torchvision", ours, model, assumed, CONVENTION, preprocessing)
 
 
 def preprocessing_of(model: dict[str, Any]) -> Preprocessing | None:

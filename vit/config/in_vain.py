@@ -1,0 +1,126 @@
+"""Keys that are typed in vain: beside the other settings they would change nothing.
+
+A run whose settings are silently ignored is compared under a wrong name. Keys that have no value
+unless they are given declare what they belong to (`setting(belongs=…)`). Those here have a value
+always, so that only the command line tells whether somebody means it. Values that files of conf/
+give, and those of a run that is resumed, are not looked at.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from vit.config.config import Config
+from vit.config.resume import overridden_keys
+from vit.errors import ConfigError
+
+
+class Case(NamedTuple):
+    """A key, when it does nothing, and beside what: the end of "KEY does nothing …"."""
+
+    key: str
+    in_vain: Callable[[Config], bool]
+    beside: str
+
+
+CASES = (
+    Case(
+        "model.mlp_ratio",
+        lambda config: config.model.intermediate_size is not None,
+        "with model.intermediate_size, which is the MLP's width itself",
+    ),
+    Case(
+        "model.dropout",
+        lambda config: (
+            None
+            not in (
+                config.model.embedding_dropout,
+                config.model.projection_dropout,
+                config.model.mlp_dropout,
+            )
+        ),
+        "where embedding_dropout, projection_dropout and mlp_dropout are all given",
+    ),
+    Case(
+        "model.cls_position",
+        lambda config: not (config.model.cls_token and config.model.position == "learned"),
+        "without model.cls_token=true and model.position=learned",
+    ),
+    Case(
+        "model.resnet_style",
+        lambda config: config.model.resnet_stages is None,
+        "without model.resnet_stages",
+    ),
+    Case(
+        "model.init_range",
+        lambda config: config.model.init != "trunc_normal",
+        "without model.init=trunc_normal",
+    ),
+    Case(
+        "data.mirror",
+        lambda config: config.data.mirror and not config.augment.flip,
+        "without augment.flip above 0",
+    ),
+    Case(
+        "augment.flip",
+        lambda config: config.augment.flip > 0 and not config.data.mirror,
+        "with data.mirror=false: a mirrored image would be of another class",
+    ),
+    Case(
+        "optimizer.layer_decay",
+        lambda config: config.train.freeze == "backbone",
+        "with train.freeze=backbone, which trains one layer alone",
+    ),
+    Case(
+        "optimizer.momentum",
+        lambda config: config.optimizer.name == "muon" and config.train.freeze == "backbone",
+        "with train.freeze=backbone, which leaves Muon no matrix",
+    ),
+    Case(
+        "optimizer.nesterov",
+        lambda config: config.optimizer.name == "muon" and config.train.freeze == "backbone",
+        "with train.freeze=backbone, which leaves Muon no matrix",
+    ),
+    Case(
+        "runtime.compile",
+        lambda config: config.runtime.compile is True and config.runtime.sharding != "none",
+        "with runtime.sharding, whose models are not compiled",
+    ),
+    Case(
+        "pretrained_positions",
+        lambda config: config.pretrained is None,
+        "without pretrained=FILE",
+    ),
+)
+
+# Small images in memory, and image files that worker processes decode, are augmented differently
+CASES_OF_MEMORY = (
+    Case(
+        "augment.crop_scale",
+        lambda config: config.augment.crop_scale is not None and config.augment.pad > 0,
+        "with augment.pad above 0: small images are cropped in one of these ways",
+    ),
+    Case(
+        "data.unreadable",
+        lambda config: True,
+        "with this data set, which has no image files",
+    ),
+)
+CASES_OF_FILES = (
+    Case(
+        "augment.pad",
+        lambda config: config.augment.pad > 0,
+        "with image files, which augment.crop_scale crops",
+    ),
+)
+
+
+def check_typed(config: Config, overrides: Sequence[str], reads_files: bool) -> None:
+    """Raise ConfigError for the first key of the command line that would change nothing.
+
+    reads_files: whether the images are in files, and not all in memory.
+    """
+    typed = overridden_keys(overrides)
+    of_data = CASES_OF_FILES if reads_files else CASES_OF_MEMORY
+    for case in CASES + of_data:
+        if case.key in typed and case.in_vain(config):
+            raise ConfigError(f"{case.key} does nothing {case.beside}; leave it out")
