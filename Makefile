@@ -27,6 +27,7 @@ test-faults: $(VENV)/.installed-dev  ## kills, damaged and hostile files, mistak
 	$(RUN) tests/faults
 
 lint: $(VENV)/.installed-dev  ## ruff and pyright
+	$(RUN) -m ruff format --check train.py evaluate.py vit tests benchmarks
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright
 

@@ -47,10 +47,10 @@ def main(composed: DictConfig) -> float | None:
     # As typed: an interpolation in an override must not be resolved here
     overrides: list[str] = OmegaConf.to_container(job.overrides.task)  # pyright: ignore
 
-    check_sweep_settings(composed, job)
-
     # A job of a sweep runs in a child process: a crash must not take the other jobs with it
     if job.mode == RunMode.MULTIRUN:
+        with task_errors():
+            check_launcher(composed, job)
         return sweep.run_job(folder, overrides, composed.jobs_at_once)
 
     # All processes of a run end in the same errors, so one of them is enough to report them
@@ -67,6 +67,7 @@ def main(composed: DictConfig) -> float | None:
 
         # The folder is locked before anything in it is read
         with RunFolder(folder, overrides, writes=is_first).outcome() as run:
+            refuse_settings_of_sweeps(composed, job)
             config, warnings = read_config(composed, run)
             validate(config)
             if config.explain:
@@ -74,23 +75,24 @@ def main(composed: DictConfig) -> float | None:
             return guarded_train(config, run, stop, warnings)
 
 
-def check_sweep_settings(composed: DictConfig, job: HydraConf) -> None:
-    """End the command where a setting of a sweep does nothing: without -m, or beside its launcher.
+def check_launcher(composed: DictConfig, job: HydraConf) -> None:
+    """Raise ConfigError where jobs_at_once does nothing beside the sweep's launcher."""
+    if composed.jobs_at_once is not None and job.runtime.choices["hydra/launcher"] == "basic":
+        raise ConfigError(
+            "jobs_at_once does nothing without a launcher that starts all jobs, such as "
+            "hydra/launcher=submitit_local: the basic one runs them one after another"
+        )
 
-    Such a setting of a sweep's job stays with the process that drives the sweep.
+
+def refuse_settings_of_sweeps(composed: DictConfig, job: HydraConf) -> None:
+    """Raise ConfigError for settings that mean nothing to a single run, or to a sweep's job.
+
+    Those of a sweep stay with the process that drives it.
     """
-    choices = job.runtime.choices
-    with task_errors():
-        if job.mode != RunMode.MULTIRUN:
-            if choices.get("search") is not None:
-                raise ConfigError("search does nothing without -m, which starts a search")
-            if composed.jobs_at_once is not None:
-                raise ConfigError("jobs_at_once does nothing without -m, which starts a sweep")
-        elif composed.jobs_at_once is not None and choices["hydra/launcher"] == "basic":
-            raise ConfigError(
-                "jobs_at_once does nothing without a launcher that starts all jobs, such as "
-                "hydra/launcher=submitit_local: the basic one runs them one after another"
-            )
+    if job.runtime.choices.get("search") is not None:
+        raise ConfigError("search does nothing without -m, which starts a search")
+    if composed.jobs_at_once is not None:
+        raise ConfigError("jobs_at_once does nothing without -m, which starts a sweep")
 
 
 def requested_processes(composed: DictConfig, folder: Path, overrides: list[str]) -> int:
@@ -170,24 +172,24 @@ def train(
     Returns the best validation top-1, or None where nothing is held out.
     """
     # Late, so that --help and a mistaken command are answered before torch is imported
-    from vit.training import reporting, start
+    from vit.training import prepare, reporting, start
     from vit.training.loop import Trainer
 
     # Where the run is computed: device, processes, threads; none of it changes the result
-    machine = start.start_machine(config, stop)
+    machine = prepare.start_machine(config, stop)
     run.follow(machine.processes.broadcast(str(run.path)))
     new = not run.has_checkpoint()
 
     # Mistakes in the configuration are reported before any data is read, which may take minutes
-    config, weights = start.with_pretrained(config, run)
-    start.check_parts(config, run.overrides)
+    config, weights = prepare.with_pretrained(config, run)
+    prepare.check_parts(config, run.overrides)
 
     # What is learned from, and the run's only clock
     screen.doing("reading the data")
-    data = start.load_dataset(config, run, machine)
+    data = prepare.load_dataset(config, run, machine)
     stop.check()
-    plan = start.make_plan(config, data, machine)
-    batches = start.make_batches(config, data, machine, stop)
+    plan = prepare.make_plan(config, data, machine)
+    batches = prepare.make_batches(config, data, machine, stop)
 
     # What training changes: new, pretrained, or where a stopped run left it
     screen.doing("building the model")
@@ -196,7 +198,7 @@ def train(
     checkpoints = start.make_checkpoints(config, run, batches)
     if not new:
         start.resume(config, run, state, plan, checkpoints)
-    macs = start.macs_of(config, len(data.classes))
+    macs = prepare.macs_of(config, len(data.classes))
     step = start.make_step(config, state, batches, plan, macs, new)
     reporting.announce(config, run, batches, plan, step, macs)
 

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from vit.config.config import CONF, Config, from_composed, register, validate
-from vit.training.start import check_parts
+from vit.training.prepare import check_parts
 
 register()
 

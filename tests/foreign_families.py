@@ -59,6 +59,7 @@ TIMM_SIZES = {"depth": 2, "embed_dim": 128, "num_heads": 2, "num_classes": 5, "i
 
 # {architecture: changes to TIMM_SIZES}; None leaves the architecture's own value
 TIMM_CHANGES: dict[str, dict] = {
+    "test_vit": {"embed_dim": None, "num_heads": None},
     "vit_small_patch14_dinov2": {"img_size": 56},
     "vit_small_patch14_reg4_dinov2": {"img_size": 56},
     "vit_giant_patch14_dinov2": {"img_size": 56},
@@ -162,6 +163,13 @@ def save_folder(row: Row, model: nn.Module, folder: Path) -> None:
         assert json.loads((folder / "config.json").read_text())["architecture"] == row.example
     else:
         model.save_pretrained(folder)
+
+
+def true_setting(theirs: nn.Module, key: str) -> float:
+    """What a file alone doesn't state, as their model has it."""
+    if hasattr(theirs, "config"):
+        return getattr(theirs.config, key)
+    return getattr(theirs.blocks[0].attn, key)
 
 
 def largest_difference(theirs: nn.Module, trace: Trace, size: int) -> float:

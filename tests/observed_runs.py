@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import evaluate as evaluate_script
@@ -176,18 +175,14 @@ def train(folder: Path, overrides: list[str]) -> int:
     """The body of train.py's main() for one process; the number of processes it would start."""
     # Hydra's own groups are not composed: a search needs a package that need not be there
     given = dict(override.split("=", 1) for override in overrides)
-    choices = {"search": given.pop("search", None), "hydra/launcher": "basic"}
+    choices = {"search": given.pop("search", None)}
     overrides = [f"{key}={value}" for key, value in given.items()]
     composed = compose_script("train", overrides)
-    job = SimpleNamespace(mode=RunMode.RUN, runtime=SimpleNamespace(choices=choices))
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        try:
-            train_script.check_sweep_settings(composed, job)
-        except SystemExit:
-            raise UserError(said.getvalue()) from None
+    job = SimpleNamespace(runtime=SimpleNamespace(choices=choices))
     count = train_script.requested_processes(composed, folder, overrides)
 
     with RunFolder(folder, overrides, writes=True).outcome() as run:
+        train_script.refuse_settings_of_sweeps(composed, job)
         config, warnings = train_script.read_config(composed, run)
         validate(config)
         if config.explain:

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from foreign_models import SIZES, TOLERANCE, difference, images, own_checkpoint, own_model
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTModel
 
@@ -195,6 +195,28 @@ def test_weights_of_another_library_become_a_checkpoint(tmp_path):
     loaded = vit.load(tmp_path / "converted")
     assert difference(loaded, ours, 32) == 0
     assert loaded.preprocessing == read(path).preprocessing
+
+
+def test_what_was_assumed_is_said_since_the_new_file_states_it(tmp_path):
+    ours, path = checkpoint(tmp_path)
+    assert export(path, "timm", tmp_path / "timm") == []
+    assert export(tmp_path / "timm", "hf", tmp_path / "stated") == []
+    (tmp_path / "timm" / "config.json").unlink()
+    notes = export(tmp_path / "timm", "hf", tmp_path / "assumed")
+    keys = [note.partition("=")[0] for note in notes]
+    assert keys == ["num_heads", "layer_norm_eps", "activation", "global_pool", "image_size"]
+    assert difference(build(tmp_path / "assumed"), ours, 32) < TOLERANCE
+
+
+def test_surplus_tensors_are_refused_in_every_format(tmp_path):
+    """A checkpoint would be written that vit.load refuses."""
+    bare, surplus = tmp_path / "bare", {"extra.weight": torch.zeros(3)}
+    save_file(own_model().state_dict() | surplus, bare)
+    for kind in FORMATS:
+        with pytest.raises(CheckpointError, match=r"extra\.weight") as caught:
+            export(bare, kind, tmp_path / "out")
+        assert str(caught.value).startswith(str(bare))
+    assert [item.name for item in tmp_path.iterdir()] == ["bare"]
 
 
 @pytest.mark.parametrize(

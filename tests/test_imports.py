@@ -36,7 +36,12 @@ TOP = len(FOLDERS) + 1  # the level of what people type: train.py, evaluate.py a
 
 # Folders that take plain values and never see the configuration, and the files in them that do
 PLAIN_FOLDERS = ("vit.model", "vit.augment", "vit.data", "vit.training")
-BUILDERS = {"vit.training.start", "vit.training.reporting", "vit.training.explanation"}
+BUILDERS = {
+    "vit.training.prepare",
+    "vit.training.start",
+    "vit.training.reporting",
+    "vit.training.explanation",
+}
 
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 450
@@ -48,10 +53,7 @@ MAX_FILES_IN_VIT = 16
 # Commands whose work is images or whole models, and that import torch at once
 HELP_IMPORTS_TORCH = {"vit.shards", "vit.shrink"}
 # The model's methods that read files of weights, which are loaded by modules above it
-CONVENIENCES = {
-    ("vit.model.vision_transformer", "vit.checkpoints.model"),
-    ("vit.model.vision_transformer", "vit.weights.loading"),
-}
+CONVENIENCES = {("vit.model.vision_transformer", "vit.weights.loading")}
 MAX_LATE_IMPORTS = 3  # imports of vit inside functions, outside commands
 
 

@@ -46,7 +46,8 @@ def export(source: Path | str, kind: str, out: Path | str) -> list[str]:
             out.parent.mkdir(parents=True, exist_ok=True)
             # Beside `out`, so that moving it there is a rename on the same disk
             folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-            notes = WRITERS[kind](weights, folder / out.name)
+            # What was assumed is stated in the written file, so this is the moment to say it
+            notes = weights.assumptions() + WRITERS[kind](weights, folder / out.name)
             move_into_place(folder, out)
     finally:
         if folder is not None:

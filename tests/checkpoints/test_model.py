@@ -13,6 +13,7 @@ from vit.checkpoints.model import (
 )
 from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError, ConfigError
+from vit.model.vision_transformer import VisionTransformer
 
 MODEL = {
     "name": "small",
@@ -119,6 +120,19 @@ def test_removed_heads_survive_json(tmp_path):
     assert saved["pruned_heads"] == {"0": [1]}
     loaded = vit.load(tmp_path / "best.safetensors")
     assert loaded.encoder.blocks[0].attention.query.out_features == 8
+
+
+def test_an_init_range_of_an_earlier_version_does_not_matter(tmp_path):
+    """It was written beside every init; now it belongs to one of them."""
+    settings = {**MODEL, "init": "jax", "init_range": 0.02}
+    model = build_model(MODEL, 2)
+    path = tmp_path / "best.safetensors"
+    write_checkpoint(path, model.state_dict(), make_header(config={"model": settings}))
+    for loaded in (vit.load(path), VisionTransformer.load_from(path)):
+        assert torch.equal(loaded.head.weight, model.head.weight)
+    # Whoever builds a new model of it is told
+    with pytest.raises(ValueError, match="init_range"):
+        build_model(settings, 2)
 
 
 def test_removed_heads_that_make_no_sense_are_refused():

@@ -1,29 +1,42 @@
 """Sweeps (-m): every job a process of its own, all of them in one table."""
 
 import csv
+from pathlib import Path
 
 import pytest
 from helpers import TINY, read_result, train
 
+SWEEP = [
+    "-m",
+    *TINY,
+    "train.steps=12",
+    "optimizer.lr=0.002,-1",
+    "seed=3",
+    "hydra.sweep.dir=my sweep",
+]
+
+
+def jobs_of(sweep: Path) -> list[dict[str, str]]:
+    with open(sweep / "summary.csv") as file:
+        return list(csv.DictReader(file))
+
 
 @pytest.mark.slow
 def test_a_sweep_survives_a_failing_job_and_ends_in_a_table(tmp_path):
-    done = train(
-        tmp_path,
-        "-m",
-        *TINY,
-        "train.steps=12",
-        "optimizer.lr=0.002,-1",
-        "seed=3",
-        "hydra.sweep.dir=my sweep",
-    )
+    """The same command again runs the failed job alone."""
+    done = train(tmp_path, *SWEEP)
     assert done.returncode == 0, done.stderr
-    table = (tmp_path / "my sweep" / "summary.md").read_text()
-    assert table in done.stdout
+    sweep = tmp_path / "my sweep"
+    assert (sweep / "summary.md").read_text() in done.stdout
     assert "1 of 2 jobs finished" in done.stdout
-    with open(tmp_path / "my sweep" / "summary.csv") as file:
-        jobs = list(csv.DictReader(file))
-    assert [job["status"] for job in jobs] == ["finished", "failed"]
-    assert "optimizer.lr=0.002 seed=3" in jobs[0]["overrides"]
-    assert "optimizer.lr" in jobs[1]["reason"]
-    assert float(jobs[0]["val_top1"]) == read_result(tmp_path / "my sweep" / "0")["val_top1"]
+    finished, failed = jobs_of(sweep)
+    assert (finished["status"], failed["status"]) == ("finished", "failed")
+    assert "optimizer.lr=0.002 seed=3" in finished["overrides"]
+    assert "optimizer.lr" in failed["reason"]
+    assert float(finished["val_top1"]) == read_result(sweep / "0")["val_top1"]
+
+    before = [(sweep / job / "result.json").stat().st_mtime_ns for job in ("0", "1")]
+    assert train(tmp_path, *SWEEP).returncode == 0
+    after = [(sweep / job / "result.json").stat().st_mtime_ns for job in ("0", "1")]
+    assert (before[0] == after[0], before[1] == after[1]) == (True, False)
+    assert [job["status"] for job in jobs_of(sweep)] == ["finished", "failed"]

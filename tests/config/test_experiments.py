@@ -11,7 +11,7 @@ from helpers import make_images, read_result, rows, train
 from vit.checkpoints.model import build_model
 from vit.config.config import Config
 from vit.training.plan import build_schedule
-from vit.training.start import build_optimizer_of
+from vit.training.prepare import build_optimizer_of
 
 EXPERIMENTS = files_of("experiment")
 IMAGENET_IMAGES = 1_281_167

@@ -57,6 +57,8 @@ def test_values_out_of_range_are_refused_by_name(override, key):
         (["train.drop_path_schedule=constant"], "train.drop_path_schedule", "model.drop_path"),
         (["data.test_fraction=0.1"], "data.test_fraction", "data=cifar10"),
         (["data.num_images=10"], "data.num_images", "data=cifar10.* synthetic"),
+        (["model.init_range=0.05"], "model.init_range", "trunc_normal"),
+        (["model.init=xavier", "model.init_range=0.02"], "model.init_range", "trunc_normal"),
         (
             ["schedule=constant", "schedule.cooldown=null", "schedule.final=0.1"],
             "schedule.final",

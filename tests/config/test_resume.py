@@ -3,7 +3,7 @@
 import pytest
 from composing import composed, configured
 
-from vit.config.config import flatten, to_dict
+from vit.config.config import flatten, to_dict, validate
 from vit.config.resume import (
     ADOPTED_KEYS,
     command_line_changes,
@@ -115,6 +115,36 @@ def test_removed_heads_are_compared_head_by_head(saved):
         resume(saved, "model.pruned_heads={0: [1], 3: [2]}")
     with pytest.raises(ConfigError, match=r"model\.pruned_heads"):
         resume(saved, "model=vit_s4")
+
+
+@pytest.mark.parametrize("init", ["jax", "xavier", "trunc_normal"])
+def test_the_init_range_that_earlier_versions_wrote_beside_every_init(saved, init):
+    """It was 0.02 always, and had an effect with trunc_normal alone."""
+    saved["model"] |= {"init": init, "init_range": 0.02}
+    group = ["model=vit_s4", f"model.init={init}"]
+    for overrides in ([], [f"model.init={init}"], group):
+        flat, warnings = resume(saved, *overrides)
+        assert flat["model.init_range"] is None
+        assert warnings == []
+    # Without an effect it could be anything
+    saved["model"]["init_range"] = 0.5
+    if init != "trunc_normal":
+        assert resume(saved)[0]["model.init_range"] is None
+        return
+    assert resume(saved)[0]["model.init_range"] == 0.5
+    with pytest.raises(ConfigError, match=r"model\.init_range: 0\.5 → None"):
+        resume(saved, *group)
+
+
+def test_an_init_range_that_is_typed_again(saved):
+    saved["model"] |= {"init": "trunc_normal", "init_range": 0.02}
+    overrides = ["model.init=trunc_normal", "model.init_range=0.02"]
+    assert resume(saved, *overrides)[1] == []
+    saved["model"] |= {"init": "jax", "init_range": None}
+    changes = command_line_changes(composed("model.init_range=0.05"), ["model.init_range=0.05"])
+    config, _ = resumed_config(saved, changes, allow=False, source="run/config.yaml")
+    with pytest.raises(ConfigError, match=r"^model\.init_range does nothing with model\.init=jax"):
+        validate(config)
 
 
 def test_a_broken_configuration_names_its_file(saved):

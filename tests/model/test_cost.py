@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit.model.cost import WholeSequence, count_macs, stage_shapes, training_memory
+from vit.model.cost import WholeSequence, count_macs, stage_shapes
 from vit.model.vision_transformer import VisionTransformer
 
 SMALL = {
@@ -77,16 +77,3 @@ def test_counting_leaves_the_model_as_it_was(training):
     assert model.training == training
     assert not any(module._forward_hooks for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_training_memory_by_purpose():
-    model = VisionTransformer(**SMALL)
-    memory = training_memory(model, batch_size=3, bytes_per_activation=2, averaged=False)
-    weights = 4 * model.num_parameters()
-    assert memory["weights"] == memory["gradients"] == weights
-    assert memory["optimizer (two moments)"] == 2 * weights
-    assert memory["average"] == 0
-    N, D, M, L = 17, 32, 128, 2
-    assert memory["activations"] == 3 * N * L * (16 * D + 2 * (6 * D + 2 * M))
-    averaged = training_memory(model, batch_size=3, bytes_per_activation=2, averaged=True)
-    assert averaged["average"] == weights

@@ -75,6 +75,26 @@ def test_masked_and_pruned_logits_agree_also_when_pruned_twice(changes):
     )
 
 
+@pytest.mark.parametrize(
+    "shape", [(), (3,), (5,), (5, 4), (4, 3), (2, 4), (1, 3, 4), (3, 3, 5), (6, 4, 3), (1, 6, 3, 4)]
+)
+def test_masks_of_other_shapes_are_refused(shape):
+    model, images = build(), batch(6)[0]
+    with pytest.raises(ValueError, match=r"\(4,\) .* \(3, 4\), or \(6, 3, 4\)") as caught:
+        model.trace(images, torch.ones(shape))
+    assert str(shape) in str(caught.value)
+
+
+def test_masks_of_one_attention():
+    attention = build().encoder.blocks[0].attention
+    x = torch.randn(2, 5, 32)
+    for shape in ((4,), (2, 4)):
+        attention.trace(x, None, torch.ones(shape))
+    for shape in ((), (1,), (3,), (3, 4), (2, 3), (2, 1, 4)):
+        with pytest.raises(ValueError, match=r"head_mask must be \(4,\), or \(2, 4\)"):
+            attention.trace(x, None, torch.ones(shape))
+
+
 def test_a_mask_for_each_image():
     model, images = build(), batch(3)[0]
     masks = torch.rand(3, 3, 4)

@@ -59,6 +59,26 @@ def test_truncated_normal():
         assert 0 < token.abs().max() <= 0.04
 
 
+def test_the_range_of_truncated_normal_is_that_of_deit_unless_given():
+    states = []
+    for changes in ({}, {"init_range": None}, {"init_range": 0.02}):
+        torch.manual_seed(3)
+        model = VisionTransformer(**SMALL, init="trunc_normal", **changes)
+        states.append(model.state_dict())
+    for state in states[1:]:
+        assert all(torch.equal(states[0][name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("init", sorted(set(NAMES) - {"trunc_normal"}))
+def test_a_range_is_refused_where_it_would_do_nothing(init):
+    """Also the default one: who gives it expects it to count."""
+    for init_range in (0.05, 0.02):
+        with pytest.raises(ValueError, match=f"init_range belongs to .*init={init}"):
+            VisionTransformer(**SMALL, position="rope2d", init=init, init_range=init_range)
+    with pytest.raises(ValueError, match="init_range must be positive, got 0"):
+        VisionTransformer(**SMALL, init="trunc_normal", init_range=0)
+
+
 @pytest.mark.parametrize("init", NAMES)
 def test_the_same_seed_gives_the_same_weights(init):
     states = []

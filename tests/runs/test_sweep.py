@@ -61,9 +61,14 @@ def test_jobs_are_ranked_and_the_crashed_come_last(four_jobs):
     lines = table(rows).splitlines()
     first = [cell.strip() for cell in lines[2].split("|")[1:-1]]
     assert first == ["1", "1", "70.00%", "65.00%", "finished", "optimizer.lr=2"]
-    assert "crashed: signal SIGKILL" in lines[4]
-    # No second table: no jobs differ in the seed alone
-    assert lines[6:] == ["", "best: python train.py optimizer.lr=2"]
+    third = [cell.strip() for cell in lines[4].split("|")[1:-1]]
+    assert third == ["", "2", "", "", "crashed", "optimizer.lr=3"]
+    # Reasons stand below, so that none makes the table wide. No second table: no jobs differ in the
+    # seed alone
+    assert "best: python train.py optimizer.lr=2" in lines[6:]
+    crashed, failed = lines[-2:]
+    assert crashed.startswith("job 2 crashed: signal SIGKILL")
+    assert failed == "job 3 failed: optimizer.lr must be positive"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What each of several processes does: together it is what one process would do."""
 
-from types import SimpleNamespace
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from vit.data.sample_order import SampleOrder
 from vit.data.splits import ImageDataset
 from vit.data.training_transform import TrainingTransform
 from vit.evaluation.accuracy import evaluate
+from vit.runtime.machine import Machine
 from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
@@ -57,7 +58,7 @@ def make_batches(data: ImageDataset, channels: int, processes: Processes) -> Bat
         augmentation=augmentation,
         order=SampleOrder(len(data.train), 10, SEED),
         batch_size=10,
-        machine=SimpleNamespace(processes=processes, device=CPU, workers=0),
+        machine=Machine(device=CPU, processes=processes, workers=0, sharded=False),
         stop=StopSignal(),
     )
 
@@ -98,21 +99,33 @@ def test_evaluation_counts_every_image_once(n, count):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     whole = evaluation_batches(images, 5, preprocessing, 0, CPU)
     expected = evaluate(model, whole, precision)
+    assert expected["n"] == n
 
-    sums, lengths = [], []
+    # What each process would add up over all of them
+    parts: list[list[torch.Tensor]] = []
+    batches_of: list[list] = []
+    for rank in range(count):
+        parts.append([])
+        batches_of.append(list(evaluation_batches(images, 5, preprocessing, 0, CPU, rank, count)))
+        evaluate(model, batches_of[rank], precision, over_processes=noting(parts[rank]))
 
-    def collect(own: torch.Tensor) -> torch.Tensor:
-        sums.append(own)
+    # Otherwise some would wait for the others forever
+    lengths = [[len(labels) for _, labels in batches] for batches in batches_of]
+    assert all(length == lengths[0] for length in lengths)
+    sums = [torch.stack(tensors).sum(0) for tensors in zip(*parts, strict=True)]
+    for batches in batches_of:
+        replies = iter(sums)
+        metrics = evaluate(
+            model, batches, precision, over_processes=lambda own, replies=replies: next(replies)
+        )
+        assert metrics == pytest.approx(expected)
+
+
+def noting(tensors: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Stands in for the sum over the processes: notes what this process would add."""
+
+    def note(own: torch.Tensor) -> torch.Tensor:
+        tensors.append(own.clone())
         return own.clamp(min=1)  # this process alone may have counted no image
 
-    for rank in range(count):
-        batches = list(evaluation_batches(images, 5, preprocessing, 0, CPU, rank, count))
-        lengths.append([len(labels) for _, labels in batches])
-        evaluate(model, batches, precision, over_processes=collect)
-    # Otherwise some would wait for the others forever
-    assert all(length == lengths[0] for length in lengths)
-    counted, loss, top1, top5 = torch.stack(sums).sum(0).tolist()
-    assert counted == expected["n"] == n
-    assert (loss / n, top1 / n, top5 / n) == pytest.approx(
-        (expected["loss"], expected["top1"], expected["top5"])
-    )
+    return note

@@ -125,9 +125,9 @@ def test_a_long_run_is_forecast_with_advice(tmp_path, log_lines, monkeypatch):
         now[0] += 10.0
         observer.state.progress.step = step
         observer.forecast_if_due()
-    # Ten seconds a step, 999 steps to go
+    # Ten seconds a step, and 1,000 steps to go after the second
     forecast, advice = log_lines
-    assert "2:46:30" in forecast
+    assert "2:46:40" in forecast
     assert advice == "take a smaller model"
 
 

@@ -12,7 +12,7 @@ from vit.runs.folder import RunFolder
 from vit.runtime.machine import Machine
 from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
-from vit.training import start
+from vit.training import prepare, start
 from vit.training.state import Progress
 
 SMALL = [
@@ -37,7 +37,7 @@ def make_data(num_images=40):
 
 
 def make_batches(config):
-    return start.make_batches(config, make_data(), make_machine(), StopSignal())
+    return prepare.make_batches(config, make_data(), make_machine(), StopSignal())
 
 
 def make_run_state(config, new=True):
@@ -46,7 +46,7 @@ def make_run_state(config, new=True):
 
 
 def plan_of(*overrides, num_images=40, count=1):
-    return start.make_plan(
+    return prepare.make_plan(
         configured(*SMALL, *overrides), make_data(num_images), make_machine(count)
     )
 

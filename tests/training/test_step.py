@@ -59,7 +59,7 @@ def test_drop_path_does_not_depend_on_the_micro_batches():
 
 
 def test_the_row_holds_the_batchs_loss_hits_and_gradient_norm():
-    model = make_model(torch.float64, init_range=0.3)
+    model = make_model(torch.float64, init="trunc_normal", init_range=0.3)
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
     images, labels = batch(0)
     images = images.double()

@@ -8,7 +8,14 @@ from fnmatch import fnmatchcase
 import pytest
 import timm
 import torch
-from foreign_families import BUILDERS, Row, largest_difference, rows, save_folder
+from foreign_families import (
+    BUILDERS,
+    Row,
+    largest_difference,
+    rows,
+    save_folder,
+    true_setting,
+)
 from foreign_models import TOLERANCE, images
 from timm.models import _registry as registry
 
@@ -65,7 +72,7 @@ def check_verdict(verdict: str, path, theirs: torch.nn.Module) -> str:
         # It is reported; with the true value the rest is exact
         key = assumption[1]
         assert key in weights.assumed
-        truth = getattr(theirs.config, key)
+        truth = true_setting(theirs, key)
         assert weights.model[key] != truth
         weights = replace(weights, model=weights.model | {key: truth})
     ours = VisionTransformer(**{"num_classes": 2, **weights.model}).eval()

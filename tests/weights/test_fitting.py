@@ -57,6 +57,21 @@ def test_positions_and_channels_are_resized_and_the_head_starts_anew(saved):
     assert torch.allclose(model.embeddings.position_embedding, positions, atol=1e-6)
 
 
+def test_an_oblong_that_was_taken_for_a_square_is_not_resized(tmp_path):
+    """The number of positions doesn't tell 4 × 9 patches from 6 × 6."""
+    theirs = own_model(image_size=(32, 72))
+    save_file(theirs.state_dict(), tmp_path / "bare")
+    weights = read(tmp_path / "bare")
+    assert weights.model["image_size"] == 48
+    assert "image_size" in weights.assumed
+    ours = VisionTransformer(**{**weights.model, "image_size": (32, 72)}).eval()
+    report = load_into(ours, weights)
+    assert report.resized == []
+    assert any("image_size=48 is assumed" in note for note in report.notes)
+    batch = torch.randn(2, 3, 32, 72)
+    assert torch.equal(ours(batch), theirs(batch))
+
+
 def test_the_report_says_what_became_of_the_weights(saved):
     path, _ = saved
     model = tiny(image_size=96, num_channels=1, num_classes=7, layer_norm_eps=1e-5)

@@ -189,7 +189,7 @@ def test_a_config_of_another_model_is_refused(tmp_path, theirs, value, ours):
     """Hugging Face would leave out layers without a word."""
     hf_model().save_pretrained(tmp_path)
     change_config(tmp_path, **{theirs: value})
-    with pytest.raises(CheckpointError, match=rf"safetensors: {ours} is .* stated as {value}"):
+    with pytest.raises(CheckpointError, match=rf"safetensors: {ours} is .* stated as .*{value}"):
         read(tmp_path)
 
 

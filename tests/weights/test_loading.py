@@ -1,14 +1,26 @@
 """Weights of any format: the format is recognized, and a model is built for them."""
 
+import warnings
+from pathlib import Path
+
+import numpy as np
 import pytest
+import timm
 import torch
-from foreign_models import TOLERANCE, timm_model
+from foreign_models import (
+    TOLERANCE,
+    hf_model,
+    jax_arrays,
+    own_checkpoint,
+    own_model,
+    timm_model,
+)
 from safetensors.torch import save_file
 
 from vit.config.resume import MODEL_SETTINGS_OF_WEIGHTS
 from vit.errors import CheckpointError
 from vit.model.vision_transformer import Block, VisionTransformer
-from vit.weights.loading import build, read
+from vit.weights.loading import read
 
 
 def test_unknown_names_are_listed(tmp_path):
@@ -58,6 +70,123 @@ def test_one_block_alone(tmp_path):
     with pytest.raises(CheckpointError, match="block 2: weights of another model"):
         block.load_from(read(path).tensors, 2)
     assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
+
+
+def google_model(**changes) -> VisionTransformer:
+    return own_model(num_heads=4, activation="gelu_tanh", **changes)
+
+
+def same_block(block: Block, whole: VisionTransformer, n: int) -> bool:
+    """Whether a block has taken the weights of block n, and computes the same."""
+    x = torch.randn(2, 5, 64)
+    state = whole.encoder.blocks[n].state_dict()
+    copied = all(torch.equal(tensor, state[name]) for name, tensor in block.state_dict().items())
+    with torch.inference_mode():
+        return copied and torch.equal(block.eval()(x), whole.encoder.blocks[n](x))
+
+
+def arrays_of(whole: VisionTransformer, kind: str) -> dict[str, np.ndarray]:
+    """A model's weights as arrays under Google's names, as different files hold them."""
+    arrays = jax_arrays(whole, big_vision=kind == "stacked")
+    if kind == "state":
+        arrays = {f"opt/target/{name}": array for name, array in arrays.items()}
+    if kind == "blocks alone":
+        arrays = {name: array for name, array in arrays.items() if "encoderblock" in name}
+    if kind == "stacked":
+        for name in [name for name in arrays if "encoderblock_0" in name]:
+            stack = np.stack([arrays.pop(name), arrays.pop(name.replace("_0/", "_1/", 1))])
+            arrays[name.replace("encoderblock_0", "encoderblock")] = stack
+    return arrays
+
+
+@pytest.mark.parametrize("kind", ["arrays", "state", "blocks alone", "stacked"])
+def test_one_block_of_googles_arrays(tmp_path, kind):
+    np.savez(tmp_path / "whole.npz", **jax_arrays(google_model()))
+    whole = VisionTransformer.load_from(tmp_path / "whole.npz")
+    arrays = arrays_of(google_model(), kind)
+    np.savez(tmp_path / "x.npz", **arrays)
+    for n in (0, 1):
+        block = Block(64, 4, 256, activation="gelu_tanh")
+        block.load_from(arrays, n)
+        assert same_block(block, whole, n)
+        block = Block(64, 4, 256, activation="gelu_tanh")
+        with np.load(tmp_path / "x.npz") as file:
+            block.load_from(file, n)
+        assert same_block(block, whole, n)
+    with pytest.raises(CheckpointError, match="no block 2 among"):
+        Block(64, 4, 256).load_from(arrays, 2)
+    with pytest.raises(CheckpointError, match="Google's arrays: not readable"):
+        Block(64, 4, 256).load_from(file, 0)  # it is closed
+
+
+def save_own(path):
+    own_checkpoint(path, google_model(), num_heads=4, activation="gelu_tanh")
+
+
+def save_timm(path):
+    path.mkdir()
+    changes = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "num_heads": 4}
+    model = timm_model(**changes, act_layer="gelu_tanh")
+    timm.models.save_for_hf(model, path, safe_serialization=True)
+
+
+def save_hf(path):
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}
+    hf_model(**sizes, hidden_act="gelu_new", layer_norm_eps=1e-6).save_pretrained(path)
+
+
+def save_npz(path):
+    with open(path, "wb") as file:
+        np.savez(file, **jax_arrays(google_model()))
+
+
+@pytest.mark.parametrize("save", [save_own, save_timm, save_hf, save_npz])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_block_of_a_file(tmp_path, save, kind):
+    save(tmp_path / "x")
+    whole = VisionTransformer.load_from(tmp_path / "x")
+    for n in (0, 1):
+        block = Block(64, 4, 256, activation="gelu_tanh")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            block.load_from(kind(tmp_path / "x"), n)
+        assert same_block(block, whole, n)
+    with pytest.raises(CheckpointError, match=r"block 2: weights of another model") as caught:
+        block.load_from(tmp_path / "x", 2)
+    assert str(caught.value).startswith(str(tmp_path / "x"))
+    with pytest.raises(CheckpointError, match="no readable file"):
+        block.load_from(tmp_path / "missing", 0)
+
+
+def test_a_block_with_other_settings(tmp_path):
+    """The shapes would fit, but it would compute something else."""
+    arrays = jax_arrays(google_model())
+    block = Block(64, 2, 256)
+    before = block.state_dict()["mlp.fc1.weight"].clone()
+    with pytest.raises(CheckpointError, match="block 0: num_heads is 4 there, 2 in the block"):
+        block.load_from(arrays, 0)
+    assert torch.equal(block.mlp.fc1.weight, before)
+    with pytest.warns(UserWarning, match="block 0: trained with activation=gelu_tanh"):
+        Block(64, 4, 256).load_from(arrays, 0)
+    save_npz(tmp_path / "x")
+    with pytest.warns(UserWarning, match="block 0: trained with layer_norm_eps=1e-06"):
+        Block(64, 4, 256, "gelu_tanh", layer_norm_eps=1e-5).load_from(tmp_path / "x", 0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({}, "block 0: weights of another model: .* is missing"),
+        ({"encoder.blocks.0.norm1.weight": np.zeros(64)}, "block 0: must be of tensors"),
+        ({"Transformer/encoderblock_0/LayerNorm_0/scale": np.zeros(64)}, "block 0: .* is missing"),
+        ({"Transformer/encoderblock_0/wings": np.zeros(64)}, "no part for .*wings"),
+        ({"Transformer/encoderblock/LayerNorm_0/scale": np.zeros(())}, "not readable"),
+    ],
+    ids=range(5),
+)
+def test_what_is_no_block_is_refused(weights, message):
+    with pytest.raises(CheckpointError, match=message):
+        Block(64, 4, 256).load_from(weights, 0)
 
 
 def test_a_model_is_built_in_evaluation_mode(tmp_path):

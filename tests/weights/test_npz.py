@@ -62,8 +62,10 @@ def test_big_vision(tmp_path, prefix):
         activation="gelu_tanh",
     )
     arrays = {prefix + name: array for name, array in jax_arrays(ours, big_vision=True).items()}
-    np.savez(tmp_path / "s16.npz", **arrays)
+    state = {"opt/0/count": np.zeros(1, np.float32)} if prefix else {}
+    np.savez(tmp_path / "s16.npz", **arrays, **state)
     assert difference(build(tmp_path / "s16.npz"), ours, 224) == 0
+    assert read(tmp_path / "s16.npz").left_over == tuple(state)
     arrays[prefix + "MAPHead_0/probe"] = np.zeros((1, 1, 64), np.float32)
     np.savez(tmp_path / "map.npz", **arrays)
     with pytest.raises(CheckpointError, match=r"map\.npz: pools by attention"):
@@ -102,6 +104,17 @@ def test_bfloat16(tmp_path):
         ("embedding/kernel", np.zeros(3, np.float32)),
         ("head/kernel", np.zeros((), np.float32)),
         ("Transformer/encoder_norm/scale", np.array("text")),
+        ("Transformer/encoder_norm/scale", np.ones(64, np.int8)),
+        ("Transformer/encoder_norm/scale", np.zeros((64, 3), "V3")),
+        # A query without an axis of heads would be one of 64 heads
+        (
+            "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel",
+            np.zeros((64, 64), np.float32),
+        ),
+        (
+            "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel",
+            np.zeros((64, 2, 32), np.float32),
+        ),
         (
             "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel",
             np.zeros(64, np.float32),
@@ -112,10 +125,10 @@ def test_bfloat16(tmp_path):
         ),
         ("Transformer/encoderblock_0/LayerNorm_1/scale", np.zeros(64, np.float32)),
     ],
-    ids=str,
+    ids=range(10),
 )
 def test_arrays_that_are_not_googles_are_refused(tmp_path, name, array):
-    np.savez(tmp_path / "x.npz", **jax_arrays(own_model()) | {name: array})
+    np.savez(tmp_path / "x.npz", **(jax_arrays(own_model()) | {name: array}))
     with pytest.raises(CheckpointError) as caught:
         read(tmp_path / "x.npz")
     assert str(caught.value).startswith(str(tmp_path / "x.npz"))

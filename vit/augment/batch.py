@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit.augment.affine import NUMBERS, Affine, warp
 from vit.augment.boxes import NUMBERS_PER_BOX, resized_crop_boxes, sample_numbers
 from vit.augment.operations import DrawnOperation, apply_operation
 from vit.augment.policies import Policy
+from vit.runtime.device import send
 
 
 class BatchAugmentation:
@@ -24,6 +26,7 @@ class BatchAugmentation:
     pad         fraction of the longer side to pad on each side before the random crop
     crop_scale  with pad 0, the fractions of the area that a random crop takes, or None
     flip        probability of mirroring
+    affine      rotation, translation, scaling and shear; their sampling also reaches `size`
     policies    see vit.augment.policies
     """
 
@@ -35,6 +38,7 @@ class BatchAugmentation:
         crop_scale: Sequence[float] | None,
         flip: float,
         policies: Sequence[Policy] = (),
+        affine: Affine | None = None,
     ):
         self.seed = seed
         self.size = size
@@ -42,9 +46,10 @@ class BatchAugmentation:
         self.crop_scale = crop_scale
         self.flip = flip
         self.policies = policies
+        self.affine = affine or Affine()
 
     def __call__(self, pixels: Tensor, epochs: Tensor, indices: Tensor) -> Tensor:
-        """Augment uint8 (B, C, height, width); after a resized crop it is (B, C, *size).
+        """Augment uint8 (B, C, height, width); resized or warped, it is (B, C, *size) afterwards.
 
         epochs, indices: (B,) int64 on the CPU, which pass over the data and which sample each
         image is.
@@ -61,6 +66,11 @@ class BatchAugmentation:
         elif pad or self.flip:
             offsets = (draw("crop", 2) * (2 * pad + 1)).long()
             pixels = crop_and_flip(pixels, offsets, flipped, pad)
+
+        if self.affine:
+            height, width = pixels.shape[-2:]
+            matrices = self.affine.matrices(draw("affine", NUMBERS), height, width)
+            pixels = warp(pixels, matrices, self.size)
 
         # The purposes' names are part of the result: other names are other random numbers.
         # The position of a policy tells its random numbers from those of the other policies
@@ -85,7 +95,7 @@ def crop_and_flip(pixels: Tensor, offsets: Tensor, flipped: Tensor, pad: int) ->
 
     # One gather for the whole batch, by the position of every output pixel in its padded image
     positions = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
-    positions = positions.flatten(1).to(pixels.device, non_blocking=True)
+    positions = send(positions.flatten(1), pixels.device)
     positions = positions[:, None].expand(-1, C, -1)
     return padded.flatten(2).gather(2, positions).unflatten(2, (height, width))
 
@@ -105,8 +115,9 @@ def resize_boxes(pixels: Tensor, boxes: Tensor, flipped: Tensor, size: tuple[int
     # grid_sample wants (x, y) of every output pixel
     x = x[:, None, :].expand(-1, size[0], -1)
     y = y[:, :, None].expand(-1, -1, size[1])
-    grid = torch.stack([x, y], dim=-1).to(pixels.device, non_blocking=True)
-    resized = F.grid_sample(pixels.float(), grid, align_corners=True, padding_mode="border")
+    # Within the image, so that none of the padding modes matters, one of which Metal lacks
+    grid = send(torch.stack([x, y], dim=-1).clamp(-1, 1), pixels.device)
+    resized = F.grid_sample(pixels.float(), grid, align_corners=True, padding_mode="zeros")
     return resized.round().to(torch.uint8)
 
 
@@ -150,7 +161,7 @@ def apply_drawn(pixels: Tensor, drawn: Sequence[list[DrawnOperation]], policy: P
     for turn in range(max(len(operations) for operations in drawn)):
         for operation, members in group_by_operation(drawn, turn).items():
             # Indices go to the device, so that it need not be waited for
-            chosen = torch.tensor(members).to(pixels.device, non_blocking=True)
+            chosen = send(torch.tensor(members), pixels.device)
             changed = apply_operation(pixels.index_select(0, chosen), operation, policy.settings)
             pixels.index_copy_(0, chosen, changed)
     return pixels

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vit.randomness import random_uniform
+from vit.runtime.device import send
 
 NUM_TRIES = 10  # sizes that are tried before a box gives up, as in torchvision and timm
 NUMBERS_PER_BOX = 2 * NUM_TRIES + 2  # an area and an aspect ratio for each try, then a position
@@ -87,7 +88,7 @@ def place_boxes(
 
 def box_mask(boxes: Tensor, height: int, width: int, device: torch.device) -> Tensor:
     """Boxes (B, 4) → whether a pixel lies in its image's box, bool (B, 1, height, width)."""
-    boxes = boxes.to(device, non_blocking=True)
+    boxes = send(boxes, device)
     top, left, box_height, box_width = (column[:, None] for column in boxes.unbind(1))
     rows = torch.arange(height, device=device)
     columns = torch.arange(width, device=device)

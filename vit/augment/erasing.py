@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vit.augment.boxes import NUMBERS_PER_BOX, box_mask, erasing_boxes, sample_numbers
 from vit.randomness import random_uniform
+from vit.runtime.device import send, wide_device
 
 
 def random_erase(
@@ -26,7 +27,7 @@ def random_erase(
     boxes = erasing_boxes(draw("erased box", NUMBERS_PER_BOX)[chosen], height, width)
     noise = normal_noise(images.shape[1:], epochs[chosen], indices[chosen], seed, device)
 
-    chosen = chosen.to(device, non_blocking=True)
+    chosen = send(chosen, device)
     in_box = box_mask(boxes, height, width, device)
     erased = torch.where(in_box, noise.to(images.dtype), images[chosen])
     return images.index_copy(0, chosen, erased)
@@ -36,12 +37,13 @@ def normal_noise(
     shape: torch.Size, epochs: Tensor, indices: Tensor, seed: int, device: torch.device
 ) -> Tensor:
     """Standard normal float32 (n, *shape), a function of (seed, epoch, index, pixel)."""
-    # Made on the device, since there is a number for every pixel
-    epochs = epochs.to(device, non_blocking=True)[:, None]
-    indices = indices.to(device, non_blocking=True)[:, None]
-    pixels = torch.arange(math.prod(shape), device=device)
+    # Hashed on the device where it can, since there is a number for every pixel
+    maker = wide_device(device)
+    epochs = send(epochs, maker)[:, None]
+    indices = send(indices, maker)[:, None]
+    pixels = torch.arange(math.prod(shape), device=maker)
     uniform = random_uniform(seed, "erasing noise", epochs, indices, pixels)
     # The inverse of the normal distribution; 0 itself would give minus infinity
     uniform = uniform.clamp(2.0**-25, 1 - 2.0**-24)
     noise = (uniform * 2 - 1).erfinv() * math.sqrt(2)
-    return noise.reshape(-1, *shape)
+    return send(noise.reshape(-1, *shape), device)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vit.augment.boxes import box_mask
 from vit.randomness import random_uniform
+from vit.runtime.device import send
 
 
 class Mix(NamedTuple):
@@ -59,7 +60,7 @@ class MixupCutmix:
         """
         height, width = images.shape[-2:]
         mix = self.draw(step, first, len(labels), height, width)
-        mix = Mix(*(part.to(images.device, non_blocking=True) for part in mix))
+        mix = Mix(*(send(part, images.device) for part in mix))
         return mix_images(images, mix), mix_labels(labels, mix, self.num_classes)
 
     def draw(self, step: int, first: int, count: int, height: int, width: int) -> Mix:

@@ -50,7 +50,14 @@ def build_from_header(
     require_header_keys(header, path, "config", "classes", "preprocessing")
     # Another version may have written settings that this model does not take
     try:
-        model = build_model(header["config"]["model"], len(header["classes"]))
+        # What the weights were before training does not matter, and earlier versions wrote an
+        # init_range beside every init
+        settings = {
+            key: value
+            for key, value in header["config"]["model"].items()
+            if key not in ("init", "init_range")
+        }
+        model = build_model(settings, len(header["classes"]))
         preprocessing = Preprocessing.from_dict(header["preprocessing"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vit.config.settings import (
+    BELOW_ONE,
     FRACTION,
     NOT_NEGATIVE,
     POSITIVE,
@@ -18,6 +19,8 @@ CROP_SCALE = Range(
 )
 # torchvision's RandAugment counts magnitudes to 30; check_augmentation() limits the others to 10
 MAGNITUDE = Range(lambda value: 0 <= value <= 30, "from 0 to 30")
+DEGREES = Range(lambda value: 0 <= value <= 180, "degrees from 0 to 180")
+SHEAR = Range(lambda value: 0 <= value < 90, "degrees, at least 0 and below 90")
 RANDAUGMENTS = belongs_to(
     "augment.policy", "randaugment", "randaugment_big_vision", "randaugment_timm"
 )
@@ -34,6 +37,12 @@ class AugmentConfig:
     crop_scale: list[float] | None = setting(CROP_SCALE)
     # Probability of mirroring, where data.mirror allows it
     flip: float = setting(PROBABILITY)
+    # Affine changes, each uniform up to this amount to either side: degrees of rotation,
+    # translation as a fraction of the sides, a factor within 1 ± scale, degrees of shear
+    rotate: float = setting(DEGREES)
+    translate: float = setting(PROBABILITY)
+    scale: float = setting(BELOW_ONE)
+    shear: float = setting(SHEAR)
     # A name in vit.augment.policies
     policy: str = setting()
     # RandAugment: operations an image, and their strength

@@ -206,8 +206,16 @@ def from_dict(container: dict[str, Any], source: str) -> Config:
     Keys that the version which saved it did not have yet get their defaults. Raises ConfigError,
     naming `source`, where the container does not fit the schema.
     """
+    return from_current_dict(migrate(container), source)
+
+
+def from_current_dict(container: dict[str, Any], source: str) -> Config:
+    """from_dict() for a container that was typed by a user of this version, in part at least.
+
+    What earlier versions ignored is kept, so that validate() can refuse it.
+    """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), default_values(), migrate(container))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), default_values(), container)
         return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {first_line(error)}") from None
@@ -261,11 +269,25 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def migrate(container: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration that an earlier version saved, with the names its keys have now."""
+    """Return a configuration that an earlier version saved, with the keys and values of today."""
+    return migrate_init_range(migrate_randaugment(container))
+
+
+def migrate_init_range(container: dict[str, Any]) -> dict[str, Any]:
+    """It was always set, to 0.02 by default, and had no effect but with init=trunc_normal."""
+    model = container.get("model")
+    if not isinstance(model, dict) or model.get("init_range") is None:
+        return container
+    if model.get("init") == "trunc_normal" and model["init_range"] != 0.02:
+        return container
+    return {**container, "model": {**model, "init_range": None}}
+
+
+def migrate_randaugment(container: dict[str, Any]) -> dict[str, Any]:
+    """There was one RandAugment, torchvision's, and 0 operations switched it off."""
     augment = dict(container.get("augment") or {})
     if "randaugment_ops" not in augment:
         return container
-    # There was one RandAugment, torchvision's, and 0 operations switched it off
     ops = augment.pop("randaugment_ops")
     magnitude = augment.pop("randaugment_magnitude", None)
     if ops:

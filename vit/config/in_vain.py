@@ -6,10 +6,11 @@ always, so that only the command line tells whether somebody means it. Values th
 give, and those of a run that is resumed, are not looked at.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from vit.config.config import Config
+from vit.config.model import ModelConfig
 from vit.config.resume import overridden_keys
 from vit.errors import ConfigError
 
@@ -49,11 +50,6 @@ CASES = (
         "model.resnet_style",
         lambda config: config.model.resnet_stages is None,
         "without model.resnet_stages",
-    ),
-    Case(
-        "model.init_range",
-        lambda config: config.model.init != "trunc_normal",
-        "without model.init=trunc_normal",
     ),
     Case(
         "data.mirror",
@@ -114,13 +110,22 @@ CASES_OF_FILES = (
 )
 
 
+def check_typed_model(model: ModelConfig, typed: Collection[str]) -> None:
+    """check_typed() for the group `model` alone; typed: keys with dots, such as model.mlp_ratio."""
+    of_model = [case for case in CASES if case.key.startswith("model.")]
+    check_cases(of_model, Config(model=model), typed)
+
+
 def check_typed(config: Config, overrides: Sequence[str], reads_files: bool) -> None:
     """Raise ConfigError for the first key of the command line that would change nothing.
 
     reads_files: whether the images are in files, and not all in memory.
     """
-    typed = overridden_keys(overrides)
     of_data = CASES_OF_FILES if reads_files else CASES_OF_MEMORY
-    for case in CASES + of_data:
+    check_cases(CASES + of_data, config, overridden_keys(overrides))
+
+
+def check_cases(cases: Sequence[Case], config: Config, typed: Collection[str]) -> None:
+    for case in cases:
         if case.key in typed and case.in_vain(config):
             raise ConfigError(f"{case.key} does nothing {case.beside}; leave it out")

@@ -8,6 +8,7 @@ from vit.config.settings import (
     NOT_NEGATIVE,
     POSITIVE,
     Range,
+    belongs_to,
     one_of,
     setting,
 )
@@ -76,4 +77,5 @@ class ModelConfig:
     # {layer: [heads to leave out]}, as vit.prune writes it into a checkpoint
     pruned_heads: Any = setting()
     init: str = setting(one_of("jax", "xavier", "trunc_normal", "local"))
-    init_range: float = setting(POSITIVE)
+    # Standard deviation; null: 0.02
+    init_range: float | None = setting(POSITIVE, belongs=belongs_to("model.init", "trunc_normal"))

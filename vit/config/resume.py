@@ -10,7 +10,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vit.config.config import Config, flatten, from_dict, to_dict, with_changes
+from vit.config.config import (
+    Config,
+    flatten,
+    from_current_dict,
+    from_dict,
+    migrate,
+    to_dict,
+    with_changes,
+)
 from vit.config.settings import BITS_MAY_DIFFER, FREE, settings_of
 from vit.errors import ConfigError
 
@@ -89,7 +97,7 @@ def with_settings_of_weights(
 
     given = set(overridden_keys(overrides))
     changes = {key: value for key, value in adopted.items() if key not in given}
-    return from_dict(with_changes(to_dict(config), changes), source)
+    return from_current_dict(with_changes(to_dict(config), changes), source)
 
 
 def notable_settings(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
@@ -117,7 +125,8 @@ def resumed_config(
     # By way of the schema, so that a run of an earlier version has all keys of this one
     saved = to_dict(from_dict(saved, source))
     changed = with_changes(saved, changes)
-    before, after = flatten(saved), flatten(changed)
+    # Migrated, so that model.init_range=0.02 typed again is no other than the default it was
+    before, after = flatten(saved), flatten(migrate(changed))
 
     # Repeating the command that started the run must not take back what came with its weights: a
     # group on the command line (model=vit_b16) gives all of its keys
@@ -152,4 +161,4 @@ def resumed_config(
             f"resuming with another configuration would be another run ({'; '.join(refused)}); "
             "leave these as they were, or add resume_changed=allow"
         )
-    return from_dict(changed, source), warnings
+    return from_current_dict(changed, source), warnings

@@ -27,6 +27,7 @@ from vit.data.layouts import find_layout, folder_name
 from vit.data.splits import ImageDataset, ImageSplit, hold_out, sample_evenly
 from vit.data.tar_index import CLASSES, SPLITS, index_split
 from vit.errors import ConfigError, DataError
+from vit.runtime.device import wide_device
 
 
 class Request(NamedTuple):
@@ -258,14 +259,15 @@ def read_cifar(dataset: type[CIFAR10], request: Request) -> Splits:
 
 def make_synthetic(request: Request, *, num_classes: int, num_images: int) -> Splits:
     """Noise of the model's image size, for speed tests without a disk or a decoder."""
-    # The same noise for every run, so that speeds can be compared
-    generator = torch.Generator(request.device).manual_seed(0)
+    # The same noise for every run, so that speeds can be compared; Metal makes no bytes
+    device = wide_device(request.device)
+    generator = torch.Generator(device).manual_seed(0)
     pixels = torch.randint(
         0,
         256,
         (num_images, *request.image_shape),
         dtype=torch.uint8,
-        device=request.device,
+        device=device,
         generator=generator,
     )
     labels = torch.arange(num_images) % num_classes

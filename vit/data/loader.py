@@ -25,6 +25,7 @@ from vit.data.splits import ImageSplit
 from vit.data.training_transform import TrainingTransform
 from vit.errors import DataError
 from vit.randomness import random_seed
+from vit.runtime.device import send
 
 log = logging.getLogger("vit")
 
@@ -154,7 +155,7 @@ def decode_batches(
             raise batch
         pixels, labels, unreadable = batch
         report_skipped(unreadable, skipped, len(dataset.images))
-        yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        yield send(pixels, device), send(labels, device)
 
 
 def report_skipped(unreadable: list[str], skipped: set[str], num_images: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from vit.data.image_files import open_image, to_mode, to_pixels
+from vit.runtime.device import send
 
 PIL_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -114,7 +115,7 @@ class Preprocessing:
 
     def per_channel(self, values: Sequence[float], like: Tensor) -> Tensor:
         """Numbers as (1, C, 1, 1): three are averaged for gray, one is repeated for RGB."""
-        tensor = torch.tensor(values, dtype=like.dtype, device=like.device)
+        tensor = send(torch.tensor(values, dtype=like.dtype), like.device)
         if self.num_channels == 1:
             tensor = tensor.mean().expand(1)
         else:

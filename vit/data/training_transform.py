@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from vit.augment.affine import NUMBERS, Affine, warp
 from vit.augment.image import Crop, apply_policies, draw_crop, random_flip
 from vit.augment.policies import Policy
 from vit.data.image_files import decode_jpeg, exif_orientation, open_lazily, to_mode, to_pixels
@@ -21,6 +23,7 @@ class TrainingTransform:
                 image is resized and cropped as in evaluation
     flip        probability of mirroring
     policies    see vit.augment.policies
+    affine      rotation, translation, scaling and shear
     """
 
     def __init__(
@@ -29,11 +32,13 @@ class TrainingTransform:
         crop_scale: Sequence[float] | None,
         flip: float,
         policies: Sequence[Policy] = (),
+        affine: Affine | None = None,
     ):
         self.preprocessing = preprocessing
         self.crop_scale = crop_scale
         self.flip = flip
         self.policies = policies
+        self.affine = affine or Affine()
 
     def __call__(self, path: str | Path) -> Tensor:
         """Raises DataError, naming the path, for a file that cannot be read."""
@@ -42,6 +47,10 @@ class TrainingTransform:
         else:
             pixels = self.random_crop(path, self.crop_scale)
         pixels = random_flip(pixels, self.flip)
+        if self.affine:
+            height, width = pixels.shape[-2:]
+            matrices = self.affine.matrices(torch.rand(1, NUMBERS), height, width)
+            pixels = warp(pixels[None], matrices, (height, width))[0]
         if not self.policies:
             return pixels.contiguous()
         image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy())

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vit.runtime.device import to_float64, wide_device
 from vit.runtime.memory import MemoryLimit
 from vit.runtime.precision import Precision
 
@@ -30,7 +31,7 @@ def evaluate(
     Batches that the memory can't hold are computed in parts; the result does not depend on either,
     up to the rounding of sums.
 
-    confusion: int64 (classes, classes) on the device. Every image of this process is added to it,
+    confusion: int64 (classes, classes) on any device. Every image of this process is added to it,
         at the row of its true class and the column of the predicted one.
     over_processes: sums a tensor over the processes that share the images; None: there is one.
     prepare: makes the model's input of a batch's images; None: they are that already.
@@ -49,13 +50,15 @@ def evaluate(
             logits = model(inputs)
         return measure_logits(logits, labels)
 
-    # Images, loss, top-1 hits and top-5 hits; they stay on the device until the end
-    sums = torch.zeros(4, dtype=torch.float64, device=precision.device)
+    # Loss, images, top-1 hits and top-5 hits. They stay on the device until the end, unless it
+    # has no float64: then it is waited for after every batch
+    sums = torch.zeros(4, dtype=torch.float64, device=wide_device(precision.device))
     for images, labels in batches:
         # What is out of memory has not been counted, and is measured again in smaller parts
         for part_sums, targets, predicted in memory.parts(measure, images, labels):
             sums += part_sums
             if confusion is not None:
+                targets, predicted = targets.to(confusion.device), predicted.to(confusion.device)
                 cells = (targets.clamp(min=0), predicted)
                 confusion.index_put_(cells, (targets >= 0).long(), accumulate=True)
             if counted is not None:
@@ -63,23 +66,24 @@ def evaluate(
     # The only wait for the device, and for the other processes
     if over_processes is not None:
         sums = over_processes(sums)
-    n, loss, top1, top5 = sums.tolist()
+    loss, n, top1, top5 = sums.tolist()
     return {"n": int(n), "loss": loss / n, "top1": top1 / n, "top5": top5 / n}
 
 
 def measure_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (sums, labels, predicted classes) of logits (B, classes) and labels int64 (B,).
 
-    sums: the number of images, the sum of their cross-entropies, of top-1 hits and of top-5 hits,
-    float64 (4,).
+    sums: of the images' cross-entropies, the number of images, of top-1 hits and of top-5 hits,
+    float64 (4,) on wide_device().
     """
     # Ranks and losses in float32, whatever precision the model computed in
     logits = logits.float()
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = best == labels[:, None]
     losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1)
-    sums = [(labels >= 0).sum(), losses.double().sum(), hits[:, 0].sum(), hits.sum()]
-    return torch.stack(sums), labels, best[:, 0]
+    counts = torch.stack([(labels >= 0).sum(), hits[:, 0].sum(), hits.sum()])
+    sums = torch.cat([to_float64(losses).sum()[None], to_float64(counts)])
+    return sums, labels, best[:, 0]
 
 
 def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:

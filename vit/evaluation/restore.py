@@ -16,6 +16,7 @@ from vit.checkpoints.model import build_model, load_with_header
 from vit.checkpoints.run import check_classes
 from vit.config.config import Config, from_dict, group_to_dict, with_changes
 from vit.config.data import DataConfig, data_arguments
+from vit.config.in_vain import check_typed_model
 from vit.config.model import ModelConfig
 from vit.config.resume import MODEL_SETTINGS_OF_WEIGHTS, PREPROCESSING_OF_WEIGHTS
 from vit.config.settings import check_ranges
@@ -195,13 +196,11 @@ def restore_pretrained(
     if weights.preprocessing is None:
         print(
             "the file holds no preprocessing: images are resized to the model's size (bilinear), "
-            "mean and std 0.5"
+            "mean and std 0.5; data.mean, data.std, data.eval_crop and data.interpolation change it"
         )
 
     data_config = DataConfig(**group_to_dict("data", DataConfig, data))
-    loaded.preprocessing = with_typed_settings(
-        weights.preprocessing or assumed_preprocessing(loaded), data_config, typed
-    )
+    loaded.preprocessing = preprocessing_for(loaded, weights, data_config, typed)
     # Only the batch size is used of the latter
     train_config = TrainConfig(**group_to_dict("train", TrainConfig, {}))
     config = Config(data=data_config, train=train_config)
@@ -238,12 +237,14 @@ def build_for_weights(
     """
     arguments = {key: value for key, value in weights.model.items() if key != "num_classes"}
     if model is not None:
+        values = group_to_dict("model", ModelConfig, model)
+        check_typed_model(ModelConfig(**values), typed)
         trained_with = {
             key: value
             for key, value in arguments.items()
             if key in MODEL_SETTINGS_OF_WEIGHTS and f"model.{key}" not in typed
         }
-        arguments = group_to_dict("model", ModelConfig, model) | trained_with
+        arguments = values | trained_with
     try:
         return build_model(arguments, weights.model.get("num_classes", 0))
     except ValueError as error:
@@ -252,14 +253,19 @@ def build_for_weights(
         ) from None
 
 
-def with_typed_settings(
-    preprocessing: Preprocessing, data: DataConfig, typed: Collection[str]
+def preprocessing_for(
+    model: VisionTransformer, weights: Weights, data: DataConfig, typed: Collection[str]
 ) -> Preprocessing:
-    """The preprocessing with the keys of the group `data` that are typed (data.mean, …)."""
-    changes = {
-        key: getattr(data, key) for key in PREPROCESSING_OF_WEIGHTS if f"data.{key}" in typed
-    }
-    return Preprocessing.from_dict(preprocessing.to_dict() | changes)
+    """What the file of the weights says, or else the assumed, for a model of maybe another size.
+
+    The keys of the group `data` that are typed (data.mean, …) win over both.
+    """
+    assumed = assumed_preprocessing(model)
+    changes = {"image_size": assumed.image_size, "num_channels": assumed.num_channels}
+    for key in PREPROCESSING_OF_WEIGHTS:
+        if f"data.{key}" in typed:
+            changes[key] = getattr(data, key)
+    return Preprocessing.from_dict((weights.preprocessing or assumed).to_dict() | changes)
 
 
 def assumed_preprocessing(model: VisionTransformer) -> Preprocessing:

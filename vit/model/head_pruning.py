@@ -42,6 +42,39 @@ def removed_heads(model: "VisionTransformer") -> dict[int, list[int]]:
     return removed
 
 
+def split_head_mask(model: "VisionTransformer", mask: Tensor | None, count: int) -> list:
+    """The mask of every layer, (H,) or (B, H) each, or None for all of them.
+
+    mask: a factor for every head by its original number, (H,) for all layers, (L, H), or (B, L, H)
+    for each of `count` images. Raises ValueError, which names these shapes, for another.
+    """
+    layers = attention_modules(model)
+    if mask is None:
+        return [None] * len(layers)
+    L, H = len(layers), num_original_heads(layers[0])
+    if tuple(mask.shape) not in ((H,), (L, H), (count, L, H)):
+        raise ValueError(
+            f"head_mask must be ({H},) for all layers, ({L}, {H}), or ({count}, {L}, {H}) for each "
+            f"image: images, layers, heads; got {tuple(mask.shape)}"
+        )
+    return [mask] * L if mask.dim() == 1 else list(mask.unbind(-2))
+
+
+def select_heads(attention: "Attention", mask: Tensor, count: int) -> Tensor:
+    """The factors of the heads that are left, to multiply (B, H, N, N) by.
+
+    mask: by the original numbers, (H,) or (B, H) for each of `count` images. Raises ValueError,
+    which names these shapes, for another.
+    """
+    H = num_original_heads(attention)
+    if tuple(mask.shape) not in ((H,), (count, H)):
+        raise ValueError(
+            f"head_mask must be ({H},), or ({count}, {H}) for each image: images, heads; "
+            f"got {tuple(mask.shape)}"
+        )
+    return mask[..., attention.heads, None, None]
+
+
 def importance(model: "VisionTransformer", batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """How much each head matters to the loss on batches of (images, labels).
 

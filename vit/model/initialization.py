@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 NAMES = ("jax", "xavier", "trunc_normal", "local")
 
+# The standard deviation of trunc_normal in DeiT
+INIT_RANGE = 0.02
+
 # The standard deviation of a standard normal cut at two deviations; flax divides by it.
 CUT_DEVIATION = 0.87962566103423978
 
@@ -37,7 +40,7 @@ def truncated_normal(tensor: Tensor, std: float) -> Tensor:
 
 
 @torch.no_grad()
-def initialize(model: "VisionTransformer", init: str, init_range: float) -> None:
+def initialize(model: "VisionTransformer", init: str, init_range: float | None) -> None:
     """Initialize all weights of a VisionTransformer, in place.
 
     init           matrices and convolutions             MLP biases   positions, registers
@@ -45,18 +48,25 @@ def initialize(model: "VisionTransformer", init: str, init_range: float) -> None
                    lecun-normal patch embedding and
                    pooler, zero head, as in vit_jax
     xavier         Xavier-uniform                        N(0, 1e-6)   N(0, 0.02)
-    trunc_normal   N(0, init_range) cut at 2σ            0            as the matrices
-                   (as in DeiT)
+    trunc_normal   N(0, init_range) cut at 2σ, where     0            as the matrices
+                   None stands for 0.02, as in DeiT
     local          as jax, and then each head is pointed at a neighboring patch
 
     Other biases are 0. The class token is 0, with trunc_normal it is drawn as the positions are.
-    Norms keep their ones and zeros. Raises ValueError for another name.
+    Norms keep their ones and zeros. Raises ValueError for another name, and for an init_range that
+    is not positive or given with one that has no such range.
 
     Sources: the code of Dosovitskiy et al. 2021 (github.com/google-research/vision_transformer);
     Glorot & Bengio 2010; Touvron et al. 2021 (DeiT, arXiv:2012.12877).
     """
     if init not in NAMES:
         raise ValueError(f"init must be one of {', '.join(NAMES)}, got {init}")
+    if init_range is None:
+        init_range = INIT_RANGE
+    elif init != "trunc_normal":
+        raise ValueError(f"init_range belongs to init=trunc_normal; leave it out with init={init}")
+    elif init_range <= 0:
+        raise ValueError(f"init_range must be positive, got {init_range}")
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             initialize_weight(name, module, init, init_range)

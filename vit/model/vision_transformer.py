@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vit.model.activations import build_activation
-from vit.model.head_pruning import remove_heads
+from vit.model.head_pruning import remove_heads, select_heads, split_head_mask
 from vit.model.initialization import initialize
 from vit.model.positions import Size, fixed_positions, patch_grid, rope2d, rotate
 from vit.model.resnet_stem import ResNetStem
@@ -276,7 +276,7 @@ class Attention(nn.Module):
         probabilities = F.dropout(scores.softmax(dim=-1), self.attention_dropout, self.training)
         masked = probabilities
         if head_mask is not None:
-            masked = probabilities * head_mask[..., self.heads, None, None]
+            masked = probabilities * select_heads(self, head_mask, len(x))
         context = (masked @ value).transpose(1, 2).flatten(2)  # (B, N, H·K)
         return self.dropout(self.projection(context)), probabilities
 
@@ -380,14 +380,15 @@ class Block(nn.Module):
         x = x + self.scale1(attended)
         return x + self.scale2(self.mlp(self.norm2(x))), probabilities
 
-    def load_from(self, weights: Mapping[str, Tensor], n: int) -> None:
-        """Copy block n out of the tensors of a whole model, under the names of its state_dict().
+    def load_from(self, weights: Path | str | Mapping[str, Any], n: int) -> None:
+        """Copy block n of a whole model: a file or folder of any format, tensors under the names of
+        VisionTransformer.state_dict(), or Google's arrays (a mapping, or an open np.load(file)).
 
         Raises CheckpointError, and changes nothing, where they don't fit.
         """
-        from vit.checkpoints.model import load_weights, strip_prefix  # it imports this module
+        from vit.weights.loading import load_block  # it imports this module
 
-        load_weights(self, strip_prefix(dict(weights), f"encoder.blocks.{n}."), f"block {n}")
+        load_block(self, weights, n)
 
 
 class Encoder(nn.Module):
@@ -477,7 +478,8 @@ class VisionTransformer(nn.Module):
     resnet_stages            bottleneck units in each stage of the hybrid's ResNet, or None
     resnet_style             jax or timm, see ResNetStem
     pruned_heads             {layer: heads to leave out}
-    init, init_range         jax, xavier, trunc_normal or local, see vit/model/initialization.py
+    init, init_range         jax, xavier, trunc_normal (init_range is of it alone; None: 0.02) or
+                             local, see vit/model/initialization.py
 
     Raises ValueError where a size is not positive or doesn't divide, or a name is unknown.
     Table 1 of the paper has the sizes B, L and H, table 1 of Touvron et al. 2021 (DeiT,
@@ -505,7 +507,7 @@ class VisionTransformer(nn.Module):
         global_pool: str = "cls", representation_size: int | None = None,
         resnet_stages: Sequence[int] | None = None, resnet_style: str = "jax",
         pruned_heads: Mapping[int, Sequence[int]] | None = None,
-        init: str = "jax", init_range: float = 0.02,
+        init: str = "jax", init_range: float | None = None,
     ):  # fmt: skip
         super().__init__()
         if global_pool not in ("cls", "mean") or (global_pool == "cls" and not cls_token):
@@ -570,14 +572,13 @@ class VisionTransformer(nn.Module):
 
         It is differentiable, also in head_mask: a factor for every head by its original number, of
         shape (H,) for all layers, (L, H), or (B, L, H) for each image; 0 switches a head off.
+        Raises ValueError for other shapes.
         """
+        masks = split_head_mask(self, head_mask, len(images))
         hidden_states, attentions = [self.embeddings(images)], []
-        for n, block in enumerate(self.encoder.blocks):
+        for block, mask in zip(self.encoder.blocks, masks, strict=True):
             assert isinstance(block, Block)
-            block_mask = head_mask
-            if head_mask is not None and head_mask.dim() > 1:
-                block_mask = head_mask[..., n, :]
-            x, probabilities = block.trace(hidden_states[-1], self.encoder.rotation, block_mask)
+            x, probabilities = block.trace(hidden_states[-1], self.encoder.rotation, mask)
             hidden_states.append(x)
             attentions.append(probabilities)
         sequence = self.encoder.norm(hidden_states[-1])

@@ -6,6 +6,7 @@ import sys
 import time
 
 import torch
+from torch import Tensor
 
 from vit.errors import ConfigError
 
@@ -35,6 +36,25 @@ def choose_device(name: str) -> torch.device:
             f"runtime.device={name}: this machine has none that PyTorch can use; it has {usable}"
         )
     return torch.device(name)
+
+
+def wide_device(device: torch.device) -> torch.device:
+    """Return where float64 and 64-bit integers are computed for a device: there, or on the CPU.
+
+    Apple's GPUs have no float64, and not every operation on 64-bit integers.
+    """
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def to_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on wide_device(). Waits for a device that has none."""
+    return tensor.to(wide_device(tensor.device)).double()
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the CPU to a device, without making the host wait where that is safe."""
+    # Metal reads the source later, when nobody may hold it anymore (pytorch/pytorch#189690)
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def describe_device(device: torch.device) -> str:

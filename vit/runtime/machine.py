@@ -58,8 +58,8 @@ class Machine:
             )
 
         # One GPU a process; collectives use the current device
+        require_gpus(chosen, processes.local_count)
         if chosen.type == "cuda":
-            require_gpus(processes.local_count)
             chosen = torch.device("cuda", processes.local_rank)
             torch.cuda.set_device(chosen)
 
@@ -85,9 +85,12 @@ class Machine:
         return f"{count} processes, each {device}" if count > 1 else device
 
 
-def require_gpus(processes: int) -> None:
-    """Raise ConfigError where this machine has fewer GPUs than processes of the run."""
-    gpus = torch.cuda.device_count()
+def require_gpus(device: torch.device, processes: int) -> None:
+    """Raise ConfigError where the device is a GPU, and this machine has fewer than processes."""
+    if device.type == "cpu":
+        return
+    # Apple's has no collectives either
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 1
     if processes > gpus:
         raise ConfigError(
             f"runtime.processes={processes}: each process needs a GPU of its own, and this machine "

@@ -19,6 +19,7 @@ from vit.data.training_transform import TrainingTransform
 from vit.errors import Stopped
 from vit.evaluation.accuracy import evaluate
 from vit.model.vision_transformer import VisionTransformer
+from vit.runtime.device import send, wide_device
 from vit.runtime.machine import Machine
 from vit.runtime.memory import MemoryLimit
 from vit.runtime.precision import Precision
@@ -143,8 +144,8 @@ class Batches:
         for step in range(first_step, last_step):
             passes, indices = self.samples(step)
             # Without blocking, so that the host can prepare the next step while a GPU computes
-            pixels = self.train.pixels[indices.to(device, non_blocking=True)]
-            labels = self.train.labels[indices].to(device, non_blocking=True)
+            pixels = self.train.pixels[send(indices, device)]
+            labels = send(self.train.labels[indices], device)
             yield self.augmentation.batch(pixels, passes, indices), labels
 
     def inputs_of(self, images: ImageSplit) -> Batch:
@@ -207,4 +208,4 @@ class Batches:
 
 def empty_confusion(num_classes: int, device: torch.device) -> Tensor:
     """Return zero counts for evaluate(): int64 (classes, classes), true class by prediction."""
-    return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=wide_device(device))

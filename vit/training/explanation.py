@@ -18,7 +18,7 @@ from vit.runtime.faults import describe_fault
 from vit.runtime.machine import Machine, require_gpus
 from vit.runtime.signals import StopSignal
 from vit.text import format_bytes, format_duration
-from vit.training import start
+from vit.training import prepare, start
 from vit.training.plan import Plan
 from vit.training.trial import Trial, try_steps
 
@@ -40,13 +40,13 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
 
     Raises ConfigError, DataError and CheckpointError where training would.
     """
-    config, weights = start.with_pretrained(config, run)
-    start.check_parts(config, run.overrides)
+    config, weights = prepare.with_pretrained(config, run)
+    prepare.check_parts(config, run.overrides)
     share = share_of_process(config)
     machine = single_machine(config, stop)
     screen.doing("reading the data")
-    data = start.load_dataset(config, run, machine)
-    plan = start.make_plan(config, data, machine)
+    data = prepare.load_dataset(config, run, machine)
+    plan = prepare.make_plan(config, data, machine)
     if config.train.batch_size < 2 * share.processes:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} is for all {share.processes} processes "
@@ -56,7 +56,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     screen.doing("measuring a few steps")
     trial, problem = measure(config, data, machine, stop, weights, share)
     screen.doing(None)
-    macs = start.macs_of(config, len(data.classes))
+    macs = prepare.macs_of(config, len(data.classes))
     sections = [
         shapes_section(config, data, share),
         data_section(data),
@@ -74,8 +74,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
 def share_of_process(config: Config) -> Share:
     """What each process of the run would do. Raises ConfigError where there are too few GPUs."""
     count = config.runtime.processes or 1
-    if choose_device(config.runtime.device).type == "cuda":
-        require_gpus(count)
+    require_gpus(choose_device(config.runtime.device), count)
     sharded = config.runtime.sharding == "fsdp"
     if sharded and count == 1:
         raise ConfigError("runtime.sharding=fsdp needs several processes: runtime.processes=N")
@@ -85,7 +84,7 @@ def share_of_process(config: Config) -> Share:
 def single_machine(config: Config, stop: StopSignal) -> Machine:
     """This process alone: a page needs no other, and starting them takes long."""
     alone = replace(config, runtime=replace(config.runtime, sharding="none", processes=None))
-    return start.start_machine(alone, stop)
+    return prepare.start_machine(alone, stop)
 
 
 def measure(
@@ -101,8 +100,8 @@ def measure(
     runtime = replace(config.runtime, compile=False, sharding="none", processes=None)
     train = replace(config.train, batch_size=share.batch_size)
     part = replace(config, runtime=runtime, train=train)
-    plan = start.make_plan(part, data, machine)
-    batches = start.make_batches(part, data, machine, stop)
+    plan = prepare.make_plan(part, data, machine)
+    batches = prepare.make_batches(part, data, machine, stop)
     images_at_once = config.train.micro_batch_size or share.batch_size
     try:
         state = start.starting_state(part, batches, weights, machine, new=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vit.errors import TrainingFailed
 from vit.randomness import random_seed, random_uniform
+from vit.runtime.device import send
 from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes, gather_full, no_gradient_sync
 from vit.runtime.signals import StopSignal
@@ -141,7 +142,7 @@ class OptimizerStep:
         if targets.ndim == 2:
             correct = torch.full((), math.nan, device=targets.device)
         else:
-            correct = (logits.argmax(dim=1) == targets).sum()
+            correct = (logits.argmax(dim=1) == targets).sum().to(loss.dtype)
         return torch.stack([loss.detach(), correct])
 
     def keep_masks(self, count: int, size: int, device: torch.device) -> list[Tensor | None]:
@@ -164,7 +165,7 @@ class OptimizerStep:
 
         # Drawn for the global batch and then cut, so that any split drops the same paths
         own = keep[self.processes.batch_slice(self.batch_size)]
-        return list(own.to(device, non_blocking=True).split(size))
+        return list(send(own, device).split(size))
 
     def seed_dropout(self, micro_batch: int) -> None:
         """Seed torch's generator for elementwise dropout, from (seed, step, process, micro-batch).

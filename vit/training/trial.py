@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -109,7 +109,7 @@ def memory_by_purpose(state: TrainingState, activations: int) -> dict[str, int]:
     }
 
 
-def total_bytes(tensors: Iterator[Tensor] | list[Tensor]) -> int:
+def total_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

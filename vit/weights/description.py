@@ -219,11 +219,12 @@ def check_stated(seen: Mapping[str, Any], known: Mapping[str, Any], path: Path) 
     for key in SEEN:
         if key not in known:
             continue
-        stated, shown = known[key], seen[key]
+        stated: Any = known[key]
+        shown: Any = seen[key]
         if key == "patch_size":
-            stated, shown = as_pair(stated), as_pair(shown)
+            stated = int_or_pair(as_pair(stated))
         if key == "resnet_stages":
-            stated, shown = list(stated or []), list(shown or [])
+            stated = list(stated) or None
         if stated != shown:
             raise CheckpointError(
                 f"{path}: {key} is {shown} by its tensors but stated as {stated}; the settings "
@@ -283,7 +284,7 @@ def describe_shapes(tensors: Mapping[str, Tensor], stages: list[int] | None) -> 
         "num_channels": tensors[ROOT if stages else PATCHES + "projection.weight"].shape[1],
         "hidden_size": hidden_size,
         "num_layers": count_blocks(tensors),
-        "num_heads": HEADS.get(hidden_size, hidden_size // HEAD_WIDTH),
+        "num_heads": HEADS.get(hidden_size, max(1, hidden_size // HEAD_WIDTH)),
         "intermediate_size": tensors[FIRST_BLOCK + "mlp.fc1.weight"].shape[0],
         "activation": "gelu",
         "qkv_bias": FIRST_BLOCK + "attention.query.bias" in tensors,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,9 @@ def check_complete(weights: Weights) -> None:
         )
     # Without a head the number of classes is open
     arguments = {"num_classes": 1, **weights.model}
+    # A number of heads that is only assumed, and may be wrong, changes no tensor's shape
+    if "num_heads" in weights.assumed:
+        arguments["num_heads"] = 1
     try:
         with torch.device("meta"):
             model = VisionTransformer(**arguments)
@@ -175,17 +179,7 @@ def setting_notes(model: VisionTransformer, weights: Weights) -> list[str]:
     notes = weights.assumptions()
     block = model.encoder.blocks[0]
     assert isinstance(block, Block)
-    # The modules' text holds their settings too, such as the kind of GELU.
-    activation = str(block.mlp.activation)
-    if activation != str(build_activation(trained["activation"])):
-        notes.append(
-            f"trained with activation={trained['activation']}, the model computes {activation}"
-        )
-    epsilon = model.encoder.norm.eps
-    if epsilon != trained["layer_norm_eps"]:
-        notes.append(
-            f"trained with layer_norm_eps={trained['layer_norm_eps']:g}, the model has {epsilon:g}"
-        )
+    notes += block_notes(block, trained)
     stem = model.embeddings.patch_embedding.stem
     if stem is not None and stem.conv.style != trained["resnet_style"]:
         notes.append(
@@ -194,6 +188,23 @@ def setting_notes(model: VisionTransformer, weights: Weights) -> list[str]:
     if model.global_pool != trained["global_pool"]:
         notes.append(
             f"trained with global_pool={trained['global_pool']}, the model has {model.global_pool}"
+        )
+    return notes
+
+
+def block_notes(block: Block, trained: Mapping[str, Any]) -> list[str]:
+    """Settings of a block that are others than its weights were trained with, in words."""
+    notes = []
+    # The modules' text holds their settings too, such as the kind of GELU.
+    activation = str(block.mlp.activation)
+    if activation != str(build_activation(trained["activation"])):
+        notes.append(
+            f"trained with activation={trained['activation']}, the model computes {activation}"
+        )
+    epsilon = block.norm1.eps
+    if epsilon != trained["layer_norm_eps"]:
+        notes.append(
+            f"trained with layer_norm_eps={trained['layer_norm_eps']:g}, the model has {epsilon:g}"
         )
     return notes
 

@@ -3,22 +3,28 @@
 weights = read(path)                  whatever the format; what model it fits is in weights.model
 report = load_into(model, weights)    resizes positions and channels; print(report) says what it did
 model = build(path)                   both, with a model made to fit
+load_block(block, path, n)            one block alone
 """
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from vit.checkpoints.model import load_weights, strip_prefix
 from vit.errors import CheckpointError
-from vit.model.vision_transformer import VisionTransformer
+from vit.model.head_pruning import num_original_heads
+from vit.model.vision_transformer import Block, VisionTransformer
 from vit.weights import huggingface, jeonsworld, npz, own, timm, torchvision
 from vit.weights.config_file import model_name, read_config
 from vit.weights.description import Weights
 from vit.weights.files import LOOKED_FOR, file_kind, find_file, read_pickle, read_safetensors
-from vit.weights.fitting import Report, check_complete, load_into
+from vit.weights.fitting import Report, block_notes, check_complete, load_into
 from vit.weights.names import list_some, without_prefix
 
-__all__ = ["Report", "Weights", "build", "load_into", "read"]
+__all__ = ["Report", "Weights", "build", "load_block", "load_into", "read"]
 
 
 def read(path: Path | str) -> Weights:
@@ -71,6 +77,32 @@ def unknown_names(path: Path, names: list[str]) -> CheckpointError:
     return CheckpointError(
         f"{path}: {kind}tensors of no known library ({list_some(names) or 'none'}); {LOOKED_FOR}"
     )
+
+
+def load_block(block: Block, weights: Path | str | Mapping[str, Any], n: int) -> None:
+    """Copy block n of a whole model into a block, in place.
+
+    weights: a file or folder of any format, tensors under this project's names, or Google's arrays:
+    a mapping of them, or an open np.load(file). Warns where the weights were trained with another
+    activation or epsilon than the block has. Raises CheckpointError, and changes nothing, where the
+    weights are of another block or there is no block n.
+    """
+    if isinstance(weights, Path | str):
+        whole = read(weights)
+    elif any(npz.BLOCKS in name for name in weights):
+        whole = npz.read_block(weights, n, Path("Google's arrays"))
+    else:
+        whole = Weights(Path("the tensors"), "this project's names", dict(weights), {})
+    tensors = strip_prefix(whole.tensors, f"encoder.blocks.{n}.")
+    source = f"{whole.path}: block {n}"
+    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{source}: must be of tensors, or Google's arrays by their names")
+    heads, stated = num_original_heads(block.attention), whole.model.get("num_heads")
+    if stated not in (None, heads) and "num_heads" not in whole.assumed:
+        raise CheckpointError(f"{source}: num_heads is {stated} there, {heads} in the block")
+    load_weights(block, tensors, source)
+    for note in block_notes(block, whole.model) if whole.model else []:
+        warnings.warn(f"{source}: {note}", stacklevel=3)
 
 
 def build(path: Path | str, num_classes: int | None = None) -> VisionTransformer:

@@ -12,6 +12,7 @@ K the width of one.
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from vit.weights.names import (
     POSITIONS,
     QKV,
     flatten_units,
+    list_some,
     to_ours,
     to_theirs,
     unflatten_unit,
@@ -41,6 +43,11 @@ from vit.weights.names import (
 
 MARK = "embedding/kernel"
 CONVENTION = "vit_jax and big_vision"
+
+# Flax's defaults, and the ResNet that is theirs
+SETTINGS = {"activation": "gelu_tanh", "layer_norm_eps": 1e-6, "resnet_style": "jax"}
+
+BLOCKS = "Transformer/encoderblock"  # before _3/ for one, or / for all of them stacked
 
 # Before every name in vit_jax's and big_vision's whole training states; files of weights have none
 PREFIXES = ("opt/target/", "params/", "")
@@ -77,6 +84,9 @@ ENDINGS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 Arrays = dict[str, np.ndarray]
 
+# What numpy raises for files that are cut short, or hold objects
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
 
 def read_arrays(path: Path) -> Arrays:
     """All arrays of an .npz.
@@ -86,7 +96,7 @@ def read_arrays(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{path}: not a whole .npz of arrays ({error}); download it again"
         ) from None
@@ -94,7 +104,7 @@ def read_arrays(path: Path) -> Arrays:
 
 def read(path: Path, arrays: Arrays) -> Weights:
     """Raises CheckpointError for other architectures, as those that pool by attention."""
-    arrays = strip_state_prefix(arrays)
+    arrays, left_over = strip_state_prefix(arrays)
     pooling = [name for name in arrays if name.startswith(("MAPHead_0/", "probe"))]
     if pooling:
         raise CheckpointError(
@@ -102,35 +112,70 @@ def read(path: Path, arrays: Arrays) -> Weights:
             "class token or a mean can be loaded"
         )
     arrays = unstack_blocks(arrays)
-    tensors = to_ours(rename(arrays), TABLE, path, ".npz")
-    known: dict[str, Any] = {
-        "num_heads": count_heads(arrays),
-        "activation": "gelu_tanh",  # flax's default, as is the epsilon
-        "layer_norm_eps": 1e-6,
-        "resnet_style": "jax",
-    }
+    tensors = to_ours(rename(arrays, path), TABLE, path, ".npz")
+    known: dict[str, Any] = SETTINGS | {"num_heads": count_heads(arrays, path)}
     if POSITIONS not in tensors:
         known["position"] = "sincos2d"  # big_vision computes these and stores none
     model, assumed = describe(tensors, path, known)
     preprocessing = squash_preprocessing(model)
-    return Weights(path, "Google's .npz", tensors, model, assumed, CONVENTION, preprocessing)
+    return Weights(
+        path,
+        "Google's .npz",
+        tensors,
+        model,
+        assumed,
+        CONVENTION,
+        preprocessing,
+        left_over=left_over,
+    )
 
 
-def strip_state_prefix(arrays: Arrays) -> Arrays:
-    """The weights alone, out of a whole training state too."""
+def read_block(arrays: Mapping[str, Any], n: int, path: Path) -> Weights:
+    """Block n out of the arrays of a model; an open np.load(file) reads no others from the disk.
+
+    path: what to call them in messages. Raises CheckpointError for other arrays than Google's, and
+    where there is no such block.
+    """
+    names = [name for name in arrays if BLOCKS in name]
+    prefix = names[0].partition(BLOCKS)[0] if names else ""
+    single, stacked = f"{prefix}{BLOCKS}_{n}/", f"{prefix}{BLOCKS}/"
+    block: Arrays = {}
+    try:
+        for name in names:
+            short_name = name.removeprefix(prefix)
+            if name.startswith(single):
+                block[short_name] = np.asarray(arrays[name])
+            elif name.startswith(stacked) and 0 <= n < len(arrays[name]):
+                short_name = short_name.replace("encoderblock/", f"encoderblock_{n}/")
+                block[short_name] = np.asarray(arrays[name][n])
+    # A file that is closed or cut short, or objects in it
+    except (*UNREADABLE, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: not readable ({error})") from None
+    if not block:
+        raise CheckpointError(f"{path}: no block {n} among {list_some(list(arrays)) or 'nothing'}")
+    tensors = to_ours(rename(block, path), TABLE, path, ".npz")
+    heads = count_heads(block, path)
+    # Without a query it is no whole block, which is found where it is put into one.
+    settings = SETTINGS | ({"num_heads": heads} if heads else {})
+    return Weights(path, "Google's .npz", tensors, settings)
+
+
+def strip_state_prefix(arrays: Arrays) -> tuple[Arrays, tuple[str, ...]]:
+    """The weights alone, out of a whole training state too, and the names of the rest of it."""
     prefix = next((prefix for prefix in PREFIXES if prefix + MARK in arrays), "")
-    return {
+    weights = {
         name.removeprefix(prefix): array
         for name, array in arrays.items()
         if name.startswith(prefix)
     }
+    return weights, tuple(name for name in arrays if not name.startswith(prefix))
 
 
 def unstack_blocks(arrays: Arrays) -> Arrays:
     """Give each block its own arrays, where big_vision has stacked all blocks in one array."""
     unstacked = {}
     for name, array in arrays.items():
-        if name.startswith("Transformer/encoderblock/"):
+        if name.startswith(f"{BLOCKS}/") and array.ndim > 0:
             for number, block in enumerate(array):
                 unstacked[name.replace("encoderblock/", f"encoderblock_{number}/")] = block
         else:
@@ -138,29 +183,50 @@ def unstack_blocks(arrays: Arrays) -> Arrays:
     return unstacked
 
 
-def count_heads(arrays: Arrays) -> int:
-    """The number of heads, by the shape (D, H, K) of a query's kernel."""
+def count_heads(arrays: Arrays, path: Path) -> int:
+    """The number of heads, by the shape (D, H, K) of the queries' kernels.
+
+    Raises CheckpointError where the blocks have several numbers of heads.
+    """
     # JAX keeps the heads as an axis, so no convention is needed.
-    queries = (array for name, array in arrays.items() if name.endswith("query/kernel"))
-    query = next(queries, None)
-    return 0 if query is None else query.shape[1]
+    queries = [array for name, array in arrays.items() if name.endswith("query/kernel")]
+    counts = {query.shape[1] for query in queries}
+    if len(counts) > 1:
+        raise CheckpointError(f"{path}: blocks with {sorted(counts)} heads; all must have as many")
+    return counts.pop() if counts else 0
 
 
-def rename(arrays: Arrays) -> dict[str, Tensor]:
-    """Arrays as tensors in PyTorch's layout, under the names that TABLE translates."""
+def rename(arrays: Arrays, path: Path) -> dict[str, Tensor]:
+    """Arrays as tensors in PyTorch's layout, under the names that TABLE translates.
+
+    Raises CheckpointError for arrays of other types and dimensions than Google's.
+    """
     units = flatten_units(list(arrays), r"^block(\d+)/unit(\d+)/")
     tensors = {}
     for name, array in arrays.items():
         *stem, ending = units.get(name, name).replace("/", ".").split(".")
         new_name = ".".join([*stem, ENDINGS.get(ending, ending)])
+        is_query = "MultiHeadDotProductAttention" in name and name.endswith("kernel")
+        if not is_float(array) or (is_query and array.ndim != 3):
+            raise CheckpointError(
+                f"{path}: {name} is an array of {array.dtype} of shape {array.shape}, which none "
+                "of vit_jax's or big_vision's is"
+            )
         tensors[new_name] = to_torch(to_tensor(array), name)
     return tensors
 
 
+def is_float(array: np.ndarray) -> bool:
+    """Whether an array holds floating-point numbers; numpy shows bfloat16 as two bytes."""
+    return array.dtype.kind == "f" or (array.dtype.kind == "V" and array.itemsize == 2)
+
+
 def to_tensor(array: np.ndarray) -> Tensor:
     """A float32 tensor of an array, which may hold bfloat16."""
-    if array.dtype.kind == "V":  # numpy has no bfloat16 and shows it as two bytes
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
+    if array.dtype.kind == "V":
+        # A scalar can't be seen as another type
+        bits = torch.from_numpy(np.atleast_1d(array).view(np.int16).copy())
+        return bits.view(torch.bfloat16).float().reshape(array.shape)
     return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
@@ -173,7 +239,7 @@ def to_torch(tensor: Tensor, name: str) -> Tensor:
         return matrix.T.contiguous()
     if is_kernel and tensor.dim() == 4:
         return tensor.permute(3, 2, 0, 1).contiguous()
-    if is_kernel:
+    if is_kernel and tensor.dim() == 2:
         return tensor.T.contiguous()
     if name.endswith(("scale", "bias")):
         return tensor.flatten()

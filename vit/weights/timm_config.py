@@ -72,10 +72,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 HYBRID = re.compile(r"_r\d+_s\d+_")
 
-# Those with the same name here
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
-
+# Their words and ours; an empty text is their other word for none.
+ACTIVATIONS = {name: name for name in ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")}
 POOLING = {"token": "cls", "avg": "mean"}
+POSITIONS = {"learn": "learned", "none": "none", "": "none"}
 
 # {argument: (ours, what it holds)}
 ARGUMENTS: dict[str, tuple[str, Kind]] = {
@@ -167,17 +167,11 @@ class TimmConfig:
         if HYBRID.search(self.architecture):
             known.pop("patch_size", None)  # it is in features there
         if "act_layer" in arguments:
-            known["activation"] = one_of(
-                arguments, "act_layer", {name: name for name in ACTIVATIONS}
-            )
+            known["activation"] = one_of(arguments, "act_layer", ACTIVATIONS)
         for part in (self.file, arguments):
             if "global_pool" in part:
                 known["global_pool"] = one_of(part, "global_pool", POOLING)
-        # An empty text is timm's other word for none.
-        if (
-            one_of(arguments, "pos_embed", {"learn": "learned", "none": "none", "": "none"})
-            == "none"
-        ):
+        if one_of(arguments, "pos_embed", POSITIONS) == "none":
             known |= {"position": "none", "cls_position": False}
         return known
 

@@ -1,0 +1,95 @@
+"""What is typed in vain, beside settings that leave it nothing to do, is refused by its name."""
+
+import pytest
+from composing import configured
+from helpers import error_line, train
+
+from vit.config.in_vain import CASES, CASES_OF_FILES, CASES_OF_MEMORY, check_typed
+from vit.errors import ConfigError
+
+FILES = "data=imagenet"
+# The key with a value, and what leaves it nothing to do
+REFUSED = [
+    ("model.mlp_ratio=2", ["model.intermediate_size=32"]),
+    (
+        "model.dropout=0.1",
+        ["model.embedding_dropout=0", "model.projection_dropout=0", "model.mlp_dropout=0"],
+    ),
+    ("model.cls_position=false", ["model.position=sincos2d"]),
+    ("model.cls_position=false", ["model.cls_token=false", "model.global_pool=mean"]),
+    ("model.resnet_style=timm", []),
+    ("data.mirror=true", ["augment.flip=0"]),
+    ("augment.flip=0.5", ["data=digits"]),
+    ("optimizer.layer_decay=0.7", ["train.freeze=backbone"]),
+    ("optimizer.momentum=0.5", ["optimizer=muon", "train.freeze=backbone"]),
+    ("optimizer.nesterov=false", ["optimizer=muon", "train.freeze=backbone"]),
+    ("runtime.compile=true", ["runtime.sharding=fsdp"]),
+    ("pretrained_positions=linear", []),
+    ("augment.crop_scale=[0.5,1]", ["augment.pad=0.1"]),
+    ("data.unreadable=skip", []),
+    ("augment.pad=0.1", [FILES]),
+]
+# The same keys where they act, or ask for what is the case anyway
+ACCEPTED = [
+    ("model.mlp_ratio=2", []),
+    ("model.dropout=0.1", ["model.embedding_dropout=0"]),
+    ("model.cls_position=false", []),
+    ("model.resnet_style=timm", ["model.resnet_stages=[1]"]),
+    ("data.mirror=true", []),
+    ("data.mirror=false", ["augment.flip=0"]),
+    ("augment.flip=0.2", []),
+    ("augment.flip=0", ["data=digits"]),
+    ("optimizer.layer_decay=0.7", []),
+    ("optimizer.momentum=0.5", ["optimizer=muon"]),
+    ("optimizer.nesterov=false", ["optimizer=sgd", "train.freeze=backbone"]),
+    ("runtime.compile=true", []),
+    ("runtime.compile=false", ["runtime.sharding=fsdp"]),
+    ("pretrained_positions=linear", ["pretrained=x"]),
+    ("augment.crop_scale=[0.5,1]", ["augment.pad=0"]),
+    ("augment.crop_scale=[0.5,1]", ["augment.pad=0.1", FILES]),
+    ("data.unreadable=skip", [FILES]),
+    ("augment.pad=0.1", []),
+    ("augment.pad=0", [FILES]),
+]
+
+
+def check(override: str, beside: list[str]) -> None:
+    config = configured(*beside, override)
+    check_typed(config, [override], reads_files=FILES in beside)
+
+
+@pytest.mark.parametrize(("override", "beside"), REFUSED)
+def test_what_is_typed_in_vain_is_refused(override, beside):
+    with pytest.raises(ConfigError, match=rf"^{override.partition('=')[0]} does nothing "):
+        check(override, beside)
+    # Only what is typed: the same value may come from a file of conf/ or from a resumed run
+    config = configured(*beside, override)
+    check_typed(config, beside, reads_files=FILES in beside)
+
+
+@pytest.mark.parametrize(("override", "beside"), ACCEPTED)
+def test_what_has_an_effect_is_accepted(override, beside):
+    check(override, beside)
+
+
+def test_every_case_is_tried_above():
+    keys = {case.key for case in (*CASES, *CASES_OF_FILES, *CASES_OF_MEMORY)}
+    assert keys == {override.partition("=")[0] for override, _ in REFUSED}
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("augment.flip=0.5", r"augment.flip does nothing with data.mirror=false"),
+        ("jobs_at_once=2", "jobs_at_once does nothing without -m"),
+    ],
+)
+def test_the_command_line_refuses_it(tmp_path, override, part):
+    done = train(tmp_path, "experiment=digits", override, "hydra.run.dir=run")
+    assert part in error_line(done)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_basic_launcher_has_no_use_for_jobs_at_once(tmp_path):
+    done = train(tmp_path, "-m", "experiment=digits", "jobs_at_once=2", "seed=1,2")
+    assert "hydra/launcher=submitit_local" in error_line(done)

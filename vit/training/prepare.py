@@ -1,0 +1,208 @@
+"""What a run needs before it has any weights: machine, data, plan and batches.
+
+The parts take plain values; the functions here, and those of start.py, read the configuration and
+call them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+from vit.augment.affine import Affine
+from vit.augment.batch import BatchAugmentation
+from vit.augment.mixing import MixupCutmix
+from vit.augment.policies import build_policies
+from vit.checkpoints.model import build_on_meta
+from vit.config.config import Config
+from vit.config.data import data_arguments
+from vit.config.in_vain import check_typed
+from vit.config.resume import overridden_keys_of, with_settings_of_weights
+from vit.data.datasets import DATASETS, check_dataset, load_data
+from vit.data.preprocessing import Preprocessing
+from vit.data.sample_order import SampleOrder
+from vit.data.splits import ImageDataset
+from vit.data.training_transform import TrainingTransform
+from vit.errors import ConfigError
+from vit.model.cost import count_macs
+from vit.model.vision_transformer import VisionTransformer
+from vit.runs.folder import RunFolder
+from vit.runtime.machine import Machine
+from vit.runtime.signals import StopSignal
+from vit.training.batches import Augmentation, Batches
+from vit.training.optimizers import COMMON_KEYS, build_optimizer
+from vit.training.plan import Plan, build_schedule
+from vit.weights.description import Weights
+from vit.weights.loading import read
+
+# Steps, where the run's length is not known yet
+LONG_RUN = 10**9
+
+
+def start_machine(config: Config, stop: StopSignal) -> Machine:
+    """Return the hardware that the group `runtime` asks for, with torch set up for it."""
+    # Importing torch took seconds, in which a signal may have come
+    stop.check()
+    runtime = config.runtime
+    return Machine.start(
+        stop,
+        device=runtime.device,
+        threads=runtime.threads,
+        deterministic=runtime.deterministic,
+        workers=runtime.workers,
+        sharding=runtime.sharding,
+    )
+
+
+def with_pretrained(config: Config, run: RunFolder) -> tuple[Config, Weights | None]:
+    """Return the configuration with the settings of pretrained=FILE, and the weights in it.
+
+    The weights are None without such a file. Raises CheckpointError where it can't be used.
+    """
+    # A resumed run has weights and settings in its own checkpoint and configuration
+    if config.pretrained is None or run.has_checkpoint():
+        return config, None
+
+    weights = read(config.pretrained)
+    preprocessing = weights.preprocessing and weights.preprocessing.to_dict()
+    adopted = with_settings_of_weights(
+        config, weights.model, preprocessing, run.overrides, config.pretrained
+    )
+    return adopted, weights
+
+
+def check_parts(config: Config, overrides: Sequence[str] = ()) -> None:
+    """Build what needs no data, to find mistakes before minutes of reading. Raises ConfigError.
+
+    overrides: of the command line, none of which may be in vain.
+    """
+    check_dataset(
+        name=config.data.name,
+        root=config.data.root,
+        test_fraction=config.data.test_fraction,
+        num_classes=config.data.num_classes,
+        num_images=config.data.num_images,
+    )
+    check_typed(config, overrides, DATASETS[config.data.name].reads_files)
+
+    # On the meta device, so that even the largest model takes no memory
+    build_optimizer_of(config, build_on_meta(asdict(config.model)))
+
+    # Whether warmup and cooldown fit into a run in epochs is known only with the data
+    build_schedule(
+        **asdict(config.schedule), total_steps=config.train.steps or LONG_RUN, steps_per_epoch=1
+    )
+    build_policies_of(config)
+
+
+def build_optimizer_of(config: Config, model: VisionTransformer) -> torch.optim.Optimizer:
+    """Build the optimizer of the group `optimizer`. Raises ConfigError."""
+    settings = asdict(config.optimizer)
+    common = {key: settings.pop(key) for key in COMMON_KEYS}
+    return build_optimizer(model, **common, settings=settings)
+
+
+def build_policies_of(config: Config) -> list:
+    """Build the policies of the group `augment`. Raises ConfigError."""
+    augment = config.augment
+    return build_policies(
+        augment.policy, augment.policy_ops, augment.policy_magnitude, augment.color_jitter
+    )
+
+
+def load_dataset(config: Config, run: RunFolder, machine: Machine) -> ImageDataset:
+    """Read the data set, in the first process before the others, since it may download it."""
+    arguments = data_arguments(config.data, config.model.num_channels)
+    size = image_size_of(config)
+    typed = overridden_keys_of("data", run.overrides)
+    return machine.processes.first_then_others(
+        lambda: load_data(**arguments, image_size=size, device=machine.device, typed=typed)
+    )
+
+
+def image_size_of(config: Config) -> tuple[int, int]:
+    """Return (height, width) of the model's input in pixels."""
+    return build_on_meta(asdict(config.model)).embeddings.patch_embedding.image_size
+
+
+def macs_of(config: Config, num_classes: int) -> int:
+    """Return the multiply-adds of one image's forward pass."""
+    return count_macs(build_on_meta(asdict(config.model), num_classes))
+
+
+def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
+    """Turn epochs and fractions into steps.
+
+    Raises ConfigError for a batch size or a schedule that is impossible with this data.
+    """
+    train, num_images, count = config.train, len(data.train), machine.processes.count
+    if train.batch_size > num_images:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} is more than the {num_images} training images; "
+            "lower it"
+        )
+    # Each process computes whole pairs of images, see Processes.batch_slice
+    if train.batch_size < 2 * count:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} is for all {count} processes together: "
+            f"it must be at least {2 * count}"
+        )
+
+    # Not rounded: batches run on over the end of an epoch, so that none is smaller
+    steps_per_epoch = num_images / train.batch_size
+    total_steps = train.steps or max(1, round(train.epochs * steps_per_epoch))
+    schedule = build_schedule(
+        **asdict(config.schedule), total_steps=total_steps, steps_per_epoch=steps_per_epoch
+    )
+    return Plan(
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=train.batch_size,
+        schedule=schedule,
+        eval_every=train.eval_every,
+        attention_every=train.attention_every,
+        log_every=train.log_every,
+        save_every=train.save_every,
+    )
+
+
+def make_batches(config: Config, data: ImageDataset, machine: Machine, stop: StopSignal) -> Batches:
+    """Return the batches of training and evaluation."""
+    preprocessing = Preprocessing(
+        image_size_of(config),
+        config.model.num_channels,
+        tuple(config.data.mean),
+        tuple(config.data.std),
+        config.data.eval_crop,
+        config.data.interpolation,
+    )
+    batch_size = config.train.batch_size
+    return Batches(
+        data=data,
+        preprocessing=preprocessing,
+        augmentation=make_augmentation(config, preprocessing, len(data.classes)),
+        order=SampleOrder(len(data.train), batch_size, config.seed, config.augment.repeats),
+        batch_size=batch_size,
+        machine=machine,
+        stop=stop,
+    )
+
+
+def make_augmentation(
+    config: Config, preprocessing: Preprocessing, num_classes: int
+) -> Augmentation:
+    """Return all random changes of the training images."""
+    augment, seed = config.augment, config.seed
+    # A mirrored digit is of another class, or of none
+    flip = augment.flip if config.data.mirror else 0.0
+    policies = build_policies_of(config)
+    affine = Affine(augment.rotate, augment.translate, augment.scale, augment.shear)
+    crop_scale, size = augment.crop_scale, preprocessing.image_size
+    mix_probability = 1.0 if augment.mix_probability is None else augment.mix_probability
+    return Augmentation(
+        image=TrainingTransform(preprocessing, crop_scale, flip, policies, affine),
+        batch=BatchAugmentation(seed, size, augment.pad, crop_scale, flip, policies, affine),
+        erasing=augment.erasing,
+        mixing=MixupCutmix(seed, num_classes, augment.mixup, augment.cutmix, mix_probability),
+        skip_unreadable=config.data.unreadable == "skip",
+    )
