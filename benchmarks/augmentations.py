@@ -58,8 +58,7 @@ def load_images(root: str) -> ImageSplit:
         limit=None,
         image_size=IMAGE_SIZE,
         num_channels=3,
-        num_classes=None,
-        num_images=None,
+        settings={},
         device=torch.device("cpu"),
     )
     images = data.train.subset(sample_evenly(data.train.labels, NUM_CLASSES))

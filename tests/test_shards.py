@@ -20,8 +20,7 @@ def load(root):
         limit=None,
         image_size=(16, 16),
         num_channels=3,
-        num_classes=None,
-        num_images=None,
+        settings={},
         device=torch.device("cpu"),
     )
 

@@ -189,7 +189,11 @@ def test_data_is_loaded_with_the_keys_of_its_group():
     arguments = data_arguments(configured("data=digits").data, num_channels=1)
     elsewhere = {"device", "image_size", "typed"}
     assert arguments.keys() | elsewhere == set(inspect.signature(load_data).parameters)
+    specific = arguments.pop("settings").keys()
     assert arguments.keys() - {"num_channels"} <= keys_of_schema(DataConfig)
+    # Each belongs to some data set, whose reader takes it
+    taken = {key for reader in DATASETS.values() for key in reader.own_settings()}
+    assert specific == taken
 
 
 @pytest.mark.parametrize("name", [*POLICIES, "none"])

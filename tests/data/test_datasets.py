@@ -21,19 +21,21 @@ SETTINGS = {
     "limit": None,
     "image_size": (16, 16),
     "num_channels": 3,
-    "num_classes": None,
-    "num_images": None,
     "device": torch.device("cpu"),
 }
+# The keys that only some data sets take
+SPECIFIC = ("num_classes", "num_images")
 
 
 def load(name, **changes):
-    return load_data(name=name, **{**SETTINGS, **changes})
+    specific = {key: changes.pop(key, None) for key in SPECIFIC}
+    return load_data(name=name, settings=specific, **{**SETTINGS, **changes})
 
 
 def check(name, **changes):
-    unset = {"root": None, "test_fraction": None, "num_classes": None, "num_images": None}
-    check_dataset(name=name, **{**unset, **changes})
+    specific = {key: changes.pop(key, None) for key in SPECIFIC}
+    unset = {"root": None, "test_fraction": None}
+    check_dataset(name=name, settings=specific, **{**unset, **changes})
 
 
 def sizes(data):

@@ -35,8 +35,7 @@ def load(name: str, root: str | None, size: int, channels: int) -> ImageDataset:
         limit=None,
         image_size=(size, size),
         num_channels=channels,
-        num_classes=None,
-        num_images=None,
+        settings={},
         device=CPU,
     )
 

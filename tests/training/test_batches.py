@@ -35,8 +35,7 @@ def load(name, root=None):
         limit=None,
         image_size=(24, 24),
         num_channels=3,
-        num_classes=None,
-        num_images=None,
+        settings={},
         device=CPU,
     )
 

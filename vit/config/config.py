@@ -96,7 +96,6 @@ def validate(config: Config) -> None:
     check_augmentation(config.augment)
     check_schedule(config)
     check_start(config)
-    check_sharding(config)
 
 
 def check_splits(data: DataConfig) -> None:
@@ -148,18 +147,6 @@ def check_start(config: Config) -> None:
         raise ConfigError(
             "train.whiten_patches would overwrite the patch embedding of pretrained=…; "
             "leave one of them out"
-        )
-
-
-def check_sharding(config: Config) -> None:
-    """Refuse optimizers that need whole matrices where these are sharded.
-
-    Muon orthogonalizes a matrix; LAMB takes the norm of a tensor.
-    """
-    if config.runtime.sharding == "fsdp" and config.optimizer.name not in ("adamw", "sgd"):
-        raise ConfigError(
-            f"runtime.sharding=fsdp works with optimizer=adamw and sgd; "
-            f"{config.optimizer.name} needs whole matrices"
         )
 
 

@@ -1,6 +1,6 @@
 """The group `data`: conf/data/*.yaml, which hold the values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from vit.config.settings import (
@@ -53,18 +53,19 @@ class DataConfig:
     num_images: int | None = setting(POSITIVE)
 
 
+# What load_data takes for every data set, and what is for the preprocessing of their images. The
+# other keys belong to some data sets alone, whose readers take them
+COMMON_KEYS = ("name", "root", "val_fraction", "test_fraction", "limit")
+KEYS_OF_PREPROCESSING = ("mean", "std", "eval_crop", "interpolation", "unreadable", "mirror")
+
+
 def data_arguments(data: DataConfig, num_channels: int) -> dict[str, Any]:
     """Return the arguments of vit.data.datasets.load_data but for the device and the image size.
 
     num_channels: of the model, since images are brought to the channels it takes.
     """
-    return {
-        "name": data.name,
-        "root": data.root,
-        "val_fraction": data.val_fraction,
-        "test_fraction": data.test_fraction,
-        "limit": data.limit,
-        "num_channels": num_channels,
-        "num_classes": data.num_classes,
-        "num_images": data.num_images,
-    }
+    values = {key.name: getattr(data, key.name) for key in fields(data)}
+    common = {key: values.pop(key) for key in COMMON_KEYS}
+    for key in KEYS_OF_PREPROCESSING:
+        del values[key]
+    return {**common, "num_channels": num_channels, "settings": values}

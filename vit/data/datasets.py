@@ -6,7 +6,7 @@ images (vit/data/loader.py).
 """
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,24 +111,19 @@ def check_dataset(
     name: str,
     root: str | None,
     test_fraction: float | None,
-    num_classes: int | None,
-    num_images: int | None,
+    settings: Mapping[str, Any],
 ) -> None:
     """Raise ConfigError, naming the key, for settings that do not fit the data set.
 
     Nothing is read: this is for a data set that is not in the table, a key that it needs and does
-    not have, and a key that would do nothing. None means that a key is not set.
+    not have, and a key that would do nothing. settings: the keys that only some data sets take.
+    None means that a key is not set.
     """
     if name not in DATASETS:
         raise ConfigError(f"data.name must be one of {', '.join(DATASETS)}, got {name}")
-    settings = {
-        "root": root,
-        "test_fraction": test_fraction,
-        "num_classes": num_classes,
-        "num_images": num_images,
-    }
+    given = {"root": root, "test_fraction": test_fraction, **settings}
     keys = DATASETS[name].all_settings()
-    for key, value in settings.items():
+    for key, value in given.items():
         if value is None and keys.get(key, False):
             raise ConfigError(f"data={name} needs {REQUIRED.get(key, f'data.{key}')}")
         if value is not None and key not in keys:
@@ -147,8 +142,7 @@ def load_data(
     limit: int | None,
     image_size: tuple[int, int],
     num_channels: int,
-    num_classes: int | None,
-    num_images: int | None,
+    settings: Mapping[str, Any],
     device: torch.device,
     typed: Collection[str] = (),
 ) -> ImageDataset:
@@ -156,14 +150,14 @@ def load_data(
 
     Images in files are not read, only listed. The cut depends on the data alone, not on the run's
     seed. limit: images of each split, spread evenly over the classes. image_size (height, width),
-    num_channels and device are those of images that are made and not read. typed: the keys that
-    the user has given, which are refused where they turn out to do nothing.
+    num_channels and device are those of images that are made and not read. settings: the keys that
+    only some data sets take, None where they are not set. typed: the keys that the user has given,
+    which are refused where they turn out to do nothing.
 
     Raises ConfigError as check_dataset does and for such a key, and DataError, naming the path and
     what to do, where something is missing or inconsistent.
     """
-    settings: dict[str, Any] = {"num_classes": num_classes, "num_images": num_images}
-    check_dataset(name=name, root=root, test_fraction=test_fraction, **settings)
+    check_dataset(name=name, root=root, test_fraction=test_fraction, settings=settings)
     reader = DATASETS[name]
     request = Request(name, reader.title, Path(root or ""), (num_channels, *image_size), device)
     # After the check, what is set belongs to this data set; what is not has a default in its reader

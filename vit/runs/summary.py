@@ -12,20 +12,18 @@ from vit.text import format_duration
 log = logging.getLogger("vit")
 
 # Models for small and for large images with their multiply-adds an image, the larger first. The
-# small images are 32 px and less
+# small images are those of data sets that are read into memory
 SMALL_IMAGE_MODELS = {"vit_s4": 1.4e9, "vit_ti4": 0.35e9}
 LARGE_IMAGE_MODELS = {"vit_s16": 4.6e9, "vit_ti16": 1.26e9}
-SMALL_IMAGE_DATA = ("digits", "cifar10", "cifar100")
 
 
-def cheaper_command(macs: int, config: Config) -> str:
+def cheaper_command(macs: int, config: Config, small_images: bool) -> str:
     """Return the command for the largest model that takes less than half the work on the same data.
 
     Where there is none, it is for a quarter of the epochs. macs: multiply-adds of one image's
-    forward pass in the configuration.
+    forward pass in the configuration; small_images: all of them fit into memory.
     """
-    small = config.data.name in SMALL_IMAGE_DATA
-    models = SMALL_IMAGE_MODELS if small else LARGE_IMAGE_MODELS
+    models = SMALL_IMAGE_MODELS if small_images else LARGE_IMAGE_MODELS
     command = f"python train.py data={config.data.name}"
     for model, cost in models.items():
         if cost < macs / 2:

@@ -260,6 +260,9 @@ def muon(
 
 Builder = Callable[..., torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Builder] = {"adamw": adamw, "lamb": lamb, "muon": muon, "sgd": sgd}
+# Those that update each element by itself, so that FSDP may spread a tensor over processes. Muon
+# orthogonalizes a matrix, and LAMB takes the norm of a tensor
+ELEMENTWISE = {"adamw", "sgd"}
 
 
 def build_optimizer(
@@ -292,6 +295,15 @@ def check_optimizer(name: str, settings: Mapping[str, Any]) -> None:
                 f"optimizer.{key} does nothing with optimizer={name}; "
                 f"it belongs to {', '.join(takers) or 'no optimizer'}"
             )
+
+
+def require_elementwise(name: str) -> None:
+    """Raise ConfigError for an optimizer that needs whole tensors, beside runtime.sharding=fsdp."""
+    if name in OPTIMIZERS and name not in ELEMENTWISE:
+        raise ConfigError(
+            f"runtime.sharding=fsdp works with optimizer={' and '.join(sorted(ELEMENTWISE))}; "
+            f"{name} needs whole tensors"
+        )
 
 
 def keys_of(builder: Builder) -> list[str]:

@@ -30,7 +30,7 @@ from vit.runs.folder import RunFolder
 from vit.runtime.machine import Machine
 from vit.runtime.signals import StopSignal
 from vit.training.batches import Augmentation, Batches
-from vit.training.optimizers import COMMON_KEYS, build_optimizer
+from vit.training.optimizers import COMMON_KEYS, build_optimizer, require_elementwise
 from vit.training.plan import Plan, build_schedule
 from vit.weights.description import Weights
 from vit.weights.loading import read
@@ -80,9 +80,10 @@ def check_parts(config: Config, overrides: Sequence[str] = ()) -> None:
         name=config.data.name,
         root=config.data.root,
         test_fraction=config.data.test_fraction,
-        num_classes=config.data.num_classes,
-        num_images=config.data.num_images,
+        settings=data_arguments(config.data, config.model.num_channels)["settings"],
     )
+    if config.runtime.sharding == "fsdp":
+        require_elementwise(config.optimizer.name)
     check_typed(config, overrides, DATASETS[config.data.name].reads_files)
 
     # On the meta device, so that even the largest model takes no memory

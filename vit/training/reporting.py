@@ -66,9 +66,10 @@ def announce(
     if batches.train.pixels is not None:
         side, model_side = batches.train.pixels.shape[-1], batches.preprocessing.image_size[0]
         if model_side >= 4 * side:
+            cheaper = cheaper_command(macs, config, small_images=True)
             log.info(
                 f"note   images of {side} px are enlarged to {model_side}; from scratch a model of "
-                f"their own size learns faster and costs less: {cheaper_command(macs, config)}"
+                f"their own size learns faster and costs less: {cheaper}"
             )
 
 

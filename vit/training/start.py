@@ -234,7 +234,8 @@ def make_observer(
     rate = machine.processes.count * product_rate(machine.device, state.precision.dtype)
     slow_advice = None
     if machine.device.type == "cpu":
-        command = cheaper_command(macs, config)
+        in_memory = batches.train.pixels is not None
+        command = cheaper_command(macs, config, small_images=in_memory)
         slow_advice = f"  that is long without a GPU; cheaper: {command}"
 
     return Observer(
