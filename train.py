@@ -141,7 +141,7 @@ def read_config(composed: DictConfig, run: RunFolder) -> tuple[Config, list[str]
 
 def explain(config: Config, run: RunFolder, stop: StopSignal) -> None:
     """Print what a run would do and cost, and leave no folder behind."""
-    with Screen() as screen:
+    with Screen(stop=stop) as screen:
         screen.doing("importing PyTorch")
         from vit.training.explanation import explanation
 
@@ -154,7 +154,7 @@ def guarded_train(
     config: Config, run: RunFolder, stop: StopSignal, warnings: list[str]
 ) -> float | None:
     """Call train(); a fault of the machine, such as a full disk, becomes a one-line message."""
-    with Screen(speaks=run.writes) as screen:
+    with Screen(run.writes, stop) as screen:
         # Seconds where it is in the disk's cache, half a minute where it is not
         screen.doing("importing PyTorch")
         from vit.runtime.faults import faults_end_training

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from vit.runs import screen as screen_module
 from vit.runs.screen import Screen
+from vit.runtime.signals import StopSignal
 
 
 @pytest.fixture
@@ -87,6 +88,18 @@ def test_an_activity_within_another_returns_to_it(screen, clock):
     with screen.during("saving"):
         assert screen.activity == "saving"
     assert (screen.activity, screen.activity_started) == ("step 3", 0.0)
+
+
+def test_a_signal_is_told_once(clock, capsys):
+    stop = StopSignal()
+    screen = Screen(stop=stop)
+    tick_for(screen, clock, 2)
+    assert capsys.readouterr().out == ""
+    stop.name = "SIGINT"
+    tick_for(screen, clock, 3)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("SIGINT: saving and stopping")
+    assert "Ctrl-C again" in line
 
 
 def test_other_processes_say_nothing(clock, capsys):

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from vit.errors import Stopped
-from vit.runtime.signals import StopSignal
+from vit.runtime.signals import Interrupted, StopSignal
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -53,6 +53,16 @@ def test_while_other_processes_are_waited_for_a_signal_ends_at_once(stop, exits)
     stop.exit_immediately = True
     os.kill(os.getpid(), signal.SIGTERM)
     assert exits == [128 + signal.SIGTERM]
+
+
+def test_within_long_work_that_changes_nothing_a_signal_interrupts(stop):
+    with pytest.raises(Interrupted), stop.interrupting():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError  # never reached
+    assert stop.describe() == "SIGTERM"
+    # And afterwards no more
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert not issubclass(Interrupted, Exception)
 
 
 def test_another_process_may_have_received_it():

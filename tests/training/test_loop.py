@@ -219,6 +219,55 @@ def test_a_signal_between_micro_batches_drops_the_part_of_the_gradient(tmp_path)
     assert same_bits(trainer.state.model, two_steps.state.model)
 
 
+def fail_in_forward_pass(trainer, number, error):
+    """As where a terminal's Ctrl-C has ended the compiler as well: a signal, and an error."""
+    model, passes = trainer.state.model, []
+
+    def forward(images, keep):
+        passes.append(1)
+        if len(passes) == number:
+            trainer.stop.name = "SIGINT"
+            raise error
+        return model(images, keep)
+
+    trainer.step.forward = forward
+
+
+def test_a_signal_to_a_first_step_that_compiles_ends_at_once(tmp_path):
+    trainer = make_trainer(tmp_path)
+    stop_in_forward_pass(trainer, 1, signal.SIGINT)
+    assert trainer.step.compiled
+    with pytest.raises(Stopped, match="SIGINT within a step"):
+        trainer.fit()
+    # What it started from is on the disk
+    assert trainer.checkpoints.last == []
+    assert trainer.batches.closed
+
+
+def test_an_error_of_the_compiler_after_a_signal_is_the_stop(tmp_path):
+    trainer = make_trainer(tmp_path)
+    fail_in_forward_pass(trainer, 1, RuntimeError("2,788 lines of warnings"))
+    with pytest.raises(Stopped, match="SIGINT within a step"):
+        trainer.fit()
+    # Later, where something was computed, it is saved
+    later = make_trainer(tmp_path / "later")
+    fail_in_forward_pass(later, 3, RuntimeError("2,788 lines of warnings"))
+    with pytest.raises(Stopped, match="SIGINT after step 2"):
+        later.fit()
+    assert later.checkpoints.last == [2]
+
+
+def test_an_error_without_a_signal_is_a_bug(tmp_path):
+    trainer = make_trainer(tmp_path)
+
+    def forward(images, keep):
+        raise RuntimeError("shapes do not match")
+
+    trainer.step.forward = forward
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trainer.fit()
+
+
 def test_saving_is_due_every_so_many_steps_and_at_the_end(tmp_path):
     trainer = make_trainer(tmp_path, plan=make_plan(7, save_every=3))
     trainer.fit()

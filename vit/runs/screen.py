@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from vit.runtime.signals import StopSignal
 from vit.text import format_duration
 
 # How often the moving line is renewed
@@ -24,15 +25,21 @@ SECONDS_OF_SHORT_SILENCE = 600.0
 # After so long, the bar mentions what the run is doing
 LONG_ACTIVITY_SECONDS = 3.0
 
+# What a signal does. A step may take a minute, in which a person wants to know
+STOPPING = "saving and stopping as soon as this is done; Ctrl-C again ends at once, without saving"
+
 
 class Screen:
     """Writes the lines of a run, and says what it is doing where nothing else is written.
 
-    speaks: false in all but the first of several processes, which then write nothing.
+    speaks: false in all but the first of several processes, which then write nothing. stop: the
+    signals, of which a person is told that they have come.
     """
 
-    def __init__(self, speaks: bool = True):
+    def __init__(self, speaks: bool = True, stop: StopSignal | None = None):
         self.speaks = speaks
+        self.stop = stop
+        self.said_stopping = False
         # In a file a moving line would be thousands of lines
         self.is_terminal = speaks and sys.stderr.isatty()
         self.bar: tqdm | None = None
@@ -104,6 +111,9 @@ class Screen:
         """Renew the moving line, or print a plain one where it has been silent for too long."""
         activity, bar = self.activity, self.bar
         now = time.monotonic()
+        if self.stop and not self.said_stopping:
+            self.said_stopping = True
+            self.print(f"{self.stop.describe()}: {STOPPING}")
         if bar is not None:
             self.keep_bar_alive(bar, activity, now - self.activity_started)
         elif activity is None:

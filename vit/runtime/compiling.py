@@ -1,5 +1,6 @@
 """Whether and how the model is compiled."""
 
+import logging
 import os
 import shutil
 
@@ -44,6 +45,8 @@ def compile_model(
     problem = missing_compiler(precision.device)
     if problem is not None:
         return model, f"runtime.compile: {problem}, so the model runs uncompiled"
+    # It says on every machine without a GPU that there is none
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     return torch.compile(model), None  # pyright: ignore[reportReturnType]
 
 

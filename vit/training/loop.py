@@ -11,7 +11,7 @@ from torch import Tensor
 from vit.checkpoints.run import RunCheckpoints
 from vit.errors import Stopped
 from vit.runtime.processes import Processes
-from vit.runtime.signals import StopSignal
+from vit.runtime.signals import Interrupted, StopSignal
 from vit.training.batches import Batches
 from vit.training.observer import Observer
 from vit.training.plan import Plan
@@ -76,14 +76,21 @@ class Trainer:
         self.save()
 
     def make_step(self, images: Tensor, labels: Tensor) -> Tensor | None:
-        """Make the optimizer's step, as OptimizerStep does; None where a signal came meanwhile."""
+        """Make the optimizer's step, as OptimizerStep does; None where a signal came meanwhile.
+
+        Raises Stopped for a signal to a session that has not done anything yet.
+        """
+        # Compiling takes a minute, which a person who wants to stop need not wait for: what this
+        # session started from is on the disk
+        compiles = self.step.compiled and self.state.progress.step == self.observer.clock.first_step
         try:
-            return self.step(images, labels)
-        except RuntimeError:
-            # A terminal's Ctrl-C also ends the compiler that the first step waits for
+            with self.stop.interrupting() if compiles else contextlib.nullcontext():
+                return self.step(images, labels)
+        except (Interrupted, RuntimeError):
+            # A terminal's Ctrl-C also ends the compiler itself, which is no bug then
             if not self.stop:
                 raise
-            if self.processes.count > 1:  # the others can't wait for this one
+            if compiles or self.processes.count > 1:  # others can't wait for this process
                 raise Stopped(f"stopped by {self.stop.describe()} within a step") from None
             self.state.optimizer.zero_grad()
             return None
