@@ -49,9 +49,10 @@ def main(composed: DictConfig) -> float | None:
 
     # A job of a sweep runs in a child process: a crash must not take the other jobs with it
     if job.mode == RunMode.MULTIRUN:
+        # Ends the sweep where a signal came to it: Hydra would go on with the next job
         with task_errors():
             check_launcher(composed, job)
-        return sweep.run_job(folder, overrides, composed.jobs_at_once)
+            return sweep.run_job(folder, overrides, composed.jobs_at_once)
 
     # All processes of a run end in the same errors, so one of them is enough to report them
     is_first = process_rank() == 0

@@ -48,7 +48,7 @@ LINES = (
     "resuming",
 )
 # Of evaluation.json and result.json, what differs each time
-VOLATILE = ("seconds", "images_per_second", "checkpoint")
+VOLATILE = ("seconds", "images_per_second", "product_rate_share", "checkpoint")
 
 register()
 

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from helpers import TINY, read_result, train
+from helpers import TINY, read_result, start, train, wait_until
 
 SWEEP = [
     "-m",
@@ -40,3 +40,18 @@ def test_a_sweep_survives_a_failing_job_and_ends_in_a_table(tmp_path):
     after = [(sweep / job / "result.json").stat().st_mtime_ns for job in ("0", "1")]
     assert (before[0] == after[0], before[1] == after[1]) == (True, False)
     assert [job["status"] for job in jobs_of(sweep)] == ["finished", "failed"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_driver_ends_the_sweep(tmp_path):
+    """Its job saves, and no other job is started; the same command resumes it."""
+    long = [*SWEEP[:-1], "train.steps=100000", "optimizer.lr=0.002,0.001", "hydra.sweep.dir=long"]
+    process = start("train.py", *long, cwd=tmp_path)
+    sweep = tmp_path / "long"
+    wait_until(lambda: (sweep / "0" / "metrics.jsonl").exists(), process)
+    process.terminate()
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, output + errors
+    assert "hydra.sweep.dir=" in errors
+    assert [job["status"] for job in jobs_of(sweep)] == ["stopped"]
+    assert not (sweep / "1").exists()

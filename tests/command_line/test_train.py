@@ -23,6 +23,10 @@ def test_a_run_learns_and_leaves_its_files(digits_run):
     assert result["test_top1"] > 0.3
     expected_keys = {"reason", "best_step", "steps", "params", "seconds", "images_per_second"}
     assert expected_keys <= result.keys()
+    # 6 FLOPs a multiply-add: more than those of the weights alone at each of 17 tokens
+    images_seen = result["steps"] * 128
+    assert result["pflops"] > 6 * result["params"] * images_seen / 1e15
+    assert 0 < result["product_rate_share"] < 1
 
     metrics = rows(folder / "metrics.jsonl")
     losses = [row["loss"] for row in metrics if row["split"] == "train"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit.model.cost import WholeSequence, count_macs, stage_shapes
+from vit.model.cost import WholeSequence, count_macs, stage_shapes, training_flops
 from vit.model.vision_transformer import VisionTransformer
 
 SMALL = {
@@ -37,6 +37,25 @@ def test_macs_are_those_of_all_tokens_and_forward_leaves_out_what_is_not_pooled(
     left_out = (N - 1) * (2 * N * D + D * D + 2 * D * M)
     expected = 2 * left_out if pool == "cls" else 0
     assert flops["trace"] - flops["forward"] == expected
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.5])
+def test_training_counts_the_multiply_adds_that_are_really_done(dropped):
+    """6 FLOPs each; dropped patches, and all but the class token after the last attention, are
+    left out."""
+    model = VisionTransformer(**SMALL, patch_dropout=dropped)
+    D, L, classes = 32, 2, 10
+    M, patches = 4 * D, 16
+    N = round(patches * (1 - dropped)) + 1
+    embedding = patches * D * 3 * 4 * 4
+    qkv, attention, output, mlp = 3 * N * D * D, 2 * N * N * D, N * D * D, 2 * N * D * M
+    blocks = L * (qkv + attention + output + mlp)
+    left_out = (N - 1) * (2 * N * D + D * D + 2 * D * M)
+    macs = embedding + blocks - left_out + classes * D
+    assert training_flops(model) == 6 * macs
+    # A backward pass of the head alone
+    head_only = training_flops(model) // 3 + 4 * classes * D
+    assert training_flops(model, head_only=True) == head_only
 
 
 def test_gradients_are_those_of_all_tokens():

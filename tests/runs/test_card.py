@@ -40,6 +40,8 @@ RESULT = {
     "test_loss": 1.25,
     "params": 1234567,
     "images_per_second": 20.5,
+    "pflops": 0.5612,
+    "product_rate_share": 0.43,
 }
 METRICS = [
     {"step": 1, "split": "train", "loss": 2.0},

@@ -36,23 +36,26 @@ class WholeSequence(nn.Module):
         return model.head(model.pooler(model.pool(sequence)))
 
 
-def forward_on_meta(model: VisionTransformer, batch_size: int) -> Tensor:
-    """Run one forward pass in evaluation mode on shapes alone: nothing is computed or allocated.
+def forward_on_meta(
+    model: VisionTransformer, batch_size: int, *, whole: bool = True, training: bool = False
+) -> Tensor:
+    """Run one forward pass on shapes alone: nothing is computed or allocated.
 
-    The model keeps its weights and its mode. Returns the logits (batch_size, num_classes) on the
-    meta device.
+    whole: as WholeSequence, else as forward; training: in training mode, which drops patches. The
+    model keeps its weights and its mode. Returns the logits (batch_size, num_classes) on the meta
+    device.
     """
     # Tensors on the meta device have a shape and a type, but no memory. functional_call uses them
     # in place of the weights for this one call, so the model itself is not touched.
-    whole = WholeSequence(model)
-    tensors = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
+    called = WholeSequence(model) if whole else model
+    tensors = {**dict(called.named_parameters()), **dict(called.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     patches = model.embeddings.patch_embedding
     images = torch.empty(batch_size, patches.num_channels, *patches.image_size, device="meta")
     was_training = model.training
-    model.eval()
+    model.train(training)
     with torch.no_grad():
-        logits = torch.func.functional_call(whole, shapes, (images,))
+        logits = torch.func.functional_call(called, shapes, (images,))
     model.train(was_training)
     return logits
 
@@ -68,6 +71,22 @@ def count_macs(model: VisionTransformer) -> int:
         forward_on_meta(model, 1)
     # torch counts a multiplication and an addition as two.
     return counter.get_total_flops() // 2
+
+
+def training_flops(model: VisionTransformer, head_only: bool = False) -> int:
+    """FLOPs that one image costs in training: of the multiply-adds that are really done.
+
+    6 a multiply-add, 2 forward and 4 backward; 2 where there is no backward pass. Dropped patches,
+    and what the last block leaves out, are not counted; what activation checkpointing computes a
+    second time is not either, since it brings training no further. head_only: no other layer is
+    trained.
+    """
+    with FlopCounterMode(display=False) as counter:
+        forward_on_meta(model, 1, whole=False, training=True)
+    forward = counter.get_total_flops()
+    # A multiply-add for each of the head's weights
+    head = 2 * model.head.weight.numel()
+    return forward + 2 * (head if head_only else forward)
 
 
 def stage_shapes(model: VisionTransformer, batch_size: int) -> list[tuple[str, tuple[int, ...]]]:

@@ -386,4 +386,8 @@ def cost(report: Report) -> list[tuple[str, str]]:
         rows.append(("training", f"{format_duration(seconds)} for {steps}"))
     if isinstance(speed, int | float):
         rows.append(("training speed", f"{speed:,.0f} images/s, on the machine of the run"))
+    pflops, fraction = result.get("pflops"), result.get("product_rate_share")
+    if isinstance(pflops, int | float) and isinstance(fraction, int | float):
+        text = f"{pflops:.3g} PFLOPs, {fraction:.0%} of the machine's product rate"
+        rows.append(("training compute", text))
     return rows

@@ -125,6 +125,8 @@ def cost_section(
     return {
         "time": format_duration(result["seconds"]),
         "speed": f"{result['images_per_second']:g} images/s, pauses included",
+        "training compute": f"{result['pflops']:.3g} PFLOPs, {result['product_rate_share']:.0%} of "
+        "what the device could multiply in that time",
         "device": device,
         "parameters": f"{result['params']:,}",
         "GFLOPs an image": f"{2 * macs / 1e9:.3g} forward, {6 * macs / 1e9:.3g} in training",

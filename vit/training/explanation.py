@@ -143,15 +143,15 @@ def length_section(config: Config, plan: Plan, data: ImageDataset, macs: int) ->
     model = build_on_meta(asdict(config.model), len(data.classes))
     epochs = plan.total_steps / plan.steps_per_epoch
     evaluations = plan.evaluations(plan.total_steps)
-    # Forward and twice that backward, two operations a multiply-add: 6 FLOPs
-    step_flops = 6 * macs * plan.batch_size
+    image_flops = prepare.training_flops_of(config, len(data.classes))
+    step_flops = image_flops * plan.batch_size
     return [
         f"run         {plan.total_steps:,} steps of {plan.batch_size} images "
         f"({epochs:.3g} epochs), {evaluations} evaluations",
         f"parameters  {model.num_parameters():,}",
         f"forward     {macs / 1e9:.4g} GMACs an image ({2 * macs / 1e9:.4g} GFLOPs)",
-        f"training    {6 * macs / 1e9:.4g} GFLOPs an image, {step_flops / 1e12:.4g} TFLOPs a step, "
-        f"{step_flops * plan.total_steps / 1e15:.4g} PFLOPs in all",
+        f"training    {image_flops / 1e9:.4g} GFLOPs an image, {step_flops / 1e12:.4g} TFLOPs a "
+        f"step, {step_flops * plan.total_steps / 1e15:.4g} PFLOPs in all",
     ]
 
 

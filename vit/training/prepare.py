@@ -24,7 +24,7 @@ from vit.data.sample_order import SampleOrder
 from vit.data.splits import ImageDataset
 from vit.data.training_transform import TrainingTransform
 from vit.errors import ConfigError
-from vit.model.cost import count_macs
+from vit.model.cost import count_macs, training_flops
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.folder import RunFolder
 from vit.runtime.machine import Machine
@@ -129,6 +129,12 @@ def image_size_of(config: Config) -> tuple[int, int]:
 def macs_of(config: Config, num_classes: int) -> int:
     """Return the multiply-adds of one image's forward pass."""
     return count_macs(build_on_meta(asdict(config.model), num_classes))
+
+
+def training_flops_of(config: Config, num_classes: int) -> int:
+    """Return the FLOPs that one image costs in training, see vit.model.cost.training_flops."""
+    model = build_on_meta(asdict(config.model), num_classes)
+    return training_flops(model, head_only=config.train.freeze == "backbone")
 
 
 def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from vit.config.config import Config, to_dict, to_yaml
 from vit.config.resume import notable_settings
@@ -18,6 +19,7 @@ from vit.runtime.precision import choose_precision
 from vit.training.batches import Batches
 from vit.training.observer import Observer
 from vit.training.plan import Plan
+from vit.training.prepare import training_flops_of
 from vit.training.state import TrainingState
 from vit.training.step import OptimizerStep
 
@@ -144,6 +146,8 @@ def finish(
     observer.board.hyperparameters(settings, results, plan.total_steps)
     observer.close()
 
+    images_seen = plan.total_steps * plan.batch_size
+    compute = compute_of(config, observer, images_seen)
     run.write_result(
         status="finished",
         reason="all steps done",
@@ -151,20 +155,14 @@ def finish(
         test_top1=test["top1"],
         test_loss=test["loss"],
         params=observer.state.model.num_parameters(),
-        images_per_second=round(plan.total_steps * plan.batch_size / progress.seconds, 2),
+        images_per_second=round(images_seen / progress.seconds, 2),
+        pflops=compute.pflops,
+        product_rate_share=compute.product_rate_share,
     )
 
     # From the files above, so after them; asking git is for one process
     if run.writes:
-        described = {
-            "classes": len(data.classes),
-            "train": data.train,
-            "validation": data.val or "nothing held out",
-            "test": data.test,
-        }
-        computing = describe_computing(batches, step)
-        macs = observer.speed.macs
-        write_card(run.path, to_dict(config), command, described, macs, computing)
+        leave_card(config, run, observer, step, command)
 
     log_result(
         run,
@@ -175,7 +173,43 @@ def finish(
         val_title=str(data.val),
         test_title=str(data.test),
     )
-    log.info(describe_bottleneck(config, observer, step))
+    log.info(f"{describe_bottleneck(config, observer, step)}; {compute.describe()}")
+
+
+def leave_card(
+    config: Config, run: RunFolder, observer: Observer, step: OptimizerStep, command: str
+) -> None:
+    """Write the card of a finished run from its files."""
+    data = observer.batches.data
+    described = {
+        "classes": len(data.classes),
+        "train": data.train,
+        "validation": data.val or "nothing held out",
+        "test": data.test,
+    }
+    computing = describe_computing(observer.batches, step)
+    write_card(run.path, to_dict(config), command, described, observer.speed.macs, computing)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a run's training cost in computing, whatever the machine.
+
+    pflops: 10^15 FLOPs of all training steps, evaluations left out; product_rate_share: the
+    fraction of what the machine could have multiplied in the run's time, pauses included.
+    """
+
+    pflops: float
+    product_rate_share: float
+
+    def describe(self) -> str:
+        return f"{self.pflops:.3g} PFLOPs in all, {self.product_rate_share:.0%} of the product rate"
+
+
+def compute_of(config: Config, observer: Observer, images_seen: int) -> Compute:
+    flops = images_seen * training_flops_of(config, len(observer.batches.data.classes))
+    possible = observer.speed.product_rate * observer.state.progress.seconds
+    return Compute(float(f"{flops / 1e15:.6g}"), round(flops / possible, 4))
 
 
 def describe_bottleneck(config: Config, observer: Observer, step: OptimizerStep) -> str:
