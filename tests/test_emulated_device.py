@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from emulated_device import emulated_device, kernels_of
 from torch import nn
+
+from benchmarks.emulated_device import emulated_device, kernels_of
 
 
 def on(device, *shape):

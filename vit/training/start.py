@@ -24,6 +24,7 @@ from vit.runs.screen import Screen
 from vit.runs.summary import cheaper_command
 from vit.runs.tensorboard import TensorBoard
 from vit.runs.timing import Clock, Speed
+from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.compiling import compile_model
 from vit.runtime.device import product_rate
 from vit.runtime.machine import Machine
@@ -61,6 +62,8 @@ def starting_state(
     # A model to be sharded may not fit into the memory of one GPU
     model = model.to("cpu" if machine.sharded else machine.device)
     precision = precision_of(config, machine)
+    # Before the first pass of any kind
+    exclude_faulty_attention(machine.device, model)
 
     if weights is not None:
         load_pretrained(config, model, weights, batches.data.classes)

@@ -31,12 +31,12 @@ from unittest import mock
 import torch
 import torch._dynamo  # torch imports it late, where it must not meet the patched functions
 import torchgen
-from helpers import ROOT
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
+ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 LACKING_TYPES = {"mps": (torch.float64, torch.complex128), "cuda": ()}
 # Keys of torch's table of kernels by which one runs on any device: it is made of other kernels
@@ -130,7 +130,7 @@ def place() -> str:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         is_ours = path.is_relative_to(ROOT) and ".venv" not in path.parts
-        if is_ours and not path.is_relative_to(ROOT / "tests"):
+        if is_ours and path.relative_to(ROOT).parts[0] not in ("tests", "benchmarks"):
             text = linecache.getline(str(path), frame.f_lineno).strip()
             return f"{path.relative_to(ROOT)}:{frame.f_lineno} {text}"
         frame = frame.f_back
