@@ -1,6 +1,7 @@
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from helpers import ROOT, make_images
 from PIL import Image
 
+from benchmarks.emulated_device import emulated_device
 from vit.augment.policies import build_policies
 from vit.data.class_folders import list_class_folders
 from vit.data.loader import ImageFileDataset, decode_batches, evaluation_batches
@@ -160,6 +162,36 @@ def test_workers_leave_signals_to_their_parent(tmp_path, number):
         assert torch.equal(next(stream)[0], first)
     assert all(worker.is_alive() for worker in workers)
     stream.close()
+
+
+def test_workers_touch_no_gpu(tmp_path, monkeypatch):
+    """A process that was forked after CUDA's start cannot use it: any use raises there."""
+    images = list_images(tmp_path)
+
+    def refuse(*arguments):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    with emulated_device("cuda") as emulated:
+        PREPROCESSING.to_input(torch.zeros(1, 3, 24, 24, dtype=torch.uint8).to("cuda"))
+        for name in ("_lazy_init", "manual_seed_all", "current_device", "synchronize"):
+            monkeypatch.setattr(f"torch.cuda.{name}", refuse)
+        emulated.kernels.clear()
+        decode(images, workers=0, last=1)
+        assert not emulated.kernels
+    # In a real worker too
+    assert len(decode(images, workers=1, last=2)) == 2
+
+
+def test_nothing_forks_but_the_loader():
+    forks = re.compile(
+        r"os\.fork|multiprocessing\.(Process|Pool|get_context|set_start_method)|ProcessPoolExecutor"
+        r"|torch\.multiprocessing|mp\.spawn"
+    )
+    files = [ROOT / "train.py", ROOT / "evaluate.py", *(ROOT / "vit").rglob("*.py")]
+    # Making images smaller needs no GPU
+    assert [path.name for path in files if forks.search(path.read_text())] == ["shrink.py"]
+    loaders = [path.name for path in files if "DataLoader(" in path.read_text()]
+    assert sorted(loaders) == ["image_stream.py", "loader.py"]
 
 
 SCRIPT = """

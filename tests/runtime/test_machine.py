@@ -92,6 +92,29 @@ def test_workers_are_as_many_as_the_cores_of_a_process_eight_at_most(monkeypatch
     assert 1 <= usable_cores() <= os.cpu_count()
 
 
+def test_a_gpu_is_fed_by_all_cores_but_one(monkeypatch):
+    cores = 16
+    monkeypatch.setattr("vit.runtime.cores.usable_cores", lambda: cores)
+    assert loader_workers(None, device_type="cuda") == 15
+    assert loader_workers(None, processes=8, device_type="cuda") == 1
+    assert loader_workers(None, processes=16, device_type="cuda") == 1
+    assert loader_workers(3, device_type="cuda") == 3
+    cores = 128
+    assert loader_workers(None, device_type="cuda") == 32
+
+
+def test_float32_on_a_gpu_is_not_tf32(monkeypatch):
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        start()
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_the_device_is_measured_and_described():
     assert describe_device(CPU) == f"cpu, {torch.get_num_threads()} threads"
     assert product_rate(CPU, torch.float32) > 1e8

@@ -222,7 +222,7 @@ def evaluation_pixels(
     else:
         stream = select_pixels(images.pixels, batches, device)
     for pixels, targets in zip(stream, labels.split(batch_size), strict=True):
-        yield pixels, targets.to(device)
+        yield pixels, send(targets, device)
 
 
 def decode_for_evaluation(
@@ -244,4 +244,4 @@ def select_pixels(
 ) -> Iterator[Tensor]:
     """The pixels of each batch of indices, from memory."""
     for batch in batches:
-        yield pixels[batch.to(pixels.device)].to(device)
+        yield send(pixels[send(batch, pixels.device)], device)

@@ -87,6 +87,17 @@ def use_deterministic_kernels(deterministic: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def use_exact_float32() -> None:
+    """Compute float32 products and convolutions on a GPU in float32, and not in TF32.
+
+    So that train.precision=fp32 means the same on every device. Whoever wants speed takes bf16,
+    which is faster than TF32.
+    """
+    torch.set_float32_matmul_precision("highest")
+    # Convolutions, such as a hybrid's, would otherwise be in TF32
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Measure the FLOP/s of large matrix products in a type, in a quarter of a second or so.
 

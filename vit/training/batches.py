@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,7 +66,11 @@ class Batches:
 
     def __post_init__(self) -> None:
         # Once: small images stay on the device, so that a step needs no copy of pixels
-        self.train = self.data.train.to(self.machine.device)
+        device = self.machine.device
+        self.train = self.data.train.to(device)
+        self.train_labels = send(self.train.labels, device)
+        if self.data.val is not None:
+            self.data = replace(self.data, val=on_device_if_it_fits(self.data.val, device))
         # What one evaluation finds out holds for the next. The passes of a sharded model are
         # collectives, whose number must be the same in all processes
         may_split = not self.machine.sharded
@@ -144,9 +148,9 @@ class Batches:
         for step in range(first_step, last_step):
             passes, indices = self.samples(step)
             # Without blocking, so that the host can prepare the next step while a GPU computes
-            pixels = self.train.pixels[send(indices, device)]
-            labels = send(self.train.labels[indices], device)
-            yield self.augmentation.batch(pixels, passes, indices), labels
+            chosen = send(indices, device)
+            pixels = self.augmentation.batch(self.train.pixels[chosen], passes, indices)
+            yield pixels, self.train_labels[chosen]
 
     def inputs_of(self, images: ImageSplit) -> Batch:
         """Return a small split as one batch on the device, preprocessed as in evaluation."""
@@ -204,6 +208,14 @@ class Batches:
             if self.machine.processes.any_of(bool(self.stop))[0]:
                 raise Stopped(f"stopped by {self.stop.describe()} in an evaluation")
             yield batch
+
+
+def on_device_if_it_fits(images: ImageSplit, device: torch.device) -> ImageSplit:
+    """The images with their pixels on the device, or as they are where its memory is too small."""
+    try:
+        return images.to(device)
+    except torch.OutOfMemoryError:
+        return images
 
 
 def empty_confusion(num_classes: int, device: torch.device) -> Tensor:

@@ -64,7 +64,7 @@ class Observer:
 
         Waits for the device.
         """
-        if self.window.rows:
+        if self.window.images:
             self.window.means(self.step)
 
     @contextlib.contextmanager
