@@ -206,8 +206,6 @@ class Emulation(TorchFunctionMode):
             return self.copy(args[0], torch.device("cuda"), {})
         if func is torch.Tensor.to:
             return self.to(*args, **kwargs)
-        if func in (torch.Tensor.record_stream, torch.Tensor.pin_memory):
-            return args[0]
         if func is torch.Tensor.copy_:
             self.note_copy(args[1], args[0], kwargs.get("non_blocking", False))
 
@@ -431,6 +429,7 @@ def emulated_device(kind: str, refuse_mixed: bool = True) -> Iterator[EmulatedDe
             "torch.backends.mps.is_available": lambda: kind == "mps",
             "torch.mps.manual_seed": lambda seed: None,
             "torch.mps.empty_cache": lambda: None,
+            "torch.mps.synchronize": lambda: note_synchronization(emulated),
             "torch.cuda.is_available": lambda: kind == "cuda",
             "torch.cuda.device_count": lambda: int(kind == "cuda"),
             "torch.cuda.manual_seed_all": lambda seed: None,
@@ -445,6 +444,9 @@ def emulated_device(kind: str, refuse_mixed: bool = True) -> Iterator[EmulatedDe
             "torch.cuda.current_stream": EmulatedStream,
             "torch.cuda.stream": contextlib.nullcontext,
             "torch.Generator": EmulatedGenerator,
+            "torch.Tensor.record_stream": lambda tensor, stream: None,
+            # By it loaders decide whether they can pin memory
+            "torch.accelerator.is_available": lambda: False,
             "torch.optim.Optimizer._accelerator_graph_capture_health_check": lambda self: None,
             "torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype": group_by_device,
             "torch.optim.optimizer._group_tensors_by_device_and_dtype": group_by_device,
