@@ -121,6 +121,23 @@ def test_the_device_is_measured_and_described():
     assert peak_memory(CPU) > 2**20  # bytes
 
 
+def test_the_rate_is_measured_on_numbers_like_data(monkeypatch):
+    multiplied = []
+    multiply = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: multiplied.append((a, b)) or multiply(a, b)
+    )
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    product_rate(CPU, torch.float32)
+    # The run's own numbers are left alone
+    assert torch.equal(torch.rand(1), expected)
+    for factor in multiplied[0]:
+        assert factor.std() == pytest.approx(1, abs=0.01)
+        assert factor.mean() == pytest.approx(0, abs=0.01)
+
+
 def test_a_launcher_is_recognized_by_all_its_variables(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
@@ -75,6 +76,8 @@ class Batches:
         # collectives, whose number must be the same in all processes
         may_split = not self.machine.sharded
         self.memory = MemoryLimit(self.machine.device, log.info, may_split=may_split)
+        # Seconds of waiting for the processes that decode
+        self.loader_seconds = 0.0
 
     @property
     def has_validation(self) -> bool:
@@ -108,6 +111,26 @@ class Batches:
                 images, labels = self.augmentation.mixing(images, labels, step, self.own.start or 0)
             yield images, labels
 
+    def waited(self, seconds: float, loader_seconds_before: float) -> float:
+        """How much of the time that taking a batch took was waiting for data, in seconds.
+
+        On a CPU all of it, which is what making the batch took. On a GPU the making is only queued,
+        behind steps that the host may have to wait for: there it is the wait for the loader.
+        """
+        if self.machine.device.type == "cpu":
+            return seconds
+        return self.loader_seconds - loader_seconds_before
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches of the loader, and count how long each is waited for."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.loader_seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
     def samples(self, step: int) -> tuple[Tensor, Tensor]:
         """Return (passes, indices) of this process's samples of a step, int64 on the CPU.
 
@@ -139,7 +162,7 @@ class Batches:
             self.order.seed,
             self.augmentation.skip_unreadable,
         )
-        return decode_batches(dataset, items, self.machine.workers, self.machine.device)
+        return self.timed(decode_batches(dataset, items, self.machine.workers, self.machine.device))
 
     def batches_in_memory(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yield the batches of images that are in memory, or on the GPU."""

@@ -26,8 +26,9 @@ from vit.runs.tensorboard import TensorBoard
 from vit.runs.timing import Clock, Speed
 from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.compiling import compile_model
-from vit.runtime.device import product_rate
+from vit.runtime.device import product_rate, reset_peak_memory
 from vit.runtime.machine import Machine
+from vit.runtime.memory import free_memory
 from vit.runtime.precision import Precision, choose_precision
 from vit.training.batches import Batches
 from vit.training.losses import build_loss
@@ -235,6 +236,9 @@ def make_observer(
 
     # Of all processes together, as images per second are
     rate = machine.processes.count * product_rate(machine.device, state.precision.dtype)
+    # The peak of training is not that of the products, nor of looking for the micro-batch
+    free_memory(machine.device)
+    reset_peak_memory(machine.device)
     slow_advice = None
     if machine.device.type == "cpu":
         command = cheaper_command(macs, config)
