@@ -78,11 +78,17 @@ def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
     changes: {key: value} of the command line; those of data.* apply to a checkpoint's own data.
     """
     # Imported here so that --help and a mistyped command answer at once
-    from vit.runtime.device import choose_device, use_deterministic_kernels, use_threads
+    from vit.runtime.device import (
+        choose_device,
+        use_deterministic_kernels,
+        use_exact_float32,
+        use_threads,
+    )
     from vit.runtime.memory import memory_errors
 
     use_threads(settings.runtime.threads)
     use_deterministic_kernels(settings.runtime.deterministic)
+    use_exact_float32()
     device = choose_device(settings.runtime.device)
     with memory_errors("try precision=bf16, or runtime.device=cpu"):
         model = restore_model(settings, changes, device)
@@ -107,7 +113,8 @@ def restore_model(
         restored = restore_pretrained(
             path, settings.data, settings.model, device, *computing, typed=set(changes)
         )
-    return MeasuredModel(path, restored, settings.split, loader_workers(settings.runtime.workers))
+    workers = loader_workers(settings.runtime.workers, device_type=device.type)
+    return MeasuredModel(path, restored, settings.split, workers)
 
 
 def measure_model(model: "MeasuredModel", settings: EvaluateConfig) -> str:

@@ -118,6 +118,11 @@ class MadeUpBatches:
     machine: Any = field(default_factory=lambda: SimpleNamespace(processes=Processes()))
     closed: bool = False  # whether the generator of the batches has been closed
 
+    loader_seconds: float = 0.0
+
+    def waited(self, seconds: float, loader_seconds_before: float) -> float:
+        return seconds
+
     @property
     def has_validation(self) -> bool:
         return self.evaluations is not None

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from emulated_device import emulated_device, kernels_of
 from torch import nn
+
+from benchmarks.emulated_device import emulated_device, kernels_of
 
 
 def on(device, *shape):
@@ -112,3 +113,54 @@ def test_the_table_of_kernels_is_torchs():
     assert {"add", "mm", "index_put_", "_fused_adamw_", "topk", "_log_softmax"} <= mps
     assert not {"linalg_eig", "_cudnn_rnn", "put_"} & mps
     assert "_cudnn_rnn" in kernels_of("cuda")
+
+
+def test_kernels_are_counted_without_views():
+    with emulated_device("cuda") as emulated:
+        x = on("cuda", 4, 6)
+        emulated.forget()
+        x.reshape(2, 12).t()[1:].unbind()
+        torch.empty_like(x)
+        assert emulated.launches == 0
+        (x * 2).add_(1).sum()
+        assert emulated.launches == 3
+
+
+def test_lists_are_one_kernel_where_their_tensors_are_alike():
+    with emulated_device("cuda") as emulated:
+        matrices = [on("cuda", 2, 3) for _ in range(5)]
+        emulated.forget()
+        torch._foreach_add_(matrices, matrices)
+        torch._foreach_mul_(matrices, 2.0)
+        assert emulated.launches == 2
+        torch._foreach_mul_(matrices, [matrix.sum() for matrix in matrices])
+        assert emulated.launches == 2 + 5 + 5
+
+
+def test_operands_on_two_devices_can_be_counted_instead():
+    with emulated_device("cuda", refuse_mixed=False) as emulated:
+        x = on("cuda", 3)
+        assert emulated.holds(x + torch.ones(3))
+    assert emulated.mixed.total() == 1
+
+
+def test_the_bytes_of_the_largest_copy_are_noted():
+    with emulated_device("cuda") as emulated:
+        torch.ones(100).to("cuda", non_blocking=True)
+        torch.ones(10).to("cuda")
+        assert emulated.largest_copy == 400
+        on("cuda", 200).copy_(torch.ones(200))
+        torch.tensor([1.0] * 300, device="cuda").cpu()
+        assert emulated.largest_copy == 1200
+        emulated.forget()
+        assert emulated.largest_copy == 0
+
+
+def test_indices_on_the_cpu_are_waited_for():
+    with emulated_device("cuda") as emulated:
+        x = on("cuda", 5)
+        emulated.forget()
+        x[torch.tensor([0, 1]).to("cuda", non_blocking=True)]
+        assert not emulated.waits
+        x[torch.tensor([0, 1])]
+        assert emulated.waits.total() == 1

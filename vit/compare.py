@@ -177,7 +177,8 @@ def predict_split(folder: Path, split: str, workers: int | None) -> SplitPredict
 
     correct: list[Tensor] = []
     with torch.inference_mode(), memory_errors("a single image is too much for this device"):
-        for pixels, labels in restored.batches(images, loader_workers(workers)):
+        num_workers = loader_workers(workers, device_type=device.type)
+        for pixels, labels in restored.batches(images, num_workers):
             correct += restored.memory.parts(is_correct, pixels, labels)
     return SplitPredictions(torch.cat(correct), images.labels, str(images))
 

@@ -104,7 +104,7 @@ def prune(options: argparse.Namespace) -> None:
     with writing_to(f"--out {options.out}"):
         options.out.parent.mkdir(parents=True, exist_ok=True)
 
-    workers = loader_workers(None)
+    workers = loader_workers(None, device_type=device.type)
     heads = choose_heads(restored, options.fraction, workers)
     # A copy, because the original is measured beside it
     pruned = copy.deepcopy(restored.model)

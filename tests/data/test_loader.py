@@ -1,6 +1,8 @@
+import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,14 +13,16 @@ import torch
 from helpers import ROOT, make_images
 from PIL import Image
 
+from benchmarks.emulated_device import emulated_device
 from vit.augment.policies import build_policies
 from vit.data.class_folders import list_class_folders
-from vit.data.loader import ImageFileDataset, decode_batches, evaluation_batches
+from vit.data.loader import ImageFileDataset, copy_ahead, decode_batches, evaluation_batches
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
 from vit.data.splits import ImageSplit
 from vit.data.training_transform import TrainingTransform
 from vit.errors import DataError
+from vit.runtime.device import send
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing((24, 24), 3, (0.5,), (0.25,), 0.875, "bilinear")
@@ -37,11 +41,11 @@ def steps(images, first, last, batch_size=8):
         yield list(zip(passes.tolist(), indices.tolist(), strict=True))
 
 
-def decode(images, workers, first=0, last=4):
+def decode(images, workers, first=0, last=4, device=CPU):
     policies = build_policies("randaugment", 2, 9, 0.3)
     transform = TrainingTransform(PREPROCESSING, [0.2, 1.0], 0.5, policies)
     dataset = ImageFileDataset(images, PREPROCESSING, transform, seed=5)
-    return list(decode_batches(dataset, steps(images, first, last), workers, CPU))
+    return list(decode_batches(dataset, steps(images, first, last), workers, device))
 
 
 def test_any_number_of_workers_gives_the_same_batches(tmp_path):
@@ -160,6 +164,144 @@ def test_workers_leave_signals_to_their_parent(tmp_path, number):
         assert torch.equal(next(stream)[0], first)
     assert all(worker.is_alive() for worker in workers)
     stream.close()
+
+
+class NotedStream:
+    """Stands in for a stream of the device: notes what is queued in which order."""
+
+    def __init__(self, name, events):
+        self.name = name
+        self.events = events
+
+    def wait_stream(self, other):
+        self.events.append(f"{self.name} waits for {other.name}")
+
+
+@contextlib.contextmanager
+def noted_streams(monkeypatch):
+    """The order of copies, waits and steps on an emulated GPU; yields their list."""
+    events = []
+    step, copying = (NotedStream(name, events) for name in ("step", "copies"))
+    current = [step]
+
+    @contextlib.contextmanager
+    def switched(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    def noted_send(tensor, device):
+        if tensor.ndim > 1:
+            events.append(f"{current[-1].name}: copy {int(tensor[0, 0])}")
+        return send(tensor, device)
+
+    with emulated_device("cuda"):
+        monkeypatch.setattr("torch.cuda.Stream", lambda device: copying)
+        monkeypatch.setattr("torch.cuda.current_stream", lambda device: current[-1])
+        monkeypatch.setattr("torch.cuda.stream", switched)
+        monkeypatch.setattr("vit.data.loader.send", noted_send)
+        yield events
+
+
+def test_a_batch_is_copied_while_the_step_before_it_computes(monkeypatch):
+    batches = [(torch.full((2, 3), number), torch.tensor([number])) for number in range(3)]
+    with noted_streams(monkeypatch) as events:
+        seen = []
+        for pixels, labels in copy_ahead(iter(batches), torch.device("cuda")):
+            assert pixels.is_cuda
+            assert labels.is_cuda
+            seen.append((pixels.cpu(), labels.cpu()))
+            events.append(f"step {int(labels.cpu())}")
+    for batch, known in zip(seen, batches, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, known, strict=True))
+    assert events == [
+        "copies: copy 0",
+        # Each copy is queued before the step that it runs beside, which does not wait for it
+        "step waits for copies",
+        "copies: copy 1",
+        "step 0",
+        "step waits for copies",
+        "copies: copy 2",
+        "step 1",
+        "step waits for copies",
+        "step 2",
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_few_batches_are_copied_too(monkeypatch, count):
+    batches = [(torch.full((2, 3), number), torch.tensor([number])) for number in range(count)]
+    with noted_streams(monkeypatch):
+        assert len(list(copy_ahead(batches, torch.device("cuda")))) == count
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+def test_a_gpu_gets_the_same_batches(tmp_path):
+    images = list_images(tmp_path)
+    expected = decode(images, 0)
+    with emulated_device("cuda") as emulated:
+        device = torch.device("cuda")
+        batches = decode(images, 0, device=device)
+        assert not emulated.waits
+        assert all(emulated.holds(tensor) for batch in batches for tensor in batch)
+    for batch, known in zip(batches, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, known, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_closing_early_ends_the_workers(tmp_path, kind):
+    images = list_images(tmp_path)
+    dataset = ImageFileDataset(images, PREPROCESSING, None, seed=0)
+    before = set(multiprocessing.active_children())
+    with emulated_device("cuda"):
+        items = ([(epoch, 0)] for epoch in range(1000))
+        stream = decode_batches(dataset, items, 2, torch.device(kind))
+        next(stream)
+        assert len(set(multiprocessing.active_children()) - before) == 2
+        stream.close()
+    assert not set(multiprocessing.active_children()) - before
+
+
+@pytest.mark.parametrize(("kind", "pinned"), [("cpu", False), ("cuda", True)])
+def test_memory_is_pinned_for_a_gpu(tmp_path, monkeypatch, kind, pinned):
+    settings = []
+    monkeypatch.setattr(
+        "vit.data.loader.DataLoader", lambda *_, **given: settings.append(given) or iter([])
+    )
+    dataset = ImageFileDataset(list_images(tmp_path), PREPROCESSING, None, seed=0)
+    decode_batches(dataset, [], 0, torch.device(kind))
+    assert settings[0]["pin_memory"] == pinned
+
+
+def test_workers_touch_no_gpu(tmp_path, monkeypatch):
+    """A process that was forked after CUDA's start cannot use it: any use raises there."""
+    images = list_images(tmp_path)
+
+    def refuse(*arguments):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    with emulated_device("cuda") as emulated:
+        PREPROCESSING.to_input(torch.zeros(1, 3, 24, 24, dtype=torch.uint8).to("cuda"))
+        for name in ("_lazy_init", "manual_seed_all", "current_device", "synchronize"):
+            monkeypatch.setattr(f"torch.cuda.{name}", refuse)
+        emulated.kernels.clear()
+        decode(images, workers=0, last=1)
+        assert not emulated.kernels
+    # In a real worker too
+    assert len(decode(images, workers=1, last=2)) == 2
+
+
+def test_nothing_forks_but_the_loader():
+    forks = re.compile(
+        r"os\.fork|multiprocessing\.(Process|Pool|get_context|set_start_method)|ProcessPoolExecutor"
+        r"|torch\.multiprocessing|mp\.spawn"
+    )
+    files = [ROOT / "train.py", ROOT / "evaluate.py", *(ROOT / "vit").rglob("*.py")]
+    # Making images smaller needs no GPU
+    assert [path.name for path in files if forks.search(path.read_text())] == ["shrink.py"]
+    loaders = [path.name for path in files if "DataLoader(" in path.read_text()]
+    assert sorted(loaders) == ["image_stream.py", "loader.py"]
 
 
 SCRIPT = """

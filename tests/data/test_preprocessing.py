@@ -1,9 +1,12 @@
+import pickle
+
 import numpy as np
 import pytest
 import timm.data
 import torch
 from PIL import Image
 
+from benchmarks.emulated_device import emulated_device
 from vit.data.image_files import to_pixels
 from vit.data.preprocessing import Preprocessing
 
@@ -101,3 +104,42 @@ def test_small_images_are_enlarged_as_pillow_does():
     preprocessing = Preprocessing((224, 224), 3, (0.0,), (1.0,), None, "bilinear")
     ours = preprocessing.to_input(to_pixels(image)[None])[0]
     torch.testing.assert_close(ours, preprocessing(image), atol=1.01 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_on_the_cpu_pixels_are_divided_and_normalized_step_by_step(channels):
+    preprocessing = Preprocessing((6, 6), channels, *IMAGENET, None, "bilinear")
+    pixels = torch.randint(0, 256, (4, channels, 6, 6), dtype=torch.uint8)
+    mean, std = (torch.tensor(values) for values in IMAGENET)
+    if channels == 1:
+        mean, std = mean.mean(), std.mean()
+    expected = (pixels.float() / 255 - mean.reshape(-1, 1, 1)) / std.reshape(-1, 1, 1)
+    for _ in range(2):
+        assert torch.equal(preprocessing.to_input(pixels), expected)
+
+
+@pytest.mark.parametrize("side", [6, 9])
+def test_on_a_gpu_pixels_are_normalized_without_a_wait(side):
+    preprocessing = Preprocessing((9, 9), 3, *IMAGENET, None, "bicubic")
+    pixels = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8)
+    expected = preprocessing.to_input(pixels)
+    with emulated_device("cuda") as emulated:
+        on_device = pixels.to("cuda")
+        preprocessing.to_input(on_device)
+        emulated.waits.clear()
+        emulated.copies.clear()
+        emulated.kernels.clear()
+        images = preprocessing.to_input(on_device)
+        assert not emulated.waits
+        assert not emulated.copies
+        assert emulated.kernels.total() <= (2 if side == 9 else 3)
+    torch.testing.assert_close(images, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_workers_are_given_no_tensor_of_the_device():
+    preprocessing = Preprocessing((9, 9), 3, *IMAGENET, None, "bicubic")
+    preprocessing.to_input(torch.zeros(1, 3, 9, 9, dtype=torch.uint8))
+    assert preprocessing.sent
+    again = pickle.loads(pickle.dumps(preprocessing))
+    assert again == preprocessing
+    assert not again.sent

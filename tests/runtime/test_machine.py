@@ -92,10 +92,50 @@ def test_workers_are_as_many_as_the_cores_of_a_process_eight_at_most(monkeypatch
     assert 1 <= usable_cores() <= os.cpu_count()
 
 
+def test_a_gpu_is_fed_by_all_cores_but_one(monkeypatch):
+    cores = 16
+    monkeypatch.setattr("vit.runtime.cores.usable_cores", lambda: cores)
+    assert loader_workers(None, device_type="cuda") == 15
+    assert loader_workers(None, processes=8, device_type="cuda") == 1
+    assert loader_workers(None, processes=16, device_type="cuda") == 1
+    assert loader_workers(3, device_type="cuda") == 3
+    cores = 128
+    assert loader_workers(None, device_type="cuda") == 32
+
+
+def test_float32_on_a_gpu_is_not_tf32(monkeypatch):
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        start()
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_the_device_is_measured_and_described():
     assert describe_device(CPU) == f"cpu, {torch.get_num_threads()} threads"
     assert product_rate(CPU, torch.float32) > 1e8
     assert peak_memory(CPU) > 2**20  # bytes
+
+
+def test_the_rate_is_measured_on_numbers_like_data(monkeypatch):
+    multiplied = []
+    multiply = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: multiplied.append((a, b)) or multiply(a, b)
+    )
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    product_rate(CPU, torch.float32)
+    # The run's own numbers are left alone
+    assert torch.equal(torch.rand(1), expected)
+    for factor in multiplied[0]:
+        assert factor.std() == pytest.approx(1, abs=0.01)
+        assert factor.mean() == pytest.approx(0, abs=0.01)
 
 
 def test_a_launcher_is_recognized_by_all_its_variables(monkeypatch):

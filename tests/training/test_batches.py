@@ -6,11 +6,13 @@ import torch
 from helpers import make_images
 from limited_memory import memory_of
 
+from benchmarks.emulated_device import emulated_device
 from vit.augment.batch import BatchAugmentation
 from vit.augment.erasing import random_erase
 from vit.augment.mixing import MixupCutmix
 from vit.augment.policies import build_policies
 from vit.data.datasets import load_data
+from vit.data.loader import evaluation_pixels
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
 from vit.data.training_transform import TrainingTransform
@@ -20,7 +22,7 @@ from vit.runtime.machine import Machine
 from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
-from vit.training.batches import Augmentation, Batches
+from vit.training.batches import Augmentation, Batches, on_device_if_it_fits
 
 CPU = torch.device("cpu")
 RGB = Preprocessing((24, 24), 3, (0.5,), (0.25,), 0.875, "bilinear")
@@ -156,6 +158,35 @@ def test_evaluations_keep_to_the_micro_batch_and_to_the_memory(log_lines):
         "memory ended with 64 images at once",
         "memory ended with 32 images at once",
     ]
+
+
+def test_small_images_of_training_and_validation_are_on_the_device():
+    with emulated_device("cuda") as emulated:
+        data = load("digits")
+        gray = Preprocessing((8, 8), 1, (0.3,), (0.4,), None, "bilinear")
+        device = torch.device("cuda", 0)
+        machine = Machine(device=device, processes=Processes(), workers=0, sharded=False)
+        order = SampleOrder(len(data.train), 64, seed=5)
+        batches = Batches(data, gray, make_augmentation(gray), order, 64, machine, StopSignal())
+        assert emulated.holds(batches.data.val.pixels)
+        assert not emulated.holds(batches.data.test.pixels)
+        list(batches.training(0, 1))
+        emulated.waits.clear()
+        images, labels = next(batches.training(1, 2))
+        assert emulated.holds(images)
+        assert emulated.holds(labels)
+        pixels = evaluation_pixels(batches.data.val, 64, gray, 0, device)
+        assert all(emulated.holds(tensor) for batch in pixels for tensor in batch)
+        assert not emulated.waits
+
+
+def test_validation_images_that_do_not_fit_stay_where_they_are():
+    class Full:
+        def to(self, device):
+            raise torch.OutOfMemoryError("planted")
+
+    full = Full()
+    assert on_device_if_it_fits(full, CPU) is full
 
 
 def test_sharded_models_are_not_evaluated_in_parts():

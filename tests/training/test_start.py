@@ -137,3 +137,12 @@ def test_a_run_is_not_resumed_beyond_its_end(tmp_path, log_lines):
     state.restore = lambda *arguments: setattr(state, "progress", Progress(step=8))
     with pytest.raises(ConfigError, match=rf"resume={run.path}: 8 steps .* 7 .*train\.steps"):
         start.resume(config, run, state, plan_of("train.steps=7"), checkpoints)
+
+
+def test_kernels_of_attention_are_settled_with_the_model_before_any_step(monkeypatch):
+    settled = []
+    monkeypatch.setattr(
+        start, "exclude_faulty_attention", lambda device, model: settled.append((device, model))
+    )
+    state = make_run_state(configured(*SMALL))
+    assert settled == [(CPU, state.model)]

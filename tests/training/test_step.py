@@ -58,6 +58,23 @@ def test_drop_path_does_not_depend_on_the_micro_batches():
     assert_close(models[0], models[1], rtol=1e-9, atol=1e-12)
 
 
+def test_modules_are_gone_through_after_an_evaluation_alone(monkeypatch):
+    model = make_model()
+    calls = []
+    train = model.train
+    monkeypatch.setattr(model, "train", lambda mode=True: calls.append(mode) or train(mode))
+    step = make_step(make_state(model))
+    step(*batch(0))
+    step(*batch(1))
+    assert not calls
+    model.eval()
+    assert calls == [False]
+    step(*batch(2))
+    step(*batch(3))
+    assert calls == [False, True]
+    assert all(module.training for module in model.modules())
+
+
 def test_the_row_holds_the_batchs_loss_hits_and_gradient_norm():
     model = make_model(torch.float64, init="trunc_normal", init_range=0.3)
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))

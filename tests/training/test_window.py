@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from benchmarks.emulated_device import emulated_device
 from vit.errors import TrainingFailed
 from vit.training.window import StepWindow, require_finite
 
@@ -46,6 +47,22 @@ def test_a_window_survives_json_to_the_bit():
     assert (ours.loss, ours.grad_norm) == (theirs.loss, theirs.grad_norm)
     assert math.isnan(ours.top1)
     assert torch.equal(again.rows[0], window.rows[0])
+
+
+def test_a_devices_rows_are_read_in_one_copy():
+    with emulated_device("cuda") as emulated:
+        window = StepWindow({"rows": [[1.0, 8.0, 0.5]], "images": 16})
+        for _ in range(50):
+            window.add(torch.full((3,), 2.0, device="cuda"), 16)
+        assert not emulated.waits
+        assert window.means(51).loss == pytest.approx(101 / 51)
+        assert emulated.waits.total() == 1
+        # What has been read is not read again
+        window.means(51)
+        assert emulated.waits.total() == 1
+        window.add(torch.ones(3, device="cuda"), 16)
+        assert window.means(52).loss == pytest.approx(102 / 52)
+        assert emulated.waits.total() == 2
 
 
 def test_speed_and_the_wait_for_data(monkeypatch):

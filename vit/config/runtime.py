@@ -25,7 +25,7 @@ class RuntimeConfig:
     # warning; so may it with another number of workers, which leaves every bit as it is
     device: str = setting(DEVICE, on_resume=FREE)
     compile: Any = setting(AUTO_OR_BOOL, on_resume=BITS_MAY_DIFFER)
-    # Processes that decode image files; null: one a core, eight at most
+    # Processes that decode image files; null: one a core, eight at most, 32 beside a GPU
     workers: int | None = setting(NOT_NEGATIVE, on_resume=FREE)
     # Of torch on the CPU; null: torch's choice
     threads: int | None = setting(POSITIVE, on_resume=BITS_MAY_DIFFER)

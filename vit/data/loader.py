@@ -149,13 +149,58 @@ def decode_batches(
         pin_memory=device.type == "cuda",  # so that the copy does not hold the GPU up
         prefetch_factor=2 if workers else None,
     )
+    decoded = readable_batches(loader, len(dataset.images))
+    if device.type == "cuda":
+        return copy_ahead(decoded, device)
+    return ((send(pixels, device), send(labels, device)) for pixels, labels in decoded)
+
+
+def readable_batches(
+    batches: Iterable[DecodedBatch | DataError], num_images: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels and labels; raises the DataError of an image, or where more are skipped than may be.
+
+    num_images: of the data set.
+    """
     skipped: set[str] = set()
-    for batch in loader:
+    for batch in batches:
         if isinstance(batch, DataError):
             raise batch
         pixels, labels, unreadable = batch
-        report_skipped(unreadable, skipped, len(dataset.images))
-        yield send(pixels, device), send(labels, device)
+        report_skipped(unreadable, skipped, num_images)
+        yield pixels, labels
+
+
+def copy_ahead(
+    batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches on a GPU, each of which is copied while the step before it is computed.
+
+    The copies are queued in a stream of their own, one batch ahead, and need pinned memory to run
+    beside the kernels.
+    """
+    copying = torch.cuda.Stream(device)
+    ahead: tuple[Tensor, Tensor] | None = None
+    for pixels, labels in batches:
+        # What was copied ahead is handed out with the copy of the next one already queued. Waiting
+        # for the first copy alone, which has long been done, lets the second run on
+        if ahead is not None:
+            torch.cuda.current_stream(device).wait_stream(copying)
+        with torch.cuda.stream(copying):
+            copied = (send(pixels, device), send(labels, device))
+        if ahead is not None:
+            yield in_use(ahead, device)
+        ahead = copied
+    if ahead is not None:
+        torch.cuda.current_stream(device).wait_stream(copying)
+        yield in_use(ahead, device)
+
+
+def in_use(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tell torch that the step's stream uses a batch, so that its memory is not reused too soon."""
+    for tensor in batch:
+        tensor.record_stream(torch.cuda.current_stream(device))
+    return batch
 
 
 def report_skipped(unreadable: list[str], skipped: set[str], num_images: int) -> None:
@@ -222,7 +267,7 @@ def evaluation_pixels(
     else:
         stream = select_pixels(images.pixels, batches, device)
     for pixels, targets in zip(stream, labels.split(batch_size), strict=True):
-        yield pixels, targets.to(device)
+        yield pixels, send(targets, device)
 
 
 def decode_for_evaluation(
@@ -244,4 +289,4 @@ def select_pixels(
 ) -> Iterator[Tensor]:
     """The pixels of each batch of indices, from memory."""
     for batch in batches:
-        yield pixels[batch.to(pixels.device)].to(device)
+        yield send(pixels[send(batch, pixels.device)], device)

@@ -1,7 +1,8 @@
 """From an image to the model's input in evaluation: resize, crop, match channels, normalize."""
 
+import functools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,20 @@ from vit.data.image_files import open_image, to_mode, to_pixels
 from vit.runtime.device import send
 
 PIL_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What normalizing takes, (1, C, 1, 1) each, on one device.
+
+    mean, std: of pixels in 0..1; scale, shift: the same as a factor and a summand of pixels in
+    0..255.
+    """
+
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
+    shift: Tensor
 
 
 @dataclass(frozen=True)
@@ -92,8 +107,11 @@ class Preprocessing:
 
         On the device of the pixels.
         """
+        images = match_channels(pixels, self.num_channels).to(torch.float32, copy=True)
+        on_cpu = images.device.type == "cpu"
         # In place: four passes over fresh memory would take five times as long on a CPU
-        images = match_channels(pixels, self.num_channels).to(torch.float32, copy=True).div_(255)
+        if on_cpu:
+            images.div_(255)
         # Small images are enlarged here, on the device, and not in the workers
         if images.shape[-2:] != self.image_size:
             images = F.interpolate(
@@ -103,19 +121,38 @@ class Preprocessing:
                 antialias=True,
                 align_corners=False,
             )
-        mean = self.per_channel(self.mean, images)
-        std = self.per_channel(self.std, images)
-        return images.sub_(mean).div_(std)
+        constants = self.constants(images.device)
+        if on_cpu:
+            return images.sub_(constants.mean).div_(constants.std)
+        # One kernel in place of three, whose last bits differ from those of the CPU
+        return torch.addcmul(constants.shift, images, constants.scale)
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of to_input's normalization, to look at: floats in 0..1."""
-        mean = self.per_channel(self.mean, images)
-        std = self.per_channel(self.std, images)
-        return (images * std + mean).clamp(0, 1)
+        constants = self.constants(images.device)
+        return (images * constants.std + constants.mean).clamp(0, 1)
 
-    def per_channel(self, values: Sequence[float], like: Tensor) -> Tensor:
+    def constants(self, device: torch.device) -> "Normalization":
+        """Mean and std on a device. They are sent there once."""
+        if device not in self.sent:
+            mean = self.per_channel(self.mean)
+            std = self.per_channel(self.std)
+            tensors = (mean, std, 1 / (255 * std), -mean / std)
+            self.sent[device] = Normalization(*(send(tensor, device) for tensor in tensors))
+        return self.sent[device]
+
+    @functools.cached_property
+    def sent(self) -> dict[torch.device, "Normalization"]:
+        """The constants by the device on which they are."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Other processes must not be given tensors of a GPU
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def per_channel(self, values: Sequence[float]) -> Tensor:
         """Numbers as (1, C, 1, 1): three are averaged for gray, one is repeated for RGB."""
-        tensor = send(torch.tensor(values, dtype=like.dtype), like.device)
+        tensor = torch.tensor(values, dtype=torch.float32)
         if self.num_channels == 1:
             tensor = tensor.mean().expand(1)
         else:

@@ -28,6 +28,7 @@ from vit.data.splits import ImageDataset, ImageSplit
 from vit.errors import CheckpointError, ConfigError
 from vit.evaluation.accuracy import evaluate
 from vit.model.vision_transformer import VisionTransformer
+from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.memory import MemoryLimit
 from vit.runtime.precision import Precision, choose_precision
 from vit.weights.description import Weights
@@ -61,6 +62,7 @@ class RestoredModel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "memory", MemoryLimit(self.precision.device))
+        exclude_faulty_attention(self.precision.device, self.model)
 
     def batches(
         self, images: ImageSplit, workers: int

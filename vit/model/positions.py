@@ -97,6 +97,11 @@ def sincos1d(grid_size: Pair, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
+def kept_patches(num_patches: int, patch_dropout: float) -> int:
+    """How many of an image's patches PatchDropout keeps: at least one."""
+    return max(1, round(num_patches * (1 - patch_dropout)))
+
+
 def fixed_positions(position: str, grid_size: Pair, width: int) -> Tensor | None:
     """The fixed positions that are added to the patches, (1, R·S, D), or None where none are.
 

@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from vit.model.activations import build_activation
 from vit.model.head_pruning import remove_heads, select_heads, split_head_mask
 from vit.model.initialization import initialize
-from vit.model.positions import Size, fixed_positions, patch_grid, rope2d, rotate
+from vit.model.positions import Size, fixed_positions, kept_patches, patch_grid, rope2d, rotate
 from vit.model.resnet_stem import ResNetStem
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Embeddings(nn.Module):
     def drop_patches(self, x: Tensor) -> Tensor:
         """Keep a random subset of each image's patches, in order: (B, R·S, D) → (B, kept, D)."""
         B, num_patches, D = x.shape
-        num_kept = max(1, round(num_patches * (1 - self.patch_dropout)))
+        num_kept = kept_patches(num_patches, self.patch_dropout)
         order = torch.rand(B, num_patches, device=x.device).argsort(dim=1)
         kept = order[:, :num_kept].sort(dim=1).values
         return x.gather(1, kept[..., None].expand(-1, -1, D))

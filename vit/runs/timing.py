@@ -23,7 +23,8 @@ class Spent:
     """Seconds of this process by purpose, as the host sees them.
 
     data: waiting for batches; first_step: apart from the others, since it may compile. On a GPU the
-    host waits for the device where it reads numbers, which is within `steps`.
+    host only queues the steps, and waits for the device where it reads numbers: both are within
+    `steps`, and the other purposes begin when the device has done all that was queued.
     """
 
     data: float = 0.0
@@ -58,8 +59,11 @@ class Clock:
         try:
             yield
         finally:
-            seconds = time.perf_counter() - start
-            setattr(self.spent, purpose, getattr(self.spent, purpose) + seconds)
+            self.count(purpose, time.perf_counter() - start)
+
+    def count(self, purpose: str, seconds: float) -> None:
+        """Count seconds as spent on a purpose, a field of Spent."""
+        setattr(self.spent, purpose, getattr(self.spent, purpose) + seconds)
 
     def total_seconds(self) -> float:
         """Return the seconds of all sessions that have worked on the run, this one included."""

@@ -11,12 +11,21 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def loader_workers(requested: int | None, processes: int = 1) -> int:
-    """Return how many processes decode image files: as requested, or one a core, eight at most.
+# Each worker takes memory for its batches. A CPU that trains needs few images a second; a GPU may
+# take thousands, of which a core decodes four hundred
+MOST_WORKERS = 8
+MOST_WORKERS_OF_A_GPU = 32
 
-    processes: how many processes of the run share this machine's cores.
+
+def loader_workers(requested: int | None, processes: int = 1, device_type: str = "cpu") -> int:
+    """Return how many processes decode image files: as requested, or from the number of cores.
+
+    One a core, eight at most; beside a GPU one a core but for the core that drives the GPU, 32 at
+    most. processes: how many processes of the run share this machine's cores.
     """
     if requested is not None:
         return requested
-    # Each worker takes memory for its batches, and more than eight rarely speed a device up
-    return min(8, max(1, usable_cores() // processes))
+    cores = usable_cores() // processes
+    if device_type == "cuda":
+        return min(MOST_WORKERS_OF_A_GPU, max(1, cores - 1))
+    return min(MOST_WORKERS, max(1, cores))

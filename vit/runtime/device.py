@@ -87,6 +87,17 @@ def use_deterministic_kernels(deterministic: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def use_exact_float32() -> None:
+    """Compute float32 products and convolutions on a GPU in float32, and not in TF32.
+
+    So that train.precision=fp32 means the same on every device. Whoever wants speed takes bf16,
+    which is faster than TF32.
+    """
+    torch.set_float32_matmul_precision("highest")
+    # Convolutions, such as a hybrid's, would otherwise be in TF32
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Measure the FLOP/s of large matrix products in a type, in a quarter of a second or so.
 
@@ -95,8 +106,11 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     sheet's peak instead).
     """
     rows, inner, columns = GPU_PRODUCT if device.type == "cuda" else CPU_PRODUCT
-    a = torch.ones(rows, inner, dtype=dtype, device=device)
-    b = torch.ones(inner, columns, dtype=dtype, device=device)
+    # Of random numbers: ones flip few bits and need less power, so a GPU multiplies them faster
+    # than data. From a generator of their own: a run's random numbers stay what they are
+    generator = torch.Generator(device).manual_seed(0)
+    a = torch.randn(rows, inner, dtype=dtype, device=device, generator=generator)
+    b = torch.randn(inner, columns, dtype=dtype, device=device, generator=generator)
     best = float("inf")
     for _ in range(PRODUCT_TRIES):
         start = time.perf_counter()
@@ -107,6 +121,20 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
         best = min(best, time.perf_counter() - start)
     # A multiply-add is two operations
     return 2 * rows * inner * columns / best
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that was queued, so that what comes is timed by itself."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    if device.type == "mps":
+        torch.mps.synchronize()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let peak_memory() of a GPU count from here on. That of a process cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int:

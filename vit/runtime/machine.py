@@ -10,6 +10,7 @@ from vit.runtime.device import (
     choose_device,
     describe_device,
     use_deterministic_kernels,
+    use_exact_float32,
     use_threads,
 )
 from vit.runtime.launch import started_by_torchrun
@@ -63,13 +64,14 @@ class Machine:
             chosen = torch.device("cuda", processes.local_rank)
             torch.cuda.set_device(chosen)
 
-        # Before any tensor is computed: both change the bits of a result
+        # Before any tensor is computed: all of them change the bits of a result
         use_threads(threads)
         use_deterministic_kernels(deterministic)
+        use_exact_float32()
         return cls(
             device=chosen,
             processes=processes,
-            workers=loader_workers(workers, processes.local_count),
+            workers=loader_workers(workers, processes.local_count, chosen.type),
             sharded=sharding == "fsdp",
         )
 

@@ -9,24 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # bfloat16 on CPUs that multiply it in hardware: 0.4 times the speed of float32 at a width of 128
 # (converting costs more than the small products save), 1.6 times at 192; benchmarks/README.md has
 # the figures.
 CPU_BF16_MIN_WIDTH = 192
-
-# Kernels of fused attention in the order of preference, by compute capability: cuDNN's is about
-# twice as fast as the default on Hopper (9.0) in training shapes and slower elsewhere, as
-# published; benchmarks/gpu.py compares them. GPUs that are not listed get torch's choice.
-ATTENTION_KERNELS: dict[tuple[int, int] | None, list[SDPBackend]] = {
-    (9, 0): [
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.MATH,
-    ]
-}
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -49,16 +36,11 @@ class Precision:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Compute forward passes in this precision, with the attention kernels for the device."""
-        with contextlib.ExitStack() as stack:
-            capability = None
-            if self.device.type == "cuda":
-                capability = torch.cuda.get_device_capability(self.device)
-            # With priorities, the later kernels take what the first can't, such as some head sizes
-            if capability in ATTENTION_KERNELS:
-                stack.enter_context(sdpa_kernel(ATTENTION_KERNELS[capability], set_priority=True))
-            if self.name != "fp32":
-                stack.enter_context(torch.autocast(self.device.type, self.dtype))
+        """Compute forward passes in this precision."""
+        if self.name == "fp32":
+            yield
+            return
+        with torch.autocast(self.device.type, self.dtype):
             yield
 
     def scaler(self) -> torch.amp.GradScaler:

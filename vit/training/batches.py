@@ -2,8 +2,9 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,11 +67,17 @@ class Batches:
 
     def __post_init__(self) -> None:
         # Once: small images stay on the device, so that a step needs no copy of pixels
-        self.train = self.data.train.to(self.machine.device)
+        device = self.machine.device
+        self.train = self.data.train.to(device)
+        self.train_labels = send(self.train.labels, device)
+        if self.data.val is not None:
+            self.data = replace(self.data, val=on_device_if_it_fits(self.data.val, device))
         # What one evaluation finds out holds for the next. The passes of a sharded model are
         # collectives, whose number must be the same in all processes
         may_split = not self.machine.sharded
         self.memory = MemoryLimit(self.machine.device, log.info, may_split=may_split)
+        # Seconds of waiting for the processes that decode
+        self.loader_seconds = 0.0
 
     @property
     def has_validation(self) -> bool:
@@ -104,6 +111,26 @@ class Batches:
                 images, labels = self.augmentation.mixing(images, labels, step, self.own.start or 0)
             yield images, labels
 
+    def waited(self, seconds: float, loader_seconds_before: float) -> float:
+        """How much of the time that taking a batch took was waiting for data, in seconds.
+
+        On a CPU all of it, which is what making the batch took. On a GPU the making is only queued,
+        behind steps that the host may have to wait for: there it is the wait for the loader.
+        """
+        if self.machine.device.type == "cpu":
+            return seconds
+        return self.loader_seconds - loader_seconds_before
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches of the loader, and count how long each is waited for."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.loader_seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
     def samples(self, step: int) -> tuple[Tensor, Tensor]:
         """Return (passes, indices) of this process's samples of a step, int64 on the CPU.
 
@@ -135,7 +162,7 @@ class Batches:
             self.order.seed,
             self.augmentation.skip_unreadable,
         )
-        return decode_batches(dataset, items, self.machine.workers, self.machine.device)
+        return self.timed(decode_batches(dataset, items, self.machine.workers, self.machine.device))
 
     def batches_in_memory(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yield the batches of images that are in memory, or on the GPU."""
@@ -144,9 +171,9 @@ class Batches:
         for step in range(first_step, last_step):
             passes, indices = self.samples(step)
             # Without blocking, so that the host can prepare the next step while a GPU computes
-            pixels = self.train.pixels[send(indices, device)]
-            labels = send(self.train.labels[indices], device)
-            yield self.augmentation.batch(pixels, passes, indices), labels
+            chosen = send(indices, device)
+            pixels = self.augmentation.batch(self.train.pixels[chosen], passes, indices)
+            yield pixels, self.train_labels[chosen]
 
     def inputs_of(self, images: ImageSplit) -> Batch:
         """Return a small split as one batch on the device, preprocessed as in evaluation."""
@@ -204,6 +231,14 @@ class Batches:
             if self.machine.processes.any_of(bool(self.stop))[0]:
                 raise Stopped(f"stopped by {self.stop.describe()} in an evaluation")
             yield batch
+
+
+def on_device_if_it_fits(images: ImageSplit, device: torch.device) -> ImageSplit:
+    """The images with their pixels on the device, or as they are where its memory is too small."""
+    try:
+        return images.to(device)
+    except torch.OutOfMemoryError:
+        return images
 
 
 def empty_confusion(num_classes: int, device: torch.device) -> Tensor:

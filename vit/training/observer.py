@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from vit.runs.console import Console, Numbers
 from vit.runs.metrics_log import MetricsLog
 from vit.runs.tensorboard import TensorBoard
 from vit.runs.timing import Clock, Speed
-from vit.runtime.device import peak_memory
+from vit.runtime.device import peak_memory, wait_for
 from vit.text import format_duration
 from vit.training.batches import Batches, empty_confusion
 from vit.training.plan import Plan
@@ -64,32 +65,46 @@ class Observer:
 
         Waits for the device.
         """
-        if self.window.rows:
-            self.window.means(self.step)
+        if self.window.images:
+            with self.clock.during(self.step_purpose):
+                self.window.means(self.step)
 
     @contextlib.contextmanager
     def during(self, purpose: str, activity: str) -> Iterator[None]:
         """Count the time of the block for a purpose of the clock, and name it on the screen."""
+        # What a GPU still has to do of the steps is their time
+        with self.clock.during(self.step_purpose):
+            wait_for(self.state.precision.device)
         with self.clock.during(purpose), self.console.screen.during(activity):
             yield
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Count the time of the block as spent waiting for a batch."""
+        """Count the time of the block, in which a batch is taken: what of it was waiting for data.
+
+        The rest belongs to the step.
+        """
         self.console.next_step(self.step + 1)
-        before = self.clock.spent.data
-        with self.clock.during("data"):
-            yield
+        loader_seconds = self.batches.loader_seconds
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        waited = self.batches.waited(seconds, loader_seconds)
+        self.clock.count("data", waited)
+        self.clock.count(self.step_purpose, seconds - waited)
         # The clock counts over the whole run, the window since the last log
-        self.window.data_seconds += self.clock.spent.data - before
+        self.window.data_seconds += waited
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
         """Count the time of the block as spent on a step."""
-        # The first one of a process apart, since it may compile
-        is_first = self.step == self.clock.first_step
-        with self.clock.during("first_step" if is_first else "steps"):
+        with self.clock.during(self.step_purpose):
             yield
+
+    @property
+    def step_purpose(self) -> str:
+        """What the time of a step counts for: the first one apart, since it may compile."""
+        return "first_step" if self.step == self.clock.first_step else "steps"
 
     def step_done(self, row: Tensor) -> None:
         """Report an optimizer step.

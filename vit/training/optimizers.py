@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from vit.errors import ConfigError
+from vit.training.lamb import LAMB
 from vit.training.muon import Muon, choose_newton_schulz
 
 # Of parameters, in the order of their groups
@@ -109,52 +110,6 @@ def freeze_all_but_head(model: nn.Module) -> None:
     """Let only the parameters of model.head get gradients, for a linear probe."""
     model.requires_grad_(False)
     model.get_submodule("head").requires_grad_(True)
-
-
-class LAMB(torch.optim.Optimizer):
-    """LAMB (You et al. 2020, arXiv:1904.00962, algorithm 2).
-
-    Adam's step of every decayed tensor, decay included, is scaled to the norm of the tensor itself;
-    tensors that are not decayed take Adam's step, as in NVIDIA's and timm's LAMB.
-    """
-
-    def __init__(self, params: list[dict], lr: float, betas: tuple[float, float], eps: float):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self.update(parameter, group)
-
-    def update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        """Make one step of one parameter."""
-        state = self.state[parameter]
-        if not state:
-            # Tensors all of them, since a checkpoint holds nothing else
-            state["step"] = torch.zeros(())
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-
-        beta1, beta2 = group["betas"]
-        gradient = parameter.grad
-        assert gradient is not None
-        state["step"] += 1
-        state["exp_avg"].lerp_(gradient, 1 - beta1)
-        state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2)
-
-        # Adam's step, corrected for the averages' start at zero
-        step = state["step"].item()
-        mean = state["exp_avg"] / (1 - beta1**step)
-        update = mean / ((state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"])
-
-        # The trust ratio; 1 where a norm is 0, as that of a head that starts at zero
-        if group["weight_decay"]:
-            update += group["weight_decay"] * parameter
-            length, target = update.norm(), parameter.norm()
-            update *= torch.where((length > 0) & (target > 0), target / length, 1.0)
-        parameter.sub_(update, alpha=group["lr"])
 
 
 class CombinedOptimizer(torch.optim.Optimizer):

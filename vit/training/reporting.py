@@ -5,6 +5,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from vit.config.config import Config, to_dict, to_yaml
 from vit.config.resume import notable_settings
 from vit.figures.predictions import class_names
@@ -227,8 +229,17 @@ def describe_bottleneck(config: Config, observer: Observer, step: OptimizerStep)
         cores=usable_cores(),
     )
 
+    mfu = observer.speed.mfu(speed_of_steps(observer, machine.device))
+    return bottleneck(observer.clock.spent, mfu, circumstances)
+
+
+def speed_of_steps(observer: Observer, device: torch.device) -> float:
+    """Return the images per second of the steps, without evaluations and pauses."""
     spent = observer.clock.spent
+    seconds = spent.steps
+    # A GPU goes on with the steps before while the host waits for data
+    if device.type != "cpu":
+        seconds += spent.data
     # The first step is counted apart, since it may compile
     steps = observer.plan.total_steps - observer.clock.first_step - 1
-    images_per_second = steps * observer.plan.batch_size / max(spent.steps, 1e-9)
-    return bottleneck(spent, observer.speed.mfu(images_per_second), circumstances)
+    return steps * observer.plan.batch_size / max(seconds, 1e-9)

@@ -24,9 +24,11 @@ from vit.runs.screen import Screen
 from vit.runs.summary import cheaper_command
 from vit.runs.tensorboard import TensorBoard
 from vit.runs.timing import Clock, Speed
+from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.compiling import compile_model
-from vit.runtime.device import product_rate
+from vit.runtime.device import product_rate, reset_peak_memory
 from vit.runtime.machine import Machine
+from vit.runtime.memory import free_memory
 from vit.runtime.precision import Precision, choose_precision
 from vit.training.batches import Batches
 from vit.training.losses import build_loss
@@ -61,6 +63,8 @@ def starting_state(
     # A model to be sharded may not fit into the memory of one GPU
     model = model.to("cpu" if machine.sharded else machine.device)
     precision = precision_of(config, machine)
+    # Before the first pass of any kind
+    exclude_faulty_attention(machine.device, model)
 
     if weights is not None:
         load_pretrained(config, model, weights, batches.data.classes)
@@ -232,6 +236,9 @@ def make_observer(
 
     # Of all processes together, as images per second are
     rate = machine.processes.count * product_rate(machine.device, state.precision.dtype)
+    # The peak of training is not that of the products, nor of looking for the micro-batch
+    free_memory(machine.device)
+    reset_peak_memory(machine.device)
     slow_advice = None
     if machine.device.type == "cpu":
         in_memory = batches.train.pixels is not None

@@ -98,14 +98,18 @@ class EMA:
         # In float32 like the parameters: 16 bits would lose steps as small as 1 - decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
+        # (model, averages, parameters) of the last update
+        self.lists: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Move the average towards the weights after optimizer step `step`, counted from 0."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        # Parameters alone: the model's buffers never change
-        averages: list[Tensor] = list(self.model.parameters())
-        parameters: list[Tensor] = list(model.parameters())
+        # Made once, and not before the first update, since sharding replaces parameters
+        if self.lists is None or self.lists[0] is not model:
+            # Parameters alone: the model's buffers never change
+            self.lists = (model, list(self.model.parameters()), list(model.parameters()))
+        _, averages, parameters = self.lists
         # One kernel for all of them; pyright does not know it
         torch._foreach_lerp_(averages, parameters, weight)  # pyright: ignore[reportPrivateImportUsage]
 

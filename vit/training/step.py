@@ -49,6 +49,8 @@ class OptimizerStep:
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
+        # Once, since going through all modules in every step takes a GPU's host long
+        self.parameters = list(self.state.model.parameters())
         self.scaler = self.state.precision.scaler()
         if self.state.progress.scaler is not None:
             self.scaler.load_state_dict(self.state.progress.scaler)
@@ -65,7 +67,9 @@ class OptimizerStep:
         global batch, float32 (3,) on the device, or None where a signal came, which leaves the
         state as it was. Raises TrainingFailed where the loss is not finite.
         """
-        self.state.model.train()
+        # Only after an evaluation: it goes through all modules
+        if not self.state.model.training:
+            self.state.model.train()
         while True:
             sums = self.accumulate_gradients(images, labels)
             # Part of a batch's gradient is of no use: a resumed run makes the whole step again
@@ -182,7 +186,7 @@ class OptimizerStep:
         """Scale the gradient down to clip_norm where its norm is larger; return the norm before."""
         # With an infinite limit only the norm is computed, which is logged
         limit = math.inf if self.clip_norm is None else self.clip_norm
-        norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         return gather_full(norm).detach()
 
     def update_weights(self) -> bool:

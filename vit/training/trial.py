@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vit.data.splits import ImageSplit
-from vit.runtime.device import peak_memory
+from vit.runtime.device import peak_memory, reset_peak_memory
 from vit.training.batches import Batches
 from vit.training.state import TrainingState
 from vit.training.step import OptimizerStep
@@ -44,13 +44,16 @@ def try_steps(state: TrainingState, step: OptimizerStep, batches: Batches, total
     """
     count = min(MAX_STEPS, total)
     kept = KeptTensors(state)
+    # Without what looking for the micro-batch took
+    reset_peak_memory(state.precision.device)
     step_times, data_times = [], []
     began = time.perf_counter()
     with contextlib.closing(batches.training(0, count)) as training:
         while len(step_times) < count and time.perf_counter() - began < SECONDS:
             start = time.perf_counter()
+            loader_seconds = batches.loader_seconds
             images, labels = next(training)
-            data_times.append(time.perf_counter() - start)
+            data_times.append(batches.waited(time.perf_counter() - start, loader_seconds))
             # What the first step keeps is what every step does; looking takes a little time
             with kept.counted() if not step_times else contextlib.nullcontext():
                 row = step(images, labels)

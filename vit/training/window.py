@@ -28,20 +28,31 @@ class StepWindow:
 
     def __init__(self, saved: dict[str, Any] | None = None):
         saved = saved or {"rows": [], "images": 0}
-        # (loss, correct predictions, gradient norm) of each step, float32 (3,). They stay on the
-        # device, so that no step waits for the numbers of the one before
-        self.rows: list[Tensor] = [torch.tensor(row) for row in saved["rows"]]
+        # (loss, correct predictions, gradient norm) of each step that has been read, on the CPU
+        self.read = torch.tensor(saved["rows"]).reshape(-1, 3)
+        # The same of each later step, (3,). They stay on the device, so that no step waits for the
+        # numbers of the one before
+        self.pending: list[Tensor] = []
         self.images: int = saved["images"]
         # Seconds of waiting for batches
         self.data_seconds = 0.0
         self.started = time.perf_counter()
 
     def to_dict(self) -> dict[str, Any]:
-        return {"rows": [row.tolist() for row in self.rows], "images": self.images}
+        return {"rows": self.rows.tolist(), "images": self.images}
 
     def add(self, row: Tensor, images: int) -> None:
-        self.rows.append(row)
+        self.pending.append(row)
         self.images += images
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows of all steps, (steps, 3) on the CPU. Waits for the device."""
+        if self.pending:
+            # One copy for all of them
+            self.read = torch.cat([self.read, torch.stack(self.pending).cpu()])
+            self.pending = []
+        return self.read
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started
@@ -59,7 +70,7 @@ class StepWindow:
         Raises TrainingFailed, naming the step, where a loss is not finite.
         """
         # In float64, so that means of many steps are exact to what is logged
-        rows = torch.stack([row.cpu() for row in self.rows]).double()
+        rows = self.rows.double()
         first = step - len(rows) + 1
         for offset, loss in enumerate(rows[:, 0].tolist()):
             require_finite(loss, first + offset)

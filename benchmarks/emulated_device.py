@@ -3,6 +3,7 @@
     with emulated_device("mps") as device:
         ...                          # the program runs as if torch had such a device
     device.waits, device.copies      # where the host waited for it, and what it was sent
+    device.launches                  # how many kernels computed on it
 
 Every tensor "on the device" is a tensor of the CPU whose storage is known to be there. Two modes of
 torch follow these storages. Emulation, a TorchFunctionMode, stands between Python and torch: it
@@ -11,10 +12,11 @@ CPU. Kernels, a TorchDispatchMode, stands below: it sees every kernel, those of 
 and hands the device on from its inputs to its outputs.
 
 What the device could not do raises what it would raise there: float64 and complex128 on Apple's
-GPU, kernels that torch has not written for it, operands on two devices, and NumPy arrays of its
-tensors.
+GPU, kernels that torch has not written for it, operands on two devices (which may be counted
+instead), and NumPy arrays of its tensors.
 
-Not emulated: numbers (they are the CPU's), streams, memory, several devices, processes, Triton.
+Not emulated: numbers (they are the CPU's), memory, several devices, processes, Triton. Streams and
+pinned memory can be asked for and do nothing.
 """
 
 import collections
@@ -31,12 +33,12 @@ from unittest import mock
 import torch
 import torch._dynamo  # torch imports it late, where it must not meet the patched functions
 import torchgen
-from helpers import ROOT
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
+ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 LACKING_TYPES = {"mps": (torch.float64, torch.complex128), "cuda": ()}
 # Keys of torch's table of kernels by which one runs on any device: it is made of other kernels
@@ -62,28 +64,69 @@ WAITING = {
     "unique_dim",
     "_unique2",
 }
+# What allocates or renames memory alone, besides views
+WITHOUT_KERNEL = {
+    "_local_scalar_dense",
+    "_reshape_alias",
+    "_unsafe_view",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "is_pinned",
+    "lift_fresh",
+    "new_empty",
+    "new_empty_strided",
+    "record_stream",
+    "resize_",
+    "set_",
+}
 # Kernels that take indices, or a source, from the CPU too
-MIXING = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_", "set_"}
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+MIXING = {"copy_", "_to_copy", "set_", *INDEXING}
 
 
 class EmulatedDevice:
     """Which tensors are on the device, and what was noted of the work there.
 
     waits: where the host waited for the device, and copies: what was copied to the device without
-    that, both by what happened and in which line of the project. kernels: the names of those that
-    computed on the device.
+    that, both by what happened and in which line of the project. bytes: of the largest copy to the
+    device, waited for or not, by the line. kernels: the names of those that computed on the device;
+    a view of a tensor computes nothing. mixed: calls with operands on two devices by name and line,
+    where they are not refused.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, refuse_mixed: bool = True):
         self.kind = kind
+        self.refuse_mixed = refuse_mixed
         self.device = torch.device(kind, 0)
         self.waits: collections.Counter[str] = collections.Counter()
         self.copies: collections.Counter[str] = collections.Counter()
+        self.bytes: dict[str, int] = {}
         self.kernels: collections.Counter[str] = collections.Counter()
+        self.mixed: collections.Counter[str] = collections.Counter()
         # By address. A weak reference keeps an address from being used again
         self.storages: dict[int, StorageWeakRef] = {}
         # How many calls of Python with operands on the device are under way
         self.calls = 0
+
+    @property
+    def launches(self) -> int:
+        """How many kernels have computed on the device."""
+        return self.kernels.total()
+
+    @property
+    def largest_copy(self) -> int:
+        """Bytes of the largest copy to the device."""
+        return max(self.bytes.values(), default=0)
+
+    def forget(self) -> None:
+        """Note from here on as if nothing had happened before."""
+        for notes in (self.waits, self.copies, self.kernels, self.mixed, self.bytes):
+            notes.clear()
+
+    def note_bytes(self, tensor: torch.Tensor) -> None:
+        line = place()
+        self.bytes[line] = max(self.bytes.get(line, 0), tensor.nbytes)
 
     def holds(self, tensor: torch.Tensor) -> bool:
         with torch._C.DisableTorchFunction():
@@ -130,7 +173,9 @@ def place() -> str:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         is_ours = path.is_relative_to(ROOT) and ".venv" not in path.parts
-        if is_ours and not path.is_relative_to(ROOT / "tests"):
+        is_watching = is_ours and path.relative_to(ROOT).parts[0] in ("tests", "benchmarks")
+        # Of send(), which is how the program copies, who called it
+        if is_ours and not is_watching and frame.f_code.co_name != "send":
             text = linecache.getline(str(path), frame.f_lineno).strip()
             return f"{path.relative_to(ROOT)}:{frame.f_lineno} {text}"
         frame = frame.f_back
@@ -170,9 +215,11 @@ class Emulation(TorchFunctionMode):
             kwargs["device"] = CPU
             if kwargs.get("generator") is not None:
                 kwargs["generator"] = None
+            result = emulated.take_all(func(*args, **kwargs))
             if func in (torch.tensor, torch.as_tensor):
                 emulated.waits[f"{func.__name__}(…, device) at {place()}"] += 1
-            return emulated.take_all(func(*args, **kwargs))
+                emulated.note_bytes(result)
+            return result
         if not on_device:
             return func(*args, **kwargs)
         # Made on the CPU in the shape of a tensor on the device
@@ -217,6 +264,8 @@ class Emulation(TorchFunctionMode):
         if held == goes:
             return self.call(tensor.to, held, **options)
         non_blocking = options.pop("non_blocking", False)
+        if goes:
+            emulated.note_bytes(tensor)
         if goes and non_blocking:
             emulated.copies[f"copy at {place()}"] += 1
         else:
@@ -241,6 +290,8 @@ class Emulation(TorchFunctionMode):
         if from_device != to_device:
             noted = self.emulated.copies if to_device and non_blocking else self.emulated.waits
             noted[f"copy_ at {place()}"] += 1
+        if to_device and not from_device:
+            self.emulated.note_bytes(source)
 
 
 class Kernels(TorchDispatchMode):
@@ -260,16 +311,20 @@ class Kernels(TorchDispatchMode):
         name = func.overloadpacket.__name__
         on_device, on_cpu = emulated.operands(args, kwargs)
         if on_device and on_cpu and name not in MIXING:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, in {name} at {place()}"
-            )
+            if emulated.refuse_mixed:
+                raise RuntimeError(
+                    f"Expected all tensors to be on the same device, in {name} at {place()}"
+                )
+            emulated.mixed[f"{name} at {place()}"] += 1
         result = func(*args, **kwargs)
 
         # What a call with operands on the device makes out of nothing is there too
         made = not on_device and not on_cpu and emulated.calls > 0
         if not (on_device or made):
             return result
-        if name in WAITING or has_mask(name, args):
+        # Indices on the CPU are copied first
+        indexed = on_device and on_cpu and name in INDEXING
+        if name in WAITING or indexed or has_mask(name, args):
             emulated.waits[f"{name} at {place()}"] += 1
         if name == "copy_" and not emulated.holds(args[0]):
             return result
@@ -277,8 +332,33 @@ class Kernels(TorchDispatchMode):
             raise NotImplementedError(
                 f"{name} is not implemented for {emulated.kind.upper()}, at {place()}"
             )
-        emulated.kernels[name] += 1
+        if not (func.is_view or name in WITHOUT_KERNEL):
+            emulated.kernels[name] += kernels_of_call(name, args)
         return emulated.take_all(result)
+
+
+def kernels_of_call(name: str, args: tuple) -> int:
+    """How many kernels a call of torch is on a GPU: one, or one a tensor.
+
+    A _foreach function is one kernel where the tensors of its lists have the same shapes and types
+    and lie in memory alike, and torch goes through them one by one where they do not.
+    """
+    lists = [value for value in args if is_list_of_tensors(value)]
+    if not name.startswith("_foreach") or not lists:
+        return 1
+    with torch._C.DisableTorchFunction():
+        alike = all(
+            (tensor.shape, tensor.dtype, tensor.stride()) == (like.shape, like.dtype, like.stride())
+            for others in lists[1:]
+            for tensor, like in zip(others, lists[0], strict=True)
+        )
+    return 1 if alike else len(lists[0])
+
+
+def is_list_of_tensors(value: Any) -> bool:
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return all(isinstance(item, torch.Tensor) for item in value)
 
 
 def has_mask(name: str, args: tuple) -> bool:
@@ -328,9 +408,12 @@ def dispatch_lines(entry: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def emulated_device(kind: str) -> Iterator[EmulatedDevice]:
-    """Within the block torch has a device of this kind, "mps" or "cuda", that is really the CPU."""
-    emulated = EmulatedDevice(kind)
+def emulated_device(kind: str, refuse_mixed: bool = True) -> Iterator[EmulatedDevice]:
+    """Within the block torch has a device of this kind, "mps" or "cuda", that is really the CPU.
+
+    refuse_mixed: raise where operands are on two devices; otherwise this is counted.
+    """
+    emulated = EmulatedDevice(kind, refuse_mixed)
     autocast, group = torch.autocast, torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype
 
     def group_by_device(tensors: Any, *options: Any) -> Any:
@@ -346,6 +429,7 @@ def emulated_device(kind: str) -> Iterator[EmulatedDevice]:
             "torch.backends.mps.is_available": lambda: kind == "mps",
             "torch.mps.manual_seed": lambda seed: None,
             "torch.mps.empty_cache": lambda: None,
+            "torch.mps.synchronize": lambda: note_synchronization(emulated),
             "torch.cuda.is_available": lambda: kind == "cuda",
             "torch.cuda.device_count": lambda: int(kind == "cuda"),
             "torch.cuda.manual_seed_all": lambda seed: None,
@@ -354,6 +438,15 @@ def emulated_device(kind: str) -> Iterator[EmulatedDevice]:
             "torch.cuda.get_device_name": lambda device=None: "an emulated GPU",
             "torch.cuda.max_memory_allocated": lambda device=None: 1 << 30,
             "torch.cuda.empty_cache": lambda: None,
+            "torch.cuda.reset_peak_memory_stats": lambda device=None: None,
+            "torch.cuda.synchronize": lambda device=None: note_synchronization(emulated),
+            "torch.cuda.Stream": EmulatedStream,
+            "torch.cuda.current_stream": EmulatedStream,
+            "torch.cuda.stream": contextlib.nullcontext,
+            "torch.Generator": EmulatedGenerator,
+            "torch.Tensor.record_stream": lambda tensor, stream: None,
+            # By it loaders decide whether they can pin memory
+            "torch.accelerator.is_available": lambda: False,
             "torch.optim.Optimizer._accelerator_graph_capture_health_check": lambda self: None,
             "torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype": group_by_device,
             "torch.optim.optimizer._group_tensors_by_device_and_dtype": group_by_device,
@@ -363,6 +456,27 @@ def emulated_device(kind: str) -> Iterator[EmulatedDevice]:
         stack.enter_context(Emulation(emulated))
         stack.enter_context(Kernels(emulated))
         yield emulated
+
+
+class EmulatedStream:
+    """A stream of the device: all that is asked for is done at once, and in order."""
+
+    def __init__(self, device: torch.device | None = None):
+        self.device = device
+
+    def wait_stream(self, stream: "EmulatedStream") -> None:
+        pass
+
+
+class EmulatedGenerator(torch.Generator):
+    """A generator of the device, which draws the CPU's numbers."""
+
+    def __new__(cls, device: torch.device | str = "cpu"):
+        return super().__new__(cls, "cpu")
+
+
+def note_synchronization(emulated: EmulatedDevice) -> None:
+    emulated.waits[f"synchronize at {place()}"] += 1
 
 
 def emulated_autocast(autocast: Any, device_type: str, *args: Any, **kwargs: Any) -> Any:
