@@ -137,3 +137,14 @@ def test_a_run_is_not_resumed_beyond_its_end(tmp_path, log_lines):
     state.restore = lambda *arguments: setattr(state, "progress", Progress(step=8))
     with pytest.raises(ConfigError, match=rf"resume={run.path}: 8 steps .* 7 .*train\.steps"):
         start.resume(config, run, state, plan_of("train.steps=7"), checkpoints)
+
+
+def test_a_sharded_model_is_not_compiled_and_that_is_said(log_lines):
+    for mode, lines in (("true", 1), ("auto", 0)):
+        config = configured(*SMALL, "runtime.sharding=fsdp", f"runtime.compile={mode}")
+        machine = Machine(CPU, Processes(count=2), workers=0, sharded=True)
+        batches = prepare.make_batches(config, make_data(), machine, StopSignal())
+        step = start.make_step(config, make_run_state(config), batches, plan_of(), 10**15, True)
+        assert not step.compiled
+        assert len([line for line in log_lines if "runtime.compile" in line]) == lines
+        log_lines.clear()

@@ -161,7 +161,12 @@ def make_step(
 
     # Forward and twice that backward, two operations a multiply-add
     run_flops = 6 * macs * plan.batch_size * plan.total_steps
-    mode = False if machine.sharded else config.runtime.compile
+    mode = config.runtime.compile
+    if machine.sharded:
+        # Typed, it is refused; an experiment's file, or the run that is resumed, may ask for it
+        if mode is True:
+            log.info("runtime.compile: a model with runtime.sharding runs uncompiled")
+        mode = False
     forward, warning = compile_model(
         synchronized, mode, state.precision, config.model.hidden_size, run_flops
     )
