@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vit.model.vision_transformer import LayerScale
 from vit.runtime.heartbeat import Heartbeat, start_heartbeat
-from vit.runtime.launch import started_by_torchrun
+from vit.runtime.launch import local_process_count, started_by_torchrun
 
 T = TypeVar("T")
 
@@ -166,7 +166,7 @@ def join_processes(device_type: str) -> Processes:
         rank=dist.get_rank(),
         count=dist.get_world_size(),
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-        local_count=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        local_count=local_process_count(),
         cpu_group=dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if on_gpu else None,
     )
     if processes.count > 1:
