@@ -353,6 +353,7 @@ def emulated_device(kind: str) -> Iterator[EmulatedDevice]:
             "torch.cuda.get_device_capability": lambda device=None: (9, 0),
             "torch.cuda.get_device_name": lambda device=None: "an emulated GPU",
             "torch.cuda.max_memory_allocated": lambda device=None: 1 << 30,
+            "torch.cuda.mem_get_info": lambda device=None: (1 << 30, 1 << 30),
             "torch.cuda.empty_cache": lambda: None,
             "torch.optim.Optimizer._accelerator_graph_capture_health_check": lambda self: None,
             "torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype": group_by_device,

@@ -79,6 +79,14 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
+    def least(self, number: int) -> int:
+        """Return the smallest of all processes' numbers. A collective."""
+        if self.count == 1:
+            return number
+        tensor = torch.tensor(number)
+        dist.all_reduce(tensor, dist.ReduceOp.MIN, self.cpu_group)
+        return int(tensor)
+
     def broadcast(self, value: T) -> T:
         """Return rank 0's value in all processes. A collective; the value is pickled."""
         if self.count == 1:

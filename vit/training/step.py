@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from vit.errors import TrainingFailed
 from vit.randomness import random_seed, random_uniform
 from vit.runtime.device import send
-from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes, gather_full, no_gradient_sync
 from vit.runtime.signals import StopSignal
 from vit.training.losses import Loss
@@ -225,34 +224,3 @@ def draw_drop_path(
     layers = torch.arange(num_layers)[:, None]
     numbers = random_uniform(seed, "drop path", step, images, layers, torch.arange(2))
     return (numbers >= rates) / (1 - rates)
-
-
-def find_micro_batch_size(
-    model: nn.Module, image_shape: tuple[int, ...], batch_size: int, precision: Precision
-) -> int:
-    """Find how many images fit into the device's memory in one forward and backward pass.
-
-    image_shape: (C, height, width). Returns batch_size, or that halved as often as it must be.
-    Raises torch.OutOfMemoryError where not even one image fits.
-    """
-    trained = sum(item.numel() for item in model.parameters() if item.requires_grad)
-    size = batch_size
-    while True:
-        try:
-            # The memory that the optimizer will take from its first step on: two moments
-            moments = torch.zeros(2 * trained, device=precision.device)
-            with precision.autocast():
-                logits = model(torch.zeros(size, *image_shape, device=precision.device))
-            # The moments take part, so that they are alive until the end of the backward pass
-            (logits.float().sum() + 0 * moments[:1].sum()).backward()
-            return size
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size = (size + 1) // 2
-        finally:
-            # All of it is given back, or the next try would start with less memory
-            moments = logits = None
-            model.zero_grad()
-            if precision.device.type == "cuda":
-                torch.cuda.empty_cache()
