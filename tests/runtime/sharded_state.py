@@ -152,6 +152,7 @@ def main(folder: str, sharding: str) -> None:
         row = step(images[own], labels[own])
         assert row is not None
         assert state.ema is not None
+        processes.sum(row[:2])
         losses.append(row.tolist())
         state.ema.update(state.model, number)
         state.progress.step += 1

@@ -1,11 +1,9 @@
 """How many images are computed at once, where the memory decides."""
 
-import json
 from unittest import mock
 
 import pytest
 import torch
-from several_processes import finish_ranks, start_ranks
 from small_training import CPU, FP32
 
 from vit.runtime.processes import Processes
@@ -98,23 +96,3 @@ def test_a_gpu_keeps_a_part_of_its_memory(monkeypatch):
     assert margin.nbytes == MARGIN * 10**6 == 0.05 * 10**6
     *_, margin = memory_of_training(model, SHAPE, 8, CPU)
     assert margin.nbytes == 0
-
-
-@pytest.mark.slow
-def test_two_processes_take_what_fits_into_the_smaller_memory(tmp_path):
-    script = "tests/runtime/agreements.py"
-    finish_ranks(start_ranks(2, script, str(tmp_path), cwd=tmp_path))
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert (
-        first["micro batches"]
-        == second["micro batches"]
-        == {
-            # Images that fit into the memory of each, with 6 and 8 in their parts: what both take
-            "16, 4": 4,
-            "4, 16": 3,
-            "16, 16": None,
-            "5, 3": 2,
-            "0, 16": "OutOfMemoryError",
-            "16, 0": "OutOfMemoryError",
-        }
-    )

@@ -56,17 +56,21 @@ class Processes:
         end = 2 * (pairs * (self.rank + 1) // self.count)
         return slice(start, min(end, batch_size))
 
-    def any_of(self, *flags: bool) -> list[bool]:
-        """Return for each flag whether it is set in any process.
+    def largest(self, *numbers: float) -> list[float]:
+        """Return for each number the largest of all processes'.
 
         A collective: all processes must call it at the same point.
         """
         if self.count == 1:
-            return list(flags)
-        # On the CPU, so that a GPU's queue of work is not waited for at every step
-        tensor = torch.tensor(flags, dtype=torch.uint8)
+            return list(numbers)
+        # On the CPU, so that a GPU's queue of work is not waited for
+        tensor = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(tensor, dist.ReduceOp.MAX, self.cpu_group)
-        return [bool(flag) for flag in tensor]
+        return tensor.tolist()
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is set in any process. A collective."""
+        return [bool(number) for number in self.largest(*flags)]
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
@@ -81,11 +85,8 @@ class Processes:
 
     def least(self, number: int) -> int:
         """Return the smallest of all processes' numbers. A collective."""
-        if self.count == 1:
-            return number
-        tensor = torch.tensor(number)
-        dist.all_reduce(tensor, dist.ReduceOp.MIN, self.cpu_group)
-        return int(tensor)
+        (largest,) = self.largest(-number)
+        return -int(largest)
 
     def broadcast(self, value: T) -> T:
         """Return rank 0's value in all processes. A collective; the value is pickled."""

@@ -60,9 +60,10 @@ class OptimizerStep:
         """Make the step on a global batch of which these are this process's images.
 
         images: normalized, (B, C, height, width); labels: int64 (B,), or of mixed images the
-        classes' weights, (B, classes). Returns (loss, correct predictions, gradient norm) of the
-        global batch, float32 (3,) on the device, or None where a signal came, which leaves the
-        state as it was. Raises TrainingFailed where the loss is not finite.
+        classes' weights, (B, classes). Returns (loss, correct predictions, gradient norm), float32
+        (3,) on the device, or None where a signal came, which leaves the state as it was. The norm
+        is of the global batch, the others are this process's parts of it, see Agreement. Raises
+        TrainingFailed where the loss is not finite.
         """
         self.state.model.train()
         while True:
@@ -71,15 +72,15 @@ class OptimizerStep:
             if sums is None:
                 self.state.optimizer.zero_grad()
                 return None
-            sums = self.processes.sum(sums)
 
             # The clipping is of the true gradient, not of the scaled one
             self.scaler.unscale_(self.state.optimizer)
             grad_norm = self.clip_gradients()
 
-            # Reading a number costs nothing on a CPU. On a GPU it would make every step wait, so
-            # the losses are checked when they are logged, and before anything is saved
-            if labels.device.type == "cpu":
+            # Reading a number costs nothing on a CPU. On a GPU it would make every step wait, and
+            # among several processes one alone would fail, so that there the losses are checked
+            # when they are logged, and before anything is saved
+            if labels.device.type == "cpu" and self.processes.count == 1:
                 require_finite(sums[0].item(), self.state.progress.step + 1)
 
             if self.update_weights():
