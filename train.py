@@ -11,6 +11,7 @@ failed and the last checkpoint is kept, 75 stopped by a signal and resumable.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.conf import HydraConf
@@ -61,7 +62,8 @@ def main(composed: DictConfig) -> float | None:
         require_resolvable(composed)
         count = requested_processes(composed, folder, overrides)
         if count > 1 and not started_by_torchrun() and not composed.explain:
-            raise SystemExit(run_in_processes(count, folder, overrides))
+            device = requested_runtime("device", composed, folder, overrides)
+            raise SystemExit(run_in_processes(count, device, folder, overrides))
 
         # Before torch is imported, which takes seconds in which a signal may come already
         stop = StopSignal().install()
@@ -97,24 +99,36 @@ def refuse_settings_of_sweeps(composed: DictConfig, job: HydraConf) -> None:
 
 
 def requested_processes(composed: DictConfig, folder: Path, overrides: list[str]) -> int:
-    """Return runtime.processes from the command line, or else from the run that is resumed.
-
-    The whole configuration of a resumed run is read later, by each of the processes.
-    """
-    given = any("runtime.processes" in override for override in overrides)
-    file = folder / "config.yaml"
-    count = composed.runtime.processes
-    if composed.resume is not None and not given and file.exists():
-        count = read_config_file(file).get("runtime", {}).get("processes")
+    """Return runtime.processes from the command line, or else from the run that is resumed."""
+    count = requested_runtime("processes", composed, folder, overrides)
     # Anything but a number is refused where the configuration is read, with a better message
     return count if isinstance(count, int) else 1
 
 
-def run_in_processes(count: int, folder: Path, overrides: list[str]) -> int:
+def requested_runtime(name: str, composed: DictConfig, folder: Path, overrides: list[str]) -> Any:
+    """Return a key of the group `runtime` before the configuration is read.
+
+    The whole configuration of a resumed run is read later, by each of the processes.
+    """
+    given = any(f"runtime.{name}" in override for override in overrides)
+    file = folder / "config.yaml"
+    if composed.resume is not None and not given and file.exists():
+        return read_config_file(file).get("runtime", {}).get(name)
+    return composed.runtime[name]
+
+
+def run_in_processes(count: int, device: Any, folder: Path, overrides: list[str]) -> int:
     """Run the same command in several processes.
 
-    Returns the exit code of the first process that failed, or 0.
+    Returns the exit code of the first process that failed, or 0. Raises ConfigError where the
+    device is a GPU and this machine has too few.
     """
+    # Late, so that --help and a mistaken command are answered before torch is imported
+    from vit.runtime.machine import require_gpus_of
+
+    # Before the processes, which would wait for one another first
+    require_gpus_of(device, count)
+
     # The folder is given since its default holds a time, which each process would take for itself
     arguments = [*overrides, f"runtime.processes={count}", f"hydra.run.dir={folder}"]
     return launch_processes(count, [sys.argv[0], *prepare_arguments(arguments)])
@@ -227,5 +241,7 @@ def train(
 
 
 if __name__ == "__main__":
+    # Before a launcher starts the jobs of a sweep
+    sweep.remember_visible_gpus()
     register()
     sys.exit(run_main(main, Config))

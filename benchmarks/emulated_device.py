@@ -437,6 +437,7 @@ def emulated_device(kind: str, refuse_mixed: bool = True) -> Iterator[EmulatedDe
             "torch.cuda.get_device_capability": lambda device=None: (9, 0),
             "torch.cuda.get_device_name": lambda device=None: "an emulated GPU",
             "torch.cuda.max_memory_allocated": lambda device=None: 1 << 30,
+            "torch.cuda.mem_get_info": lambda device=None: (1 << 30, 1 << 30),
             "torch.cuda.empty_cache": lambda: None,
             "torch.cuda.reset_peak_memory_stats": lambda device=None: None,
             "torch.cuda.synchronize": lambda device=None: note_synchronization(emulated),

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from emulated_device import EmulatedDevice, emulated_device
 from helpers import make_images, read_result, rows
 from observed_runs import compose_script, train
 
 import evaluate as evaluate_script
+from benchmarks.emulated_device import EmulatedDevice, emulated_device
 from vit.config.config import from_composed
 from vit.config.resume import command_line_changes
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT
@@ -17,6 +18,7 @@ from vit.runs import sweep
 from vit.runs.sweep import (
     collect,
     draw,
+    gpus_of_slot,
     job_slot,
     over_seeds,
     print_summary,
@@ -198,13 +200,78 @@ def started(monkeypatch):
     return FakeChild.started
 
 
-def test_a_job_sees_the_gpu_of_its_slot(tmp_path, monkeypatch, started):
+@pytest.mark.parametrize(
+    ("visible", "gpus", "slots", "expected"),
+    [
+        # Not set: the machine's, shared out, and shared where there are fewer than jobs
+        (None, 4, 2, ["0,1", "2,3"]),
+        (None, 3, 2, ["0", "1"]),
+        (None, 1, 2, ["0", "0"]),
+        (None, 2, 3, ["0", "1", "0"]),
+        (None, 0, 2, [None, None]),
+        # A scheduler has given this process some of the machine's
+        ("4,6", 8, 2, ["4", "6"]),
+        ("GPU-1, GPU-2", 8, 3, ["GPU-1", "GPU-2", "GPU-1"]),
+        # None is to be used
+        ("", 8, 2, ["", ""]),
+        ("-1", 8, 2, ["-1", "-1"]),
+    ],
+)
+def test_jobs_at_once_share_the_gpus_out(
+    tmp_path, monkeypatch, started, visible, gpus, slots, expected
+):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    train_job(tmp_path, ["seed=1"], 1)
-    train_job(tmp_path, ["seed=1"])
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(sweep, "count_gpus", lambda: gpus)
+    sweep.remember_visible_gpus()
+    for slot in range(slots):
+        train_job(tmp_path, ["seed=1"], gpus_of_slot(slot, slots))
+    assert [env.get("CUDA_VISIBLE_DEVICES") for _, env in started] == expected
+
+
+def test_a_job_alone_sees_all_gpus(tmp_path, monkeypatch, started):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    train_job(tmp_path, ["seed=1"], 1)
-    assert [env.get("CUDA_VISIBLE_DEVICES") for _, env in started] == ["1", None, "6"]
+    train_job(tmp_path, ["seed=1"])
+    assert [env["CUDA_VISIBLE_DEVICES"] for _, env in started] == ["4,6"]
+
+
+@pytest.mark.parametrize(
+    ("driver_sees", "expected"), [(None, ["0", "1"]), ("2,5", ["2", "5"]), ("", [])]
+)
+def test_gpus_that_the_launcher_hides_are_those_of_the_sweep(monkeypatch, driver_sees, expected):
+    """submitit_local empties CUDA_VISIBLE_DEVICES in its jobs."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if driver_sees is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", driver_sees)
+    monkeypatch.delenv(sweep.VISIBLE_TO_THE_SWEEP, raising=False)
+    monkeypatch.setattr(sweep, "count_gpus", lambda: 2)
+    sweep.remember_visible_gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert sweep.visible_gpus() == expected
+    # Asked for by hydra.launcher.gpus_per_node
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert sweep.visible_gpus() == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("output", "count"), [("3", 3), ("a warning\n2\n", 2), ("", 0), ("no driver", 0)]
+)
+def test_gpus_are_counted_by_another_process(monkeypatch, output, count):
+    asked = []
+
+    def run(command, env, **others):
+        asked.append((command, env))
+        return SimpleNamespace(stdout=output)
+
+    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert sweep.count_gpus() == count
+    ((command, env),) = asked
+    assert command[:2] == [sys.executable, "-c"]
+    compile(command[2], "the command", "exec")
+    assert "device_count" in command[2]
+    assert "CUDA_VISIBLE_DEVICES" not in env
 
 
 def test_a_job_is_train_py_with_its_overrides_in_its_folder(tmp_path, started):

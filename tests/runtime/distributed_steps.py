@@ -20,6 +20,7 @@ from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes, join_processes
 from vit.runtime.signals import StopSignal
+from vit.training.agreement import Agreement
 from vit.training.losses import build_loss
 from vit.training.optimizers import build_optimizer
 from vit.training.state import Progress, TrainingState
@@ -72,12 +73,16 @@ def make_step(processes: Processes, micro_batch_size: int) -> OptimizerStep:
 def main(out: str, micro_batch_size: str) -> None:
     processes = join_processes("cpu")
     step = make_step(processes, int(micro_batch_size))
-    rows = []
+    rows, agreement = [], Agreement(processes)
     for images, labels in batches(processes.batch_slice(BATCH_SIZE)):
-        rows.append(step(images, labels).tolist())
+        row = step(images, labels)
+        assert row is not None
+        agreement.add(row)
+        rows.append(row)
         step.state.progress.step += 1
+    agreement.sum_losses()
     if processes.rank == 0:
-        Path(out).write_text(json.dumps(rows))
+        Path(out).write_text(json.dumps([row.tolist() for row in rows]))
     processes.leave()
 
 

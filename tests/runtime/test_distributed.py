@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
 import pytest
-from helpers import Program, error_line, read_result, rows, run, start, train, wait_until
+from helpers import error_line, read_result, rows, run, start, train, wait_until
 from omegaconf import OmegaConf
+from several_processes import finish_ranks, start_ranks
 
 from train import requested_processes
 
@@ -63,33 +63,6 @@ def one_process(tmp_path_factory) -> Path:
     done = train(folder, *RUN, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     return folder / "run"
-
-
-def free_port() -> int:
-    with socket.create_server(("localhost", 0)) as server:
-        return server.getsockname()[1]
-
-
-def start_ranks(count: int, script: str, *arguments: str, cwd: Path) -> list[Program]:
-    """Start a script as all processes of a group, with the variables that torchrun would set."""
-    group = {
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-    }
-    environments = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return [start(script, *arguments, cwd=cwd, env=environment) for environment in environments]
-
-
-def finish_ranks(processes: list[Program], code: int = 0) -> list[str]:
-    """What each wrote to standard output and standard error; fails for another exit code."""
-    texts = []
-    for process in processes:
-        output, errors = process.communicate(timeout=240)
-        assert process.returncode == code, errors[-3000:]
-        texts.append(output + errors)
-    return texts
 
 
 def steps_of_processes(count: int, micro_batch_size: int, folder: Path) -> list[list[float]]:

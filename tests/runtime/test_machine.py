@@ -5,11 +5,12 @@ import os
 import pytest
 import torch
 
+import train
 from vit.errors import ConfigError
 from vit.runtime.cores import loader_workers, usable_cores
 from vit.runtime.device import choose_device, describe_device, peak_memory, product_rate
 from vit.runtime.launch import process_rank, started_by_torchrun
-from vit.runtime.machine import Machine
+from vit.runtime.machine import Machine, require_gpus_of
 from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
 
@@ -149,3 +150,54 @@ def test_a_launcher_is_recognized_by_all_its_variables(monkeypatch):
         monkeypatch.setenv(name, "1")
     assert started_by_torchrun()
     assert process_rank() == 3
+
+
+def with_gpus(monkeypatch, count):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "processes", "fits"),
+    [
+        ("auto", 2, 2, True),
+        ("auto", 2, 3, False),
+        ("cuda", 1, 2, False),
+        ("auto", 0, 3, True),
+        ("cpu", 1, 3, True),
+        # Refused with the whole configuration
+        ("gpu", 1, 3, True),
+        (None, 1, 3, True),
+    ],
+)
+def test_each_process_needs_a_gpu(monkeypatch, device, gpus, processes, fits):
+    with_gpus(monkeypatch, gpus)
+    if fits:
+        require_gpus_of(device, processes)
+        return
+    with pytest.raises(ConfigError, match=rf"^runtime\.processes={processes}: .* has {gpus};"):
+        require_gpus_of(device, processes)
+
+
+def test_processes_without_a_gpu_each_do_not_wait_for_one_another(monkeypatch):
+    with_gpus(monkeypatch, 1)
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr("vit.runtime.machine.join_processes", pytest.fail)
+    with pytest.raises(ConfigError, match=r"^runtime\.processes=2"):
+        start(device="auto")
+
+
+def test_the_launcher_starts_no_processes_for_too_few_gpus(monkeypatch, tmp_path):
+    with_gpus(monkeypatch, 2)
+    launched = []
+    monkeypatch.setattr("train.launch_processes", lambda count, arguments: launched.append(count))
+    monkeypatch.setattr("train.prepare_arguments", lambda arguments: arguments)
+    with pytest.raises(ConfigError, match=r"^runtime\.processes=3: .*runtime\.device=cpu"):
+        train.run_in_processes(3, "auto", tmp_path, [])
+    train.run_in_processes(2, "auto", tmp_path, [])
+    train.run_in_processes(3, "cpu", tmp_path, [])
+    assert launched == [2, 3]

@@ -146,3 +146,14 @@ def test_kernels_of_attention_are_settled_with_the_model_before_any_step(monkeyp
     )
     state = make_run_state(configured(*SMALL))
     assert settled == [(CPU, state.model)]
+
+
+def test_a_sharded_model_is_not_compiled_and_that_is_said(log_lines):
+    for mode, lines in (("true", 1), ("auto", 0)):
+        config = configured(*SMALL, "runtime.sharding=fsdp", f"runtime.compile={mode}")
+        machine = Machine(CPU, Processes(count=2), workers=0, sharded=True)
+        batches = prepare.make_batches(config, make_data(), machine, StopSignal())
+        step = start.make_step(config, make_run_state(config), batches, plan_of(), 10**15, True)
+        assert not step.compiled
+        assert len([line for line in log_lines if "runtime.compile" in line]) == lines
+        log_lines.clear()

@@ -4,7 +4,6 @@ import pytest
 import torch
 from small_training import (
     CPU,
-    FP32,
     MadeUpBatches,
     assert_close,
     batch,
@@ -20,7 +19,7 @@ from vit.errors import TrainingFailed
 from vit.runtime.precision import Precision
 from vit.training.losses import build_loss
 from vit.training.state import EMA
-from vit.training.step import draw_drop_path, find_micro_batch_size
+from vit.training.step import draw_drop_path
 
 FP16 = Precision("fp16", CPU)
 
@@ -221,28 +220,3 @@ def test_drop_path_factors_are_scaled_and_belong_to_the_step_and_the_image():
         assert keep[:, layer].unique().tolist() == pytest.approx(factors)
     assert torch.equal(keep[:64], draw_drop_path(0.4, 5, 64, seed=1, step=7))
     assert not torch.equal(keep, draw_drop_path(0.4, 5, 4000, seed=1, step=8))
-
-
-class LimitedMemory(torch.nn.Linear):
-    """Has memory for so many images."""
-
-    def __init__(self, limit):
-        super().__init__(4, 2)
-        self.limit = limit
-
-    def forward(self, images):
-        if len(images) > self.limit:
-            raise torch.OutOfMemoryError
-        return super().forward(images.flatten(1))
-
-
-@pytest.mark.parametrize(("limit", "size"), [(1, 1), (12, 7), (60, 50), (100, 100), (500, 100)])
-def test_the_micro_batch_is_halved_until_it_fits(limit, size):
-    model = LimitedMemory(limit)
-    assert find_micro_batch_size(model, (1, 2, 2), 100, FP32) == size
-    assert model.weight.grad is None
-
-
-def test_not_even_one_image_fits():
-    with pytest.raises(torch.OutOfMemoryError):
-        find_micro_batch_size(LimitedMemory(0), (1, 2, 2), 8, FP32)

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ MAX_REASON = 200
 BARS_DRAWN = 40
 # Of the whole sweep: they mean nothing to one of its jobs
 SETTINGS_OF_SWEEPS = ("search=", "+search=", "jobs_at_once=")
+# Where the process that drives a sweep leaves what CUDA_VISIBLE_DEVICES was, for its jobs
+VISIBLE_TO_THE_SWEEP = "VIT_VISIBLE_DEVICES"
+ALL_GPUS = "all"
+COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 COLUMNS = ["job", "overrides", "val_top1", "test_top1", "status", "reason", "seconds"]
 Row = dict[str, Any]
 
@@ -43,7 +47,7 @@ def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None)
 
     Where the folder holds the same job from an earlier start of the sweep, the job is left alone if
     it is finished, resumed if it has a checkpoint, and else started over. jobs_at_once: of this
-    sweep on this machine, each with the GPU of its slot.
+    sweep on this machine, each with its part of the GPUs.
 
     A job that fails raises nothing, so that the other jobs are run. Raises Stopped on a signal,
     which was passed on to the child so that it could save, and ConfigError where the folder holds
@@ -65,7 +69,8 @@ def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None)
         # That of an earlier start must not be taken for the result of this one
         (folder / "result.json").unlink(missing_ok=True)
         with job_slot(folder.parent, jobs_at_once) as slot:
-            train_job(folder, overrides, slot)
+            gpus = [] if slot is None or jobs_at_once is None else gpus_of_slot(slot, jobs_at_once)
+            train_job(folder, overrides, gpus)
 
     # NaN tells a sweeper that the job failed, without ending the sweep
     top1 = read_json(folder / "result.json").get("val_top1")
@@ -95,10 +100,54 @@ def job_slot(sweep_folder: Path, count: int | None) -> Iterator[int | None]:
             time.sleep(0.5)
 
 
-def train_job(folder: Path, overrides: list[str], gpu: int | None = None) -> None:
+def gpus_of_slot(slot: int, slots: int) -> list[str]:
+    """Return which GPUs a job may use, so that jobs at once share them out: [] where there is none.
+
+    Each of `slots` jobs gets as many; where there are fewer GPUs than jobs, jobs share one.
+    """
+    gpus = visible_gpus()
+    if not gpus:
+        return []
+    each = max(1, len(gpus) // slots)
+    first = slot * each % len(gpus)
+    return gpus[first : first + each]
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ALL_GPUS)
+    # The local launcher of submitit hides all GPUs from jobs for which none was asked
+    if not visible:
+        visible = os.environ.get(VISIBLE_TO_THE_SWEEP, "")
+    if visible == ALL_GPUS:
+        return [str(number) for number in range(count_gpus())]
+    # Whoever sets it to nothing, or to -1, wants none to be used
+    return [name for name in visible.replace(" ", "").split(",") if name not in ("", "-1")]
+
+
+def remember_visible_gpus() -> None:
+    """Leave a note for the jobs of a sweep of which GPUs the process that drives it may use."""
+    os.environ[VISIBLE_TO_THE_SWEEP] = os.environ.get("CUDA_VISIBLE_DEVICES", ALL_GPUS)
+
+
+def count_gpus() -> int:
+    """Count the GPUs of this machine.
+
+    In another process, so that this one neither imports torch nor takes memory of a GPU.
+    """
+    environment = {**os.environ}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    command = [sys.executable, "-c", COUNT_GPUS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    # Drivers may print too. Without a count the job says itself what is wrong
+    last = done.stdout.split()[-1:]
+    return int(last[0]) if last and last[0].isdigit() else 0
+
+
+def train_job(folder: Path, overrides: list[str], gpus: Sequence[str] = ()) -> None:
     """Run one job as a child process, and note how it ended in job.json.
 
-    gpu: the number of one that this process may use; None: all of them. Raises Stopped where a
+    gpus: the only ones that it may use; (): it sees what this process sees. Raises Stopped where a
     signal came meanwhile.
     """
     # Before it starts, so that the table accounts for a job that leaves nothing else
@@ -110,7 +159,7 @@ def train_job(folder: Path, overrides: list[str], gpu: int | None = None) -> Non
     command = [sys.executable, str(TRAIN), *settings, *resume, f"hydra.run.dir={folder}"]
     child = subprocess.Popen(
         command,
-        env=environment_with_gpu(gpu),
+        env={**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})},
         # Ctrl-C goes to the whole group of the terminal: the child would get it twice, once from
         # there and once from here, and a second one ends it without saving
         start_new_session=True,
@@ -125,17 +174,6 @@ def train_job(folder: Path, overrides: list[str], gpu: int | None = None) -> Non
             f"the sweep was stopped by {received.name} in job {folder.name}; resume it by the same "
             f"command and hydra.sweep.dir={folder.parent}"
         )
-
-
-def environment_with_gpu(gpu: int | None) -> dict[str, str]:
-    """Return the environment of a job that may use one of the GPUs of this process, by number."""
-    environment = dict(os.environ)
-    if gpu is not None:
-        # A scheduler may have given this process only some of the machine's
-        usable = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        chosen = str(gpu) if usable == [""] else usable[gpu % len(usable)]
-        environment["CUDA_VISIBLE_DEVICES"] = chosen
-    return environment
 
 
 def end_with_parent() -> None:

@@ -15,6 +15,8 @@ from vit.errors import ConfigError
 CPU_PRODUCT = (2048, 1024, 1024)
 GPU_PRODUCT = (8192, 8192, 8192)
 PRODUCT_TRIES = 8
+# Values of runtime.device
+DEVICE_NAMES = ("auto", "cuda", "mps", "cpu")
 
 
 def choose_device(name: str) -> torch.device:

@@ -29,6 +29,11 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", 0)) if started_by_torchrun() else 0
 
 
+def local_process_count() -> int:
+    """Return how many processes of the run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started_by_torchrun() else 1
+
+
 def launch_processes(count: int, arguments: Sequence[str]) -> int:
     """Run `python arguments…` in `count` processes of this machine through torchrun's API.
 

@@ -1,19 +1,21 @@
 """Where a run is computed: this process's device, the other processes, the loader's workers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from vit.errors import ConfigError
 from vit.runtime.cores import loader_workers
 from vit.runtime.device import (
+    DEVICE_NAMES,
     choose_device,
     describe_device,
     use_deterministic_kernels,
     use_exact_float32,
     use_threads,
 )
-from vit.runtime.launch import started_by_torchrun
+from vit.runtime.launch import local_process_count, started_by_torchrun
 from vit.runtime.processes import Processes, join_processes
 from vit.runtime.signals import StopSignal
 
@@ -47,6 +49,8 @@ class Machine:
         Raises ConfigError where the machine has no such device, or one process is to be sharded.
         """
         chosen = choose_device(device)
+        # Before they wait for one another, which NCCL does not without a GPU for each
+        require_gpus(chosen, local_process_count())
 
         # Until all processes are there, nobody looks at the signal and there is nothing to save
         stop.exit_immediately = started_by_torchrun()
@@ -59,7 +63,6 @@ class Machine:
             )
 
         # One GPU a process; collectives use the current device
-        require_gpus(chosen, processes.local_count)
         if chosen.type == "cuda":
             chosen = torch.device("cuda", processes.local_rank)
             torch.cuda.set_device(chosen)
@@ -85,6 +88,12 @@ class Machine:
         device = describe_device(self.device)
         count = self.processes.count
         return f"{count} processes, each {device}" if count > 1 else device
+
+
+def require_gpus_of(name: Any, processes: int) -> None:
+    """require_gpus() for a value of runtime.device; one that is no device's name is let through."""
+    if name in DEVICE_NAMES:
+        require_gpus(choose_device(name), processes)
 
 
 def require_gpus(device: torch.device, processes: int) -> None:

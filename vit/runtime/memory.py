@@ -1,7 +1,7 @@
 """Batches that the device's memory can't hold are computed in parts.
 
 For what is computed without gradients, image by image, so that the parts add up to the same result.
-A training step knows its micro-batch beforehand, see vit.training.step.find_micro_batch_size.
+A training step knows its micro-batch beforehand, see vit/training/micro_batch.py.
 """
 
 import contextlib

@@ -5,8 +5,9 @@ run of one process every method here does nothing, so that training is written o
 """
 
 import contextlib
+import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -19,8 +20,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from vit.model.vision_transformer import LayerScale
 from vit.runtime.heartbeat import Heartbeat, start_heartbeat
-from vit.runtime.launch import started_by_torchrun
+from vit.runtime.launch import local_process_count, started_by_torchrun
 
 T = TypeVar("T")
 
@@ -54,17 +56,21 @@ class Processes:
         end = 2 * (pairs * (self.rank + 1) // self.count)
         return slice(start, min(end, batch_size))
 
-    def any_of(self, *flags: bool) -> list[bool]:
-        """Return for each flag whether it is set in any process.
+    def largest(self, *numbers: float) -> list[float]:
+        """Return for each number the largest of all processes'.
 
         A collective: all processes must call it at the same point.
         """
         if self.count == 1:
-            return list(flags)
-        # On the CPU, so that a GPU's queue of work is not waited for at every step
-        tensor = torch.tensor(flags, dtype=torch.uint8)
+            return list(numbers)
+        # On the CPU, so that a GPU's queue of work is not waited for
+        tensor = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(tensor, dist.ReduceOp.MAX, self.cpu_group)
-        return [bool(flag) for flag in tensor]
+        return tensor.tolist()
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is set in any process. A collective."""
+        return [bool(number) for number in self.largest(*flags)]
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
@@ -76,6 +82,11 @@ class Processes:
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def least(self, number: int) -> int:
+        """Return the smallest of all processes' numbers. A collective."""
+        (largest,) = self.largest(-number)
+        return -int(largest)
 
     def broadcast(self, value: T) -> T:
         """Return rank 0's value in all processes. A collective; the value is pickled."""
@@ -98,30 +109,48 @@ class Processes:
         """Wrap a model so that its gradients are averaged over the processes (DDP)."""
         if self.count == 1:
             return model
-        # The model has no buffers that change. Gradients as views of the buckets save a copy
+        # The model has no buffers that change. Newer versions of torch have another name for not
+        # sending them around, and warn of the old one
+        parameters = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers"
+        buffers: dict[str, Any] = {name if name in parameters else "broadcast_buffers": False}
+        # Gradients as views of the buckets save a copy
         return DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            **buffers,
         )
 
     def shard(self, model: nn.Module, device_type: str, dtype: torch.dtype | None) -> None:
         """Spread a model's parameters over the processes, in place (FSDP2).
 
         Each process keeps a shard of every block and gathers the others' when the block is
-        computed, in `dtype` where given; gradients are reduced in float32.
+        computed, in `dtype` where given; gradients are reduced in float32. What else a forward pass
+        computes, it computes in the types of a model that is not sharded.
         """
         mesh = init_device_mesh(device_type, (self.count,))
 
-        # Many processes' gradients added in 16 bits would lose the small ones
-        reduce_dtype = torch.float32 if dtype else None
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce_dtype)
+        # Many processes' gradients added in 16 bits would lose the small ones. Inputs are left as
+        # they are: autocast rounds those of the products, while the residual stream and the
+        # rotations of positions stay in float32
+        rounded = MixedPrecisionPolicy(
+            param_dtype=dtype,
+            reduce_dtype=torch.float32 if dtype else None,
+            cast_forward_inputs=False,
+        )
+        whole = MixedPrecisionPolicy(cast_forward_inputs=False)
 
-        # Blocks before the whole, which takes the parameters that are left
+        # Blocks before the whole, which takes the parameters that are left. Norms, LayerScale and
+        # positions are not rounded, or the residual stream would become one of 16 bits; they are
+        # small
+        small = (nn.LayerNorm, LayerScale)
         for block in model.get_submodule("encoder.blocks").children():
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+            factors: list[nn.Module] = [part for part in block.modules() if isinstance(part, small)]
+            if dtype:
+                fully_shard(factors, mesh=mesh, mp_policy=whole)
+            fully_shard(block, mesh=mesh, mp_policy=rounded)
+        fully_shard(model, mesh=mesh, mp_policy=whole)
 
     def leave(self) -> None:
         """Leave the group at the end of a run, once all processes have come to it."""
@@ -146,7 +175,7 @@ def join_processes(device_type: str) -> Processes:
         rank=dist.get_rank(),
         count=dist.get_world_size(),
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-        local_count=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        local_count=local_process_count(),
         cpu_group=dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if on_gpu else None,
     )
     if processes.count > 1:
@@ -162,6 +191,24 @@ def gather_full(tensor: Tensor) -> Tensor:
     A collective for sharded tensors: all processes must call it.
     """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather_to_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return whole tensors by name, on the CPU and in the first process alone: {} in the others.
+
+    One after another, so that no device ever holds more than one of them beside its shards: the
+    state of a model that is sharded need not fit into the memory of one. A collective for sharded
+    tensors: all processes must call it, with the same names in the same order.
+    """
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    whole = {}
+    for name, tensor in tensors.items():
+        full = gather_full(tensor.detach())
+        if is_first:
+            whole[name] = full.cpu()
+        # Before the next one is put together
+        del full
+    return whole
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from vit.checkpoints.run import RunCheckpoints
 from vit.errors import Stopped
 from vit.runtime.processes import Processes
 from vit.runtime.signals import Interrupted, StopSignal
+from vit.training.agreement import Agreement
 from vit.training.batches import Batches
 from vit.training.observer import Observer
 from vit.training.plan import Plan
@@ -31,6 +32,9 @@ class Trainer:
     observer: Observer
     stop: StopSignal
     processes: Processes
+
+    def __post_init__(self) -> None:
+        self.agreement = Agreement(self.processes)
 
     def fit(self) -> None:
         """Train to the last step, and leave the last and the best checkpoint.
@@ -66,7 +70,7 @@ class Trainer:
                     if self.state.ema is not None:
                         self.state.ema.update(self.state.model, progress.step)
                     progress.step += 1
-                    observer.step_done(row)
+                    observer.step_done(row, self.agree(row))
                 observer.forecast_if_due()
 
         # Nothing is held out to select by: the last weights are the best, as published recipes do
@@ -101,19 +105,53 @@ class Trainer:
         for group in self.state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
+    def agree(self, row: Tensor) -> bool | None:
+        """Decide with the other processes what is to be done after a step, and sum its losses.
+
+        Returns whether the screen shows numbers now, or None in a run of one process, whose screen
+        decides for itself. A collective.
+        """
+        if self.processes.count == 1:
+            return None
+        step, agreement = self.state.progress.step, self.agreement
+        agreement.add(row)
+        agreement.showing = False
+        self.look_if_due()
+        # Only where they are read; all processes do so after the same steps
+        if agreement.showing or self.plan.log_due(step):
+            agreement.sum_losses()
+        return agreement.showing
+
+    def look_if_due(self) -> None:
+        step, observer = self.state.progress.step, self.observer
+        if self.agreement.is_due(step):
+            self.agreement.look(
+                step,
+                stopping=bool(self.stop),
+                saving=self.save_due(),
+                showing=observer.console.wants_numbers(step),
+            )
+
+    def save_due(self) -> bool:
+        return self.observer.clock.save_due(self.state.progress.step, self.plan.save_every)
+
     def save_or_stop(self) -> None:
         """Save the last checkpoint where it is time to, or where a signal came.
 
         Raises Stopped, after saving, where a signal came to any of the processes.
         """
-        progress = self.state.progress
-        save_due = self.observer.clock.save_due(progress.step, self.plan.save_every)
-        # Clocks and signals differ between the processes, but saving and stopping is for all
-        stopping, saving = self.processes.any_of(bool(self.stop), save_due)
+        stopping, saving = bool(self.stop), self.save_due()
+        if self.processes.count > 1:
+            # Before the first step of all, of which there was no look
+            self.look_if_due()
+            stopping = self.agreement.stopping
+            # Steps are the same everywhere, clocks are not
+            saving = self.agreement.saving or (self.plan.save_every is not None and saving)
         if stopping or saving:
             self.save()
         if stopping:
-            raise Stopped(f"stopped by {self.stop.describe()} after step {progress.step}")
+            step = self.state.progress.step
+            raise Stopped(f"stopped by {self.stop.describe()} after step {step}")
 
     def evaluate(self) -> None:
         """Evaluate the selected weights, and save them as best where they are.
@@ -125,6 +163,8 @@ class Trainer:
         # Done before: the run was saved after this evaluation and resumed, or a step was dropped
         if progress.evaluated_step == progress.step:
             return
+        # Weights that diverged must not be taken for the best
+        self.require_finite_losses()
 
         if self.batches.has_validation:
             try:
@@ -148,7 +188,7 @@ class Trainer:
         """Write the last checkpoint. Raises TrainingFailed instead where a loss is not finite."""
         # On a GPU losses are read only now and then; weights that diverged must not replace the
         # last good checkpoint
-        self.observer.require_finite_losses()
+        self.require_finite_losses()
 
         # With the steps since the last log, the log of a resumed run is the same to the byte
         progress = self.state.progress
@@ -158,6 +198,12 @@ class Trainer:
         with self.observer.during("saving", "saving"):
             self.checkpoints.save_last(self.state)
         self.observer.clock.saved()
+        self.agreement.saving = False
+
+    def require_finite_losses(self) -> None:
+        """Raise TrainingFailed, in all processes, where a loss since the last log is not finite."""
+        self.agreement.sum_losses()
+        self.observer.require_finite_losses()
 
     def save_best(self) -> None:
         with self.observer.during("saving", "saving"):

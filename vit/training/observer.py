@@ -106,17 +106,18 @@ class Observer:
         """What the time of a step counts for: the first one apart, since it may compile."""
         return "first_step" if self.step == self.clock.first_step else "steps"
 
-    def step_done(self, row: Tensor) -> None:
+    def step_done(self, row: Tensor, show: bool | None = None) -> None:
         """Report an optimizer step.
 
-        row: (loss, correct predictions, gradient norm) of its global batch, on the device. Raises
-        TrainingFailed where numbers are read and a loss is not finite.
+        row: (loss, correct predictions, gradient norm) of its global batch, on the device. show:
+        whether the screen shows numbers now; None: it decides. Raises TrainingFailed where numbers
+        are read and a loss is not finite.
         """
         self.window.add(row, self.plan.batch_size)
         self.console.advance(self.step)
 
         # Seldom, since reading numbers makes a GPU wait
-        if self.console.wants_numbers(self.step):
+        if self.console.wants_numbers(self.step) if show is None else show:
             self.console.show_numbers(self.step, self.numbers())
 
         if self.plan.log_due(self.step):

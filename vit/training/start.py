@@ -32,12 +32,13 @@ from vit.runtime.memory import free_memory
 from vit.runtime.precision import Precision, choose_precision
 from vit.training.batches import Batches
 from vit.training.losses import build_loss
+from vit.training.micro_batch import agree_on_micro_batch_size
 from vit.training.observer import Observer
 from vit.training.optimizers import freeze_all_but_head
 from vit.training.plan import Plan
 from vit.training.prepare import build_optimizer_of
 from vit.training.state import EMA, Progress, TrainingState
-from vit.training.step import OptimizerStep, find_micro_batch_size
+from vit.training.step import OptimizerStep
 from vit.training.validation_board import ValidationBoard, watch_gradients
 from vit.weights.description import Weights
 from vit.weights.loading import load_into
@@ -165,7 +166,12 @@ def make_step(
 
     # Forward and twice that backward, two operations a multiply-add
     run_flops = 6 * macs * plan.batch_size * plan.total_steps
-    mode = False if machine.sharded else config.runtime.compile
+    mode = config.runtime.compile
+    if machine.sharded:
+        # Typed, it is refused; an experiment's file, or the run that is resumed, may ask for it
+        if mode is True:
+            log.info("runtime.compile: a model with runtime.sharding runs uncompiled")
+        mode = False
     forward, warning = compile_model(
         synchronized, mode, state.precision, config.model.hidden_size, run_flops
     )
@@ -192,19 +198,21 @@ def fitting_micro_batch_size(state: TrainingState, batches: Batches) -> int | No
 
     It is kept with the run's progress, so that a resumed run splits its batches alike.
     """
-    # Images of this process in a global batch
-    own = len(range(batches.batch_size)[batches.own])
     preprocessing = batches.preprocessing
-    shape = (preprocessing.num_channels, *preprocessing.image_size)
-    size = find_micro_batch_size(state.model, shape, own, state.precision)
-    # GPUs may differ in what else fills them, but the processes' micro-batches have to match
-    size = batches.machine.processes.broadcast(size)
-    if size >= own:
-        return None
-    log.info(
-        f"memory holds {size} images at once: each batch is computed in micro-batches of {size}; "
-        "the result is the same"
+    size = agree_on_micro_batch_size(
+        state.model,
+        (preprocessing.num_channels, *preprocessing.image_size),
+        # Images of this process in a global batch
+        len(range(batches.batch_size)[batches.own]),
+        batches.batch_size,
+        state.precision,
+        batches.machine.processes,
     )
+    if size is not None:
+        log.info(
+            f"memory holds {size} images at once: each batch is computed in micro-batches of "
+            f"{size}; the result is the same"
+        )
     return size
 
 

@@ -22,10 +22,9 @@ from vit.checkpoints.model import load_weights, strip_prefix
 from vit.errors import CheckpointError
 from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.precision import Precision
+from vit.runtime.processes import gather_to_first
 
-# Whole tensors on the CPU; of sharded ones in the first process alone, gathered one after another
-WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
-# To load these; not strict, since an optimizer may keep nothing for some of its parameters
+# To load whole tensors; not strict, since an optimizer may keep nothing for some of its parameters
 TO_LOAD_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
 # Mark of fields that checkpoints of earlier versions do not have
 LATER = {"later": True}
@@ -187,21 +186,21 @@ class TrainingState:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's weights by name, put together where they are sharded."""
-    return cast(dict[str, Tensor], get_model_state_dict(model, options=WHOLE_ON_CPU))
+    return gather_to_first(cast(dict[str, Tensor], get_model_state_dict(model)))
 
 
 OptimizerState = dict[str, dict[str, Any]]  # {parameter: {key: tensor or None}}
 
 
 def optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, options: StateDictOptions | None = None
+    model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[OptimizerState, Any]:
     """Return (an optimizer's state by the names of its parameters, its parameter groups).
 
     Asked for the state of an optimizer that has made no step, torch makes one at learning rate 0.
-    With WHOLE_ON_CPU both are empty in all but the first process.
+    Of sharded tensors each process gets its shards.
     """
-    state = get_optimizer_state_dict(model, optimizer, options=options)
+    state = get_optimizer_state_dict(model, optimizer)
     return cast(OptimizerState, state.get("state", {})), state.get("param_groups", [])
 
 
@@ -221,9 +220,12 @@ def flat_tensors(state: OptimizerState) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the state of an optimizer that has made a step, as flat_tensors() does."""
-    state, _ = optimizer_state(model, optimizer, WHOLE_ON_CPU)
-    return flat_tensors(state)
+    """Return the state of an optimizer that has made a step, as flat_tensors() does.
+
+    Put together where it is sharded.
+    """
+    state, _ = optimizer_state(model, optimizer)
+    return gather_to_first(flat_tensors(state))
 
 
 def load_optimizer_tensors(

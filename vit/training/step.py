@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from vit.errors import TrainingFailed
 from vit.randomness import random_seed, random_uniform
 from vit.runtime.device import send
-from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes, gather_full, no_gradient_sync
 from vit.runtime.signals import StopSignal
 from vit.training.losses import Loss
@@ -63,9 +62,10 @@ class OptimizerStep:
         """Make the step on a global batch of which these are this process's images.
 
         images: normalized, (B, C, height, width); labels: int64 (B,), or of mixed images the
-        classes' weights, (B, classes). Returns (loss, correct predictions, gradient norm) of the
-        global batch, float32 (3,) on the device, or None where a signal came, which leaves the
-        state as it was. Raises TrainingFailed where the loss is not finite.
+        classes' weights, (B, classes). Returns (loss, correct predictions, gradient norm), float32
+        (3,) on the device, or None where a signal came, which leaves the state as it was. The norm
+        is of the global batch, the others are this process's parts of it, see Agreement. Raises
+        TrainingFailed where the loss is not finite.
         """
         # Only after an evaluation: it goes through all modules
         if not self.state.model.training:
@@ -76,15 +76,15 @@ class OptimizerStep:
             if sums is None:
                 self.state.optimizer.zero_grad()
                 return None
-            sums = self.processes.sum(sums)
 
             # The clipping is of the true gradient, not of the scaled one
             self.scaler.unscale_(self.state.optimizer)
             grad_norm = self.clip_gradients()
 
-            # Reading a number costs nothing on a CPU. On a GPU it would make every step wait, so
-            # the losses are checked when they are logged, and before anything is saved
-            if labels.device.type == "cpu":
+            # Reading a number costs nothing on a CPU. On a GPU it would make every step wait, and
+            # among several processes one alone would fail, so that there the losses are checked
+            # when they are logged, and before anything is saved
+            if labels.device.type == "cpu" and self.processes.count == 1:
                 require_finite(sums[0].item(), self.state.progress.step + 1)
 
             if self.update_weights():
@@ -229,34 +229,3 @@ def draw_drop_path(
     layers = torch.arange(num_layers)[:, None]
     numbers = random_uniform(seed, "drop path", step, images, layers, torch.arange(2))
     return (numbers >= rates) / (1 - rates)
-
-
-def find_micro_batch_size(
-    model: nn.Module, image_shape: tuple[int, ...], batch_size: int, precision: Precision
-) -> int:
-    """Find how many images fit into the device's memory in one forward and backward pass.
-
-    image_shape: (C, height, width). Returns batch_size, or that halved as often as it must be.
-    Raises torch.OutOfMemoryError where not even one image fits.
-    """
-    trained = sum(item.numel() for item in model.parameters() if item.requires_grad)
-    size = batch_size
-    while True:
-        try:
-            # The memory that the optimizer will take from its first step on: two moments
-            moments = torch.zeros(2 * trained, device=precision.device)
-            with precision.autocast():
-                logits = model(torch.zeros(size, *image_shape, device=precision.device))
-            # The moments take part, so that they are alive until the end of the backward pass
-            (logits.float().sum() + 0 * moments[:1].sum()).backward()
-            return size
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size = (size + 1) // 2
-        finally:
-            # All of it is given back, or the next try would start with less memory
-            moments = logits = None
-            model.zero_grad()
-            if precision.device.type == "cuda":
-                torch.cuda.empty_cache()
