@@ -155,7 +155,11 @@ def apply_policy(pixels: Tensor, numbers: Tensor, policy: Policy) -> Tensor:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """For many small kernels in a row, each of which takes longer to share than to compute."""
+    """For many small kernels in a row.
+
+    On two idle cores, sharing them saves a tenth of the time at 32 px and a third at 224 px; where
+    the cores are busy with other work, waiting for each other takes 3 to 30 times as long.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
