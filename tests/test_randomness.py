@@ -1,6 +1,14 @@
 import torch
 
-from vit.randomness import _mix, permutation, random_bits, random_seed, random_uniform
+from vit.randomness import (
+    _mix,
+    more_bits,
+    permutation,
+    random_bits,
+    random_seed,
+    random_uniform,
+    to_uniform,
+)
 
 
 def test_mixing_is_splitmix64():
@@ -21,6 +29,15 @@ def test_numbers_depend_on_their_counters_alone():
         random_uniform(7, "crop", 2, 5),
     ):
         assert together[5, 2] != other
+
+
+def test_counters_can_be_mixed_in_one_after_another():
+    first, second = torch.arange(5)[:, None], torch.arange(3)
+    expected = random_uniform(7, "crop", first, second, 4)
+    assert torch.equal(to_uniform(more_bits(random_bits(7, "crop", first), second, 4)), expected)
+    assert not torch.equal(
+        to_uniform(more_bits(random_bits(7, "crop", 4), second, first)), expected
+    )
 
 
 def test_numbers_are_uniform_and_uncorrelated():

@@ -43,15 +43,28 @@ def random_bits(seed: int, purpose: str, *counters: int | Tensor) -> Tensor:
     """
     # Seed, purpose and counters are mixed in one after another, so that their order matters
     z = _mix(torch.tensor(_to_int64(seed)) ^ zlib.crc32(purpose.encode()))
+    return more_bits(z, *counters)
+
+
+def more_bits(bits: Tensor, *counters: int | Tensor) -> Tensor:
+    """Mix further counters in, on the device of the bits and the counters.
+
+    more_bits(random_bits(seed, purpose, a), b) is random_bits(seed, purpose, a, b).
+    """
     for counter in counters:
-        z = _mix(z ^ torch.as_tensor(counter, dtype=torch.int64))
-    return z
+        bits = _mix(bits ^ torch.as_tensor(counter, dtype=torch.int64))
+    return bits
+
+
+def to_uniform(bits: Tensor) -> Tensor:
+    """Random bits as float32 numbers in [0, 1)."""
+    # 24 bits are what a float32 holds exactly, so that 1 is never reached by rounding
+    return _logical_shift_right(bits, 40).float() * 2.0**-24
 
 
 def random_uniform(seed: int, purpose: str, *counters: int | Tensor) -> Tensor:
     """Float32 numbers in [0, 1), one for each element of the counters, which broadcast."""
-    # 24 bits are what a float32 holds exactly, so that 1 is never reached by rounding
-    return _logical_shift_right(random_bits(seed, purpose, *counters), 40).float() * 2.0**-24
+    return to_uniform(random_bits(seed, purpose, *counters))
 
 
 def random_seed(seed: int, purpose: str, *counters: int) -> int:

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from vit.augment.affine import NUMBERS, Affine, warp
+from vit.augment.affine import NUMBERS, Affine, affine_positions, side_centers, warp
 from vit.augment.batch import BatchAugmentation
 
 ALL = Affine(rotate=30, translate=0.2, scale=0.3, shear=20)
@@ -45,6 +46,16 @@ def test_pixels_are_torchvisions_within_the_image(affine, size):
         difference = (own.int() - theirs.int()).abs()[inside]
         assert inside.float().mean() > 0.3
         assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("size", [(40, 40), (24, 48), (1, 1)])
+def test_positions_are_those_of_a_matrix_product(size):
+    height, width = size
+    matrices = ALL.matrices(torch.rand(6, NUMBERS), height, width)
+    device = torch.device("cpu")
+    x, y = side_centers(width, device), side_centers(height, device)
+    expected = F.affine_grid(matrices, [6, 1, height, width], align_corners=False)
+    torch.testing.assert_close(affine_positions(matrices, x, y), expected, atol=1e-6, rtol=0)
 
 
 def test_nothing_is_changed_by_amounts_of_zero():

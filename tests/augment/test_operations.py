@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter, ImageOps
 from reference_names import TIMM_NAMES, TORCHVISION_NAMES
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
+from vit.augment.batch_operations import apply_drawn
 from vit.augment.operations import DrawnOperation, OperationSettings, apply_operation
 from vit.augment.policies import POLICIES, build_policies, draw_operation
 from vit.augment.spaces import BIG_VISION_OPERATIONS, TIMM_OPERATIONS, torchvision_operations
@@ -37,12 +38,15 @@ def apply(image, operation, level, negative, settings):
     height, width = v2.functional.get_size(image)
     numbers = [0.0, 0.1 if negative else 0.9, 0.0, 0.0, 0.5, 0.25]
     drawn = draw_operation(operation, level, numbers, height, width)
+    if isinstance(image, torch.Tensor):
+        return apply_drawn(image, [[drawn]] * len(image), settings)
     return apply_operation(image, drawn, settings)
 
 
 @pytest.mark.parametrize("bins", [10, 31])
 @pytest.mark.parametrize("name", sorted(TORCHVISION_NAMES.keys() - {"identity"}))
 @pytest.mark.parametrize("kind", ["batch", "image"])
+@pytest.mark.usefixtures("plain_grids")
 def test_torchvisions_operations(kind, name, bins):
     """At several magnitudes, both signs, on a batch and on an image: to the bit."""
     reference = v2.RandAugment() if bins == 31 else v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
@@ -224,7 +228,8 @@ def test_every_operation_works_on_gray_and_leaves_its_input_alone(name):
         batch_before, image_before = batch.clone(), np.asarray(image).copy()
         for own in numbers:
             for operation in policy.draw(own, 32, 40):
-                batch_out = apply_operation(batch, operation, policy.settings)
+                batch_out = apply_drawn(batch, [[operation], []], policy.settings)
+                assert torch.equal(batch_out[1], batch[1])
                 image_out = apply_operation(image, operation, policy.settings)
                 assert (batch_out.shape, batch_out.dtype) == (batch.shape, torch.uint8)
                 assert (image_out.size, image_out.mode) == (image.size, image.mode)

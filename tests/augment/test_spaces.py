@@ -4,6 +4,7 @@ import timm.data.auto_augment as timm_augment
 from reference_names import TIMM_NAMES, TORCHVISION_NAMES
 from torchvision.transforms import AutoAugmentPolicy, v2
 
+from vit.augment.batch_operations import BATCH_OPERATIONS
 from vit.augment.operations import COLOR_OPERATIONS, GEOMETRIC_OPERATIONS
 from vit.augment.spaces import (
     AUTOAUGMENT_CIFAR10,
@@ -49,3 +50,5 @@ def test_every_operation_can_be_applied():
     names |= set(AUTOAUGMENT_OPERATIONS)
     assert names <= COLOR_OPERATIONS.keys() | GEOMETRIC_OPERATIONS.keys()
     assert not COLOR_OPERATIONS.keys() & GEOMETRIC_OPERATIONS.keys()
+    of_images = COLOR_OPERATIONS.keys() | GEOMETRIC_OPERATIONS.keys()
+    assert BATCH_OPERATIONS.keys() == of_images - {"identity"}

@@ -86,10 +86,28 @@ def warp(pixels: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
     uint8 (B, C, height, width) → uint8 (B, C, *size). Changing the size in the same sampling blurs
     once instead of twice.
     """
-    grid = F.affine_grid(matrices, [len(pixels), 1, *size], align_corners=False)
+    device = pixels.device
+    x, y = (side_centers(side, device) for side in (size[1], size[0]))
+    grid = affine_positions(send(matrices, device), x, y)
     # The outermost pixel centers lie half a pixel within -1 and 1; beyond them the border repeats
     height, width = pixels.shape[-2:]
-    limits = torch.tensor([1 - 1 / width, 1 - 1 / height])
-    grid = send(grid.clamp(-limits, limits), pixels.device)
+    for positions, side in ((grid[..., 0], width), (grid[..., 1], height)):
+        positions.clamp_(-(1 - 1 / side), 1 - 1 / side)
     warped = F.grid_sample(pixels.float(), grid, align_corners=False)
     return warped.round().to(torch.uint8)
+
+
+def affine_positions(matrices: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Where output pixels come from, as F.grid_sample takes it: (B, len(y), len(x), 2).
+
+    matrices (B, 2, 3); x, y: the output pixels' centers along both sides. Computed without a matrix
+    product, which a GPU may round to ten bits.
+    """
+    xx, xy, offset = (column[:, :, None, None] for column in matrices.unbind(2))
+    positions = xx * x + xy * y[:, None]
+    return positions.add_(offset).permute(0, 2, 3, 1)
+
+
+def side_centers(side: int, device: torch.device) -> Tensor:
+    """Centers of the pixels along a side, which reaches from -1 to 1; (side,)."""
+    return torch.linspace(-1, 1, side, device=device) * (side - 1) / side

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vit.augment.boxes import NUMBERS_PER_BOX, box_mask, erasing_boxes, sample_numbers
-from vit.randomness import random_uniform
+from vit.randomness import more_bits, random_bits, to_uniform
 from vit.runtime.device import send, wide_device
 
 
@@ -37,12 +37,11 @@ def normal_noise(
     shape: torch.Size, epochs: Tensor, indices: Tensor, seed: int, device: torch.device
 ) -> Tensor:
     """Standard normal float32 (n, *shape), a function of (seed, epoch, index, pixel)."""
+    bits = random_bits(seed, "erasing noise", epochs, indices)[:, None]
     # Hashed on the device where it can, since there is a number for every pixel
     maker = wide_device(device)
-    epochs = send(epochs, maker)[:, None]
-    indices = send(indices, maker)[:, None]
     pixels = torch.arange(math.prod(shape), device=maker)
-    uniform = random_uniform(seed, "erasing noise", epochs, indices, pixels)
+    uniform = to_uniform(more_bits(send(bits, maker), pixels))
     # The inverse of the normal distribution; 0 itself would give minus infinity
     uniform = uniform.clamp(2.0**-25, 1 - 2.0**-24)
     noise = (uniform * 2 - 1).erfinv() * math.sqrt(2)

@@ -1,8 +1,9 @@
-"""The operations of augmentation policies, applied to one PIL image or to a batch of uint8 images.
+"""The operations of augmentation policies, applied to one PIL image.
 
 Nothing here is random: which operations an image gets, and how strongly, is drawn in
 vit/augment/policies.py. Type and size of an image stay as they are. The pixels are those of
-torchvision's functions, which the tests hold to timm's and big_vision's definitions.
+torchvision's functions, which the tests hold to timm's and big_vision's definitions. The same
+operations on batches are in vit/augment/batch_operations.py.
 
 Two tables name the operations. Those on colors need a strength alone; those that move pixels also
 need the settings of the policy and, for the cutout, a position.
@@ -13,13 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as ops
+from torchvision.transforms.v2 import functional
 
-Images = Any  # a PIL image (RGB or L), or a batch of images, uint8 (B, C, height, width)
+# They take PIL images too, but are annotated for tensors alone
+ops: Any = functional
 
 
 class DrawnOperation(NamedTuple):
@@ -51,16 +51,16 @@ class OperationSettings:
 
 
 def apply_operation(
-    images: Images, operation: DrawnOperation, settings: OperationSettings
-) -> Images:
-    """The same operation on a PIL image or on every image of a batch; the input stays unchanged."""
+    image: Image.Image, operation: DrawnOperation, settings: OperationSettings
+) -> Image.Image:
+    """The operation on an image of mode RGB or L, which stays unchanged."""
     if operation.name in COLOR_OPERATIONS:
-        return COLOR_OPERATIONS[operation.name](images, operation.strength)
-    return GEOMETRIC_OPERATIONS[operation.name](images, operation, settings)
+        return COLOR_OPERATIONS[operation.name](image, operation.strength)
+    return GEOMETRIC_OPERATIONS[operation.name](image, operation, settings)
 
 
-def is_gray(images: Images) -> bool:
-    return images.shape[-3] == 1 if isinstance(images, Tensor) else images.mode == "L"
+def is_gray(image: Image.Image) -> bool:
+    return image.mode == "L"
 
 
 def map_levels(image: Image.Image, table: list[int]) -> Image.Image:
@@ -68,111 +68,111 @@ def map_levels(image: Image.Image, table: list[int]) -> Image.Image:
     return image.point(table * len(image.getbands()))
 
 
-def identity(images: Images, strength: float) -> Images:
-    return images
+def identity(image: Image.Image, strength: float) -> Image.Image:
+    return image
 
 
-def saturation(images: Images, strength: float) -> Images:
+def saturation(image: Image.Image, strength: float) -> Image.Image:
     """Blend with the grayscale image; a factor of 1 changes nothing."""
-    return images if is_gray(images) else ops.adjust_saturation(images, strength)
+    return image if is_gray(image) else ops.adjust_saturation(image, strength)
 
 
-def gray_contrast(images: Images, strength: float) -> Images:
+def gray_contrast(image: Image.Image, strength: float) -> Image.Image:
     """big_vision's contrast: blend with one gray that depends on the image's size alone."""
-    # The published code divides the number of pixels by 256 where it means the mean level
-    height, width = ops.get_size(images)
-    gray = min(255, height * width // 256)
-    if isinstance(images, Tensor):
-        blended = gray + (images.float() - gray) * strength
-        return blended.clamp(0, 255).to(torch.uint8)
+    gray = big_vision_gray(image.height, image.width)
     blended = [gray + (level - gray) * strength for level in range(256)]
-    return map_levels(images, [int(min(255.0, max(0.0, level))) for level in blended])
+    return map_levels(image, [int(min(255.0, max(0.0, level))) for level in blended])
 
 
-def posterize(images: Images, strength: float) -> Images:
+def big_vision_gray(height: int, width: int) -> int:
+    """The level that big_vision's contrast blends with."""
+    # The published code divides the number of pixels by 256 where it means the mean level
+    return min(255, height * width // 256)
+
+
+def posterize(image: Image.Image, strength: float) -> Image.Image:
     """Keep the highest `strength` bits; without any bit left, the image is black."""
     # Pillow refuses to keep no bits
     if strength < 1:
-        return ops.adjust_brightness(images, 0.0)
-    return ops.posterize(images, int(strength))
+        return ops.adjust_brightness(image, 0.0)
+    return ops.posterize(image, int(strength))
 
 
-def solarize(images: Images, strength: float) -> Images:
+def solarize(image: Image.Image, strength: float) -> Image.Image:
     """Invert the levels from `strength` on."""
     # torchvision refuses a threshold above the largest level, which would invert nothing
-    return images if strength > 255 else ops.solarize(images, strength)
+    return image if strength > 255 else ops.solarize(image, strength)
 
 
-def solarize_add(images: Images, strength: float) -> Images:
+def solarize_add(image: Image.Image, strength: float) -> Image.Image:
     """Add `strength` to the levels below 128."""
     added = int(strength)
-    if isinstance(images, Tensor):
-        brighter = (images.int() + added).clamp(max=255).to(torch.uint8)
-        return torch.where(images < 128, brighter, images)
     table = [min(255, level + added) if level < 128 else level for level in range(256)]
-    return map_levels(images, table)
+    return map_levels(image, table)
 
 
-def autocontrast(images: Images, strength: float) -> Images:
-    return ops.autocontrast(images)
+def autocontrast(image: Image.Image, strength: float) -> Image.Image:
+    return ops.autocontrast(image)
 
 
-def equalize(images: Images, strength: float) -> Images:
-    return ops.equalize(images)
+def equalize(image: Image.Image, strength: float) -> Image.Image:
+    return ops.equalize(image)
 
 
-def invert(images: Images, strength: float) -> Images:
-    return ops.invert(images)
+def invert(image: Image.Image, strength: float) -> Image.Image:
+    return ops.invert(image)
 
 
-def grayscale(images: Images, strength: float) -> Images:
-    return images if is_gray(images) else ops.rgb_to_grayscale(images, num_output_channels=3)
+def grayscale(image: Image.Image, strength: float) -> Image.Image:
+    return image if is_gray(image) else ops.rgb_to_grayscale(image, num_output_channels=3)
 
 
-def blur(images: Images, strength: float) -> Images:
+def blur(image: Image.Image, strength: float) -> Image.Image:
     """Gaussian blur with a standard deviation of `strength` pixels."""
-    # Three standard deviations on either side hold 99.7 % of the kernel
-    kernel_size = 2 * math.ceil(3 * strength) + 1
-    return ops.gaussian_blur(images, [kernel_size, kernel_size], [strength, strength])
+    kernel_size = 2 * blur_radius(strength) + 1
+    return ops.gaussian_blur(image, [kernel_size, kernel_size], [strength, strength])
 
 
-def fill_color(images: Images, settings: OperationSettings) -> Any:
+def blur_radius(sigma: float) -> int:
+    """Pixels on either side of the center: three standard deviations hold 99.7 % of a kernel."""
+    return math.ceil(3 * sigma)
+
+
+def fill_color(num_channels: int, settings: OperationSettings) -> list[int] | None:
     """The fill color as a list with one number per channel, or None for black."""
     if settings.fill is None:
         return None
     # The mean color of a gray image, whose fill must have one channel too
-    if is_gray(images):
+    if num_channels == 1:
         return [round(sum(settings.fill) / len(settings.fill))]
     return list(settings.fill)
 
 
-def interpolation_for(images: Images, settings: OperationSettings) -> InterpolationMode:
-    """The policy's interpolation; torchvision samples batches bilinearly at best."""
-    if isinstance(images, Tensor) and settings.interpolation == InterpolationMode.BICUBIC:
-        return InterpolationMode.BILINEAR
-    return settings.interpolation
+def whole_pixels(strength: float, settings: OperationSettings) -> float:
+    """By how much a translation moves: whole pixels where nothing is interpolated.
+
+    As in torchvision's policies.
+    """
+    return int(strength) if settings.interpolation == InterpolationMode.NEAREST else strength
 
 
 def affine(
-    images: Images,
+    image: Image.Image,
     settings: OperationSettings,
     *,
     shear: tuple[float, float] = (0.0, 0.0),
     translate: tuple[float, float] = (0, 0),
-) -> Images:
+) -> Image.Image:
     """Shear by angles in degrees (x, y) and translate by pixels (x, y)."""
-    # Whole pixels where nothing is interpolated, as in torchvision's policies
-    if settings.interpolation == InterpolationMode.NEAREST:
-        translate = (int(translate[0]), int(translate[1]))
     # About the origin and not the image's center, as all published policies shear
     return ops.affine(
-        images,
+        image,
         angle=0.0,
-        translate=list(translate),
+        translate=[whole_pixels(pixels, settings) for pixels in translate],
         scale=1.0,
         shear=list(shear),
-        fill=fill_color(images, settings),
-        interpolation=interpolation_for(images, settings),
+        fill=fill_color(len(image.getbands()), settings),
+        interpolation=settings.interpolation,
         center=[settings.origin, settings.origin],
     )
 
@@ -182,52 +182,68 @@ def shear_degrees(strength: float) -> float:
     return math.degrees(math.atan(strength))
 
 
-def shear_x(images: Images, operation: DrawnOperation, settings: OperationSettings) -> Images:
-    return affine(images, settings, shear=(shear_degrees(operation.strength), 0.0))
+def shear_x(
+    image: Image.Image, operation: DrawnOperation, settings: OperationSettings
+) -> Image.Image:
+    return affine(image, settings, shear=(shear_degrees(operation.strength), 0.0))
 
 
-def shear_y(images: Images, operation: DrawnOperation, settings: OperationSettings) -> Images:
-    return affine(images, settings, shear=(0.0, shear_degrees(operation.strength)))
+def shear_y(
+    image: Image.Image, operation: DrawnOperation, settings: OperationSettings
+) -> Image.Image:
+    return affine(image, settings, shear=(0.0, shear_degrees(operation.strength)))
 
 
-def translate_x(images: Images, operation: DrawnOperation, settings: OperationSettings) -> Images:
-    return affine(images, settings, translate=(operation.strength, 0))
+def translate_x(
+    image: Image.Image, operation: DrawnOperation, settings: OperationSettings
+) -> Image.Image:
+    return affine(image, settings, translate=(operation.strength, 0))
 
 
-def translate_y(images: Images, operation: DrawnOperation, settings: OperationSettings) -> Images:
-    return affine(images, settings, translate=(0, operation.strength))
+def translate_y(
+    image: Image.Image, operation: DrawnOperation, settings: OperationSettings
+) -> Image.Image:
+    return affine(image, settings, translate=(0, operation.strength))
 
 
-def rotate(images: Images, operation: DrawnOperation, settings: OperationSettings) -> Images:
+def rotate(
+    image: Image.Image, operation: DrawnOperation, settings: OperationSettings
+) -> Image.Image:
     """Rotate about the center by an angle in degrees."""
     return ops.rotate(
-        images,
+        image,
         operation.strength,
-        interpolation=interpolation_for(images, settings),
-        fill=fill_color(images, settings),
+        interpolation=settings.interpolation,
+        fill=fill_color(len(image.getbands()), settings),
     )
 
 
-def cutout(images: Images, operation: DrawnOperation, settings: OperationSettings) -> Images:
+def cutout(
+    image: Image.Image, operation: DrawnOperation, settings: OperationSettings
+) -> Image.Image:
     """Fill a square of twice the strength, cut off at the edges (DeVries & Taylor 2017)."""
-    height, width = ops.get_size(images)
+    top, left, height, width = cutout_box(operation, image.height, image.width)
+    color = fill_color(len(image.getbands()), settings) or [0]
+    out = image.copy()
+    box = (left, top, left + width, top + height)
+    out.paste(color[0] if is_gray(image) else tuple(color), box)
+    return out
+
+
+def cutout_box(operation: DrawnOperation, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width in pixels of what a cutout fills."""
     half = int(operation.strength)
     row = int(operation.position[0] * height)
     column = int(operation.position[1] * width)
     top, bottom = max(0, row - half), min(height, row + half)
     left, right = max(0, column - half), min(width, column + half)
-    color = fill_color(images, settings) or [0]
-    if isinstance(images, Tensor):
-        out = images.clone()
-        color = torch.tensor(color, dtype=torch.uint8, device=images.device)
-        out[..., top:bottom, left:right] = color[:, None, None]
-        return out
-    out = images.copy()
-    out.paste(color[0] if is_gray(images) else tuple(color), (left, top, right, bottom))
-    return out
+    return top, left, bottom - top, right - left
 
 
-COLOR_OPERATIONS: dict[str, Callable[[Images, float], Images]] = {
+ColorOperation = Callable[[Image.Image, float], Image.Image]
+GeometricOperation = Callable[[Image.Image, DrawnOperation, OperationSettings], Image.Image]
+
+COLOR_OPERATIONS: dict[str, ColorOperation] = {
     "identity": identity,
     "brightness": ops.adjust_brightness,
     "saturation": saturation,
@@ -244,7 +260,7 @@ COLOR_OPERATIONS: dict[str, Callable[[Images, float], Images]] = {
     "blur": blur,
 }
 
-GEOMETRIC_OPERATIONS: dict[str, Callable[[Images, DrawnOperation, OperationSettings], Images]] = {
+GEOMETRIC_OPERATIONS: dict[str, GeometricOperation] = {
     "shear_x": shear_x,
     "shear_y": shear_y,
     "translate_x": translate_x,

@@ -49,8 +49,7 @@ def draw_operation(
     strength = operation.strength(level, side)
     if operation.signed and numbers[SIGN] < 0.5:
         strength = -strength
-    # Only the cutout has a position. Without one, images that share an operation share all of it,
-    # and a batch applies it to them at once.
+    # Only the cutout has a position
     position = (numbers[ROW], numbers[COLUMN]) if operation.name == "cutout" else (0.0, 0.0)
     return DrawnOperation(operation.name, operation.center + strength, position)
 
