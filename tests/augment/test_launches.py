@@ -9,12 +9,12 @@ from unittest import mock
 import pytest
 import torch
 from composing import configured, files_of
-from emulated_device import EmulatedDevice, Emulation, Kernels, emulated_device, place
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.emulated_device import EmulatedDevice, Emulation, Kernels, emulated_device, place
 from vit.augment.affine import Affine
 from vit.augment.batch import BatchAugmentation
 from vit.augment.policies import POLICIES, build_policies

@@ -25,8 +25,6 @@ def test_a_steady_step_makes_the_host_wait_nowhere():
     assert 100 < step.launches < 400
 
 
-# The grids of indices of crops and the groups of policies are still made on the CPU
-@pytest.mark.xfail(strict=True)
 def test_nor_does_it_with_policies_erasing_and_mixing():
     step = launches.steady_step(*NARROW, "model.num_layers=12", "model.drop_path=0.1")
     assert (step.mixed, step.waits) == (0, 0)

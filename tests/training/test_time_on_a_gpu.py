@@ -130,8 +130,8 @@ def test_peak_memory_and_the_wait_for_data_are_those_of_training(tmp_path, monke
     def noted(name, function):
         return lambda *arguments: events.append(name) or function(*arguments)
 
-    find = "vit.training.start.find_micro_batch_size"
-    monkeypatch.setattr(find, noted("probe", lambda model, shape, size, precision: size))
+    find = "vit.training.start.agree_on_micro_batch_size"
+    monkeypatch.setattr(find, noted("probe", lambda *arguments: 16))
     monkeypatch.setattr("vit.training.start.product_rate", noted("rate", lambda *_: 1e12))
     with emulated_device("cuda"):
         reset = "torch.cuda.reset_peak_memory_stats"
