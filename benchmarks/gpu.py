@@ -1,288 +1,230 @@
-"""What matters on a GPU, this project beside the others: one report in under ten minutes.
+"""All that is to be measured on a GPU, in pieces that go on where they stopped.
 
-    python benchmarks/gpu.py --out table.md     # S, B and L at 224 px in bf16; needs a GPU
-    python benchmarks/gpu.py --miniature        # a tiny model in seconds, on whatever is there
+    python benchmarks/gpu.py --out FOLDER                # again and again, until it exits with 0
+    python benchmarks/gpu.py --out FOLDER --piece input  # one piece, from its start
+    python benchmarks/gpu.py --out FOLDER --miniature    # tiny ones, on whatever is there
 
-Measured are:
-- the rate of large matrix products, the ceiling of every percentage below;
-- the kernels of attention at the shape of ViT-B/16;
-- training steps of each project, uncompiled and compiled, in turn: images/s, MFU (6 x
-  multiply-adds x images/s over the measured ceiling and over the data sheet's rate), peak memory;
-- the augmentation of small images on the device.
-Contestants are built in the order of interest until the minutes are used up; the table names those
-that are left out.
+Each call works for at most --minutes and exits with 75 where more is to do. A piece is a process of
+its own and writes FOLDER/<piece>.md; what has been finished is not measured again.
+
+    tests     tests/gpu: parity with the CPU, resuming, memory, waits
+    kernels   the rate of matrix products, attention, augmentation of small images
+    steps_*   steps of training beside timm, eager and compiled: images/s, MFU, memory
+    input     JPEGs from the cores and by nvJPEG
+    profiles  the kernels of the first model, and of the one that uses the GPU least
+    recipes   whole runs on CIFAR, resumed from call to call
 """
 
 import argparse
-import gc
-import statistics
+import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 # The script is started by its path, and the repository is not installed
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.contestants import OTHERS, Contestant, flops_per_image, make_step
-from benchmarks.reporting import Report, table_header, table_row
-from benchmarks.timing import describe_machine, median_ratio, median_seconds, take_turns
-from vit.augment.batch import BatchAugmentation
-from vit.augment.policies import build_policies
-from vit.runtime.device import choose_device, describe_device, peak_memory, product_rate
-from vit.runtime.precision import Precision, choose_precision
+from vit.files import write_text
 
-# Images of a step, by the model's size
-BATCH_SIZES = {"vit_s16": 512, "vit_b16": 256, "vit_l16": 128, "vit_nano4": 8}
-DEFAULT_SIZES = ["vit_s16", "vit_b16", "vit_l16"]
-DEFAULT_OTHERS = ["timm", "huggingface", "torchvision"]
-STEPS = 5  # of a contestant in each round
-
-# FLOP/s of dense matrix products in bf16 (V100: fp16), from the makers' data sheets
-DATA_SHEET_RATES = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-    "V100": 125e12,
-}
-ATTENTION_KERNELS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
-# (B, heads, tokens, head size): of ViT-B/16 at 224 px, and of something tiny
-ATTENTION_SHAPE = (128, 12, 197, 64)
-MINIATURE_ATTENTION_SHAPE = (2, 2, 17, 16)
-
-TRAINING_COLUMNS = (
-    "model, batch",
-    "project",
-    "images/s",
-    "ours is faster by",
-    "of the ceiling",
-    "of the datasheet",
-    "peak GiB",
-    "first step, s",
-)
+ROOT = Path(__file__).parent.parent
+SIZES = ["vit_s16", "vit_b16", "vit_l16", "vit_s4", "vit_ti4"]
+MINIATURE_SIZES = ["vit_nano4"]
+RECIPES = ["cifar10_fast_gpu", "cifar10_vit_s4", "cifar100_vit_s4"]
+# Exit code: there is more to do, by the same command
+STOPPED = 75
+# What a process that is asked to stop may take to do it
+STOPPING_SECONDS = 30
 
 
-def attention_table(precision: Precision, shape: tuple[int, int, int, int]) -> list[str]:
-    """Return a table of each kernel's time for a forward and backward pass at (B, H, N, K)."""
-    device = precision.device
-    query, key, value = (
-        torch.randn(shape, device=device, dtype=precision.dtype, requires_grad=True)
-        for _ in range(3)
-    )
+@dataclass(frozen=True)
+class Piece:
+    """A table of its own.
 
-    def forward_and_backward() -> None:
-        scaled_dot_product_attention(query, key, value).sum().backward()
-
-    lines = [table_header(f"attention {shape}", "forward and backward, ms")]
-    for name, kernel in ATTENTION_KERNELS.items():
-        try:
-            with sdpa_kernel(kernel):
-                seconds = median_seconds(forward_and_backward, device, warmup=2, repeats=6)
-            cell = f"{1e3 * seconds:.2f}"
-        except RuntimeError as error:
-            # This kernel is not for this device, or not for this type
-            cell = str(error).splitlines()[0][:60]
-        lines.append(table_row(name, cell))
-    return lines
-
-
-def small_images_table(device: torch.device) -> list[str]:
-    """Return a table of the images/s of CIFAR's augmentation on the device."""
-    pixels = torch.randint(0, 256, (8192, 3, 32, 32), dtype=torch.uint8, device=device)
-    epochs = torch.zeros(len(pixels), dtype=torch.int64)
-    indices = torch.arange(len(pixels))
-
-    lines = [table_header("32 px images made on the device", "images/s")]
-    for title, policy in (("crop, flip", "none"), ("crop, flip, RandAugment", "randaugment")):
-        policies = build_policies(policy, None, None, 0.0)
-        augmentation = BatchAugmentation(
-            seed=0, size=(32, 32), pad=0.125, crop_scale=None, flip=0.5, policies=policies
-        )
-
-        def augment(augmentation: BatchAugmentation = augmentation) -> None:
-            augmentation(pixels, epochs, indices)
-
-        seconds = median_seconds(augment, device, warmup=1, repeats=4)
-        lines.append(table_row(title, f"{len(pixels) / seconds:,.0f}"))
-    return lines
-
-
-class Prepared(NamedTuple):
-    """A contestant that is built. step: makes a step and returns its seconds."""
-
-    step: Callable[[], float]
-    first_seconds: float
-    peak_bytes: int
-
-
-def prepare(contestant: Contestant, size: str, precision: Precision) -> Prepared:
-    """Build a contestant and make two steps, which are not counted.
-
-    Raises torch.OutOfMemoryError.
+    command: what measures it, after Python; OUT and MINUTES are put in. minutes: without as many it
+    is not begun. writes: whether the command writes the table itself, or its output is the table.
     """
-    device = precision.device
-    # What the contestants before it keep is not this one's
-    bytes_before = 0
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        bytes_before = torch.cuda.memory_allocated()
-    step = make_step(contestant, size, BATCH_SIZES[size], precision, training=True)
-    first_seconds = step()
-    step()
-    return Prepared(step, first_seconds, peak_memory(device) - bytes_before)
+
+    name: str
+    command: Sequence[str]
+    minutes: float
+    writes: bool = True
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def arguments(self, out: Path, minutes: float) -> list[str]:
+        words = {"OUT": str(out), "MINUTES": f"{minutes:.2f}"}
+        return [sys.executable, *(words.get(word, word) for word in self.command)]
 
 
-def prepare_all(
-    contestants: list[Contestant], size: str, precision: Precision, deadline: float
-) -> tuple[dict[Contestant, Prepared], list[str]]:
-    """Build contestants until the deadline, a time of time.monotonic().
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: the folder of the tables, miniatures or the real, and where data are."""
 
-    Returns those that were built, and a line about each of the others.
+    out: Path
+    miniature: bool = False
+    jpegs: Path | None = None
+    data_root: Path | None = None
+
+
+def pieces(request: Request) -> dict[str, Piece]:
+    """Return all pieces by name, in the order in which they are measured.
+
+    What is profiled depends on what has been measured.
     """
-    prepared, left_out = {}, []
-    for contestant in contestants:
-        if time.monotonic() > deadline:
-            left_out.append(f"{contestant}: no time")
-            continue
-        try:
-            prepared[contestant] = prepare(contestant, size, precision)
-        except torch.OutOfMemoryError:
-            left_out.append(f"{contestant}: out of memory at batch {BATCH_SIZES[size]}")
-    return prepared, left_out
-
-
-def mean_seconds(step: Callable[[], float]) -> Callable[[], float]:
-    """Return a function that makes STEPS steps and returns the seconds of one."""
-
-    def make_steps() -> float:
-        return sum(step() for _ in range(STEPS)) / STEPS
-
-    return make_steps
-
-
-def measure_training(
-    size: str,
-    contestants: list[Contestant],
-    precision: Precision,
-    ceiling: float,
-    rounds: int,
-    deadline: float,
-) -> list[str]:
-    """Return the table's lines for one size.
-
-    ceiling: FLOP/s of large matrix products; deadline: see prepare_all.
-    """
-    batch_size = BATCH_SIZES[size]
-    title = f"{size}, {batch_size}"
-    prepared, left_out = prepare_all(contestants, size, precision, deadline)
-    times = take_turns({name: mean_seconds(each.step) for name, each in prepared.items()}, rounds)
-
-    # Ours may have been left out, too
-    ours = [Contestant("ours", compiled=True), Contestant("ours", compiled=False)]
-    reference = next((contestant for contestant in ours if contestant in times), None)
-    flops = flops_per_image(size, training=True)
-    data_sheet_rate = find_data_sheet_rate(precision.device)
-    lines = []
-    for contestant, seconds in times.items():
-        images_per_second = batch_size / statistics.median(seconds)
-        flops_per_second = images_per_second * flops
-        line = table_row(
-            title,
-            str(contestant),
-            f"{images_per_second:.0f}",
-            "" if reference is None else f"{median_ratio(seconds, times[reference]):.2f}",
-            f"{flops_per_second / ceiling:.0%}",
-            "" if data_sheet_rate is None else f"{flops_per_second / data_sheet_rate:.0%}",
-            f"{prepared[contestant].peak_bytes / 2**30:.1f}",
-            f"{prepared[contestant].first_seconds:.0f}",
-        )
-        lines.append(line)
-
-    empty_cells = [""] * (len(TRAINING_COLUMNS) - 2)
-    return lines + [table_row(title, reason, *empty_cells) for reason in left_out]
-
-
-def find_data_sheet_rate(device: torch.device) -> float | None:
-    name = describe_device(device)
-    return next((rate for key, rate in DATA_SHEET_RATES.items() if key in name), None)
-
-
-def contestants_by_interest(others: list[str]) -> list[Contestant]:
-    """Return all contestants, those first that must not be missing for want of time."""
-    return [
-        Contestant("ours", compiled=True),
-        Contestant("timm", compiled=True),
-        Contestant("ours", compiled=False),
-        *(Contestant(name, compiled=False) for name in others),
-        *(Contestant(name, compiled=True) for name in others if name != "timm"),
+    miniature = request.miniature
+    tiny = ["--miniature"] if miniature else []
+    tests = ["-m", "pytest", "-q", "-rs", "tests/gpu"]
+    environment = {}
+    if miniature:
+        tests += ["-k", "test_every_optimizer"]
+        environment = {"VIT_TEST_DEVICE": "cpu"}
+    kernels = ["benchmarks/gpu_steps.py", "--kernels", *tiny, "--out", "OUT"]
+    jpegs = ["benchmarks/gpu_input.py", *tiny, "--out", "OUT"]
+    if request.jpegs is not None:
+        jpegs += ["--jpegs", str(request.jpegs.resolve())]
+    ordered = [
+        Piece("tests", tests, 5, writes=False, environment=environment),
+        Piece("kernels", kernels, 2),
+        *(steps_of(size, tiny) for size in (MINIATURE_SIZES if miniature else SIZES)),
+        Piece("input", jpegs, 4),
+        profiles(request.out, tiny),
+        recipes(request),
     ]
+    return {piece.name: piece for piece in ordered}
 
 
-def parse_arguments() -> argparse.Namespace:
+def steps_of(size: str, tiny: list[str]) -> Piece:
+    """Return the piece that measures training steps of one size."""
+    command = ["benchmarks/gpu_steps.py", "--size", size, *tiny, "--minutes", "MINUTES"]
+    return Piece(f"steps_{size}", [*command, "--out", "OUT"], 4)
+
+
+def profiles(out: Path, tiny: list[str]) -> Piece:
+    """Return the piece that profiles the first size and the one farthest from the ceiling."""
+    fractions = measured_fractions(out)
+    sizes = []
+    if fractions and not tiny:
+        # In the order of measuring; one size may be both
+        sizes = list(
+            dict.fromkeys([next(iter(fractions)), min(fractions, key=fractions.__getitem__)])
+        )
+    chosen = [word for size in sizes for word in ("--size", size)]
+    return Piece("profiles", ["benchmarks/gpu_profile.py", *tiny, *chosen, "--out", "OUT"], 4)
+
+
+def recipes(request: Request) -> Piece:
+    """Return the piece that trains whole recipes."""
+    names = [name for name in RECIPES if (ROOT / "conf/experiment" / f"{name}.yaml").exists()]
+    overrides: list[str] = []
+    if request.data_root is not None:
+        overrides.append(f"data.root={request.data_root.resolve()}")
+    if request.miniature:
+        names = ["digits"]
+        overrides = ["model.num_layers=1", "model.hidden_size=16", "model.num_heads=1"]
+        overrides += ["train.epochs=1", "runtime.threads=1"]
+    command = ["benchmarks/recipes.py", *names, "--seeds", "1", "--minutes", "MINUTES"]
+    command += ["--out", str(request.out / "runs"), "--", *overrides]
+    return Piece("recipes", command, 1, writes=False)
+
+
+def measured_fractions(out: Path) -> dict[str, float]:
+    """Return {size: fraction of the ceiling that our compiled model reached} of finished tables."""
+    fractions = {}
+    for size in SIZES:
+        file = out / f"steps_{size}.md"
+        rows = file.read_text().splitlines() if file.exists() else []
+        cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+        for row in cells:
+            # model, project, images/s, ours is faster by, of the ceiling, …
+            if len(row) > 4 and row[1] == "ours compiled" and row[4].endswith("%"):
+                fractions[size] = float(row[4].rstrip("%")) / 100
+    return fractions
+
+
+def run_piece(piece: Piece, out: Path, end: float) -> int:
+    """Measure a piece until `end`, a time of time.monotonic().
+
+    Its table is in the folder once it is finished. Returns 0, STOPPED where the time was over, or
+    the exit code of the command that failed.
+    """
+    unfinished = out / f"{piece.name}.part"
+    seconds = max(1.0, end - time.monotonic())
+    # A little less for the command's own limit, so that it ends by itself
+    command = piece.arguments(unfinished, max(0.02, (seconds - STOPPING_SECONDS) / 60))
+    print(f"{piece.name}: {' '.join(command[1:])}", flush=True)
+    output = None if piece.writes else subprocess.PIPE
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **piece.environment}, stdout=output, text=True
+    )
+    try:
+        text, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate()
+        return STOPPED
+    code = process.returncode
+    if not piece.writes:
+        print(text, flush=True)
+        write_text(unfinished, text)
+    if code == 0:
+        unfinished.rename(out / f"{piece.name}.md")
+    return code
+
+
+def run_pieces(
+    request: Request, names: Sequence[str], end: float, again: bool = False
+) -> tuple[int, list[str]]:
+    """Measure the pieces of these names that are not finished until `end`.
+
+    again: also those that are. Returns the exit code and a line about each piece that failed.
+    """
+    failed = []
+    out = request.out
+    for name in names:
+        if not again and (out / f"{name}.md").exists():
+            continue
+        piece = pieces(request)[name]
+        if end - time.monotonic() < 60 * piece.minutes:
+            return STOPPED, failed
+        code = run_piece(piece, out, end)
+        if code == STOPPED:
+            return STOPPED, failed
+        # The others may work; this one is tried again by the next call
+        if code != 0:
+            failed.append(f"{name} failed, exit code {code}: {out / name}.part")
+    return (1 if failed else 0), failed
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--size", action="append", choices=BATCH_SIZES, help="default: S, B and L at 224 px"
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the tables")
+    parser.add_argument("--minutes", type=float, default=9.5, help="of this call")
+    parser.add_argument("--piece", action="append", help="only these, measured anew")
+    parser.add_argument("--miniature", action="store_true", help="try the script without a GPU")
+    parser.add_argument("--jpegs", type=Path, help="a folder of JPEGs; default: made up")
+    parser.add_argument("--data-root", type=Path, help="data.root of the recipes")
+    arguments = parser.parse_args()
+    request = Request(
+        arguments.out.resolve(), arguments.miniature, arguments.jpegs, arguments.data_root
     )
-    parser.add_argument(
-        "--against", action="append", choices=OTHERS, help="default: timm, huggingface, torchvision"
-    )
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument(
-        "--minutes", type=float, default=8.0, help="no contestant is built after as many"
-    )
-    parser.add_argument("--miniature", action="store_true", help="a tiny model, to try the script")
-    parser.add_argument("--out", type=Path, help="write the table here too, as Markdown")
-    return parser.parse_args()
+    request.out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * arguments.minutes
 
-
-def main() -> None:
-    arguments = parse_arguments()
-    device = choose_device("auto")
-    if device.type != "cuda" and not arguments.miniature:
-        sys.exit("no GPU here; --miniature tries the script without one")
-    start = time.monotonic()
-    precision = Precision("fp32", device)
-    if device.type == "cuda":
-        precision = choose_precision("auto", device, width=1024)
-    sizes = arguments.size or (["vit_nano4"] if arguments.miniature else DEFAULT_SIZES)
-    contestants = contestants_by_interest(arguments.against or DEFAULT_OTHERS)
-
-    report = Report(arguments.out)
-    ceiling = product_rate(device, precision.dtype)
-    report.add(
-        f"{describe_machine(device)}, {precision.name}, {arguments.rounds} rounds of {STEPS} steps",
-        f"large matrix products: {ceiling / 1e12:.4g} TFLOP/s",
-        "",
-    )
-    shape = MINIATURE_ATTENTION_SHAPE if arguments.miniature else ATTENTION_SHAPE
-    report.add(*attention_table(precision, shape), "")
-    report.add(*small_images_table(device), "")
-
-    report.add(table_header(*TRAINING_COLUMNS))
-    for number, size in enumerate(sizes, start=1):
-        # Each size gets an equal part of the minutes, and what those before it have left
-        deadline = start + 60 * arguments.minutes * number / len(sizes)
-        lines = measure_training(size, contestants, precision, ceiling, arguments.rounds, deadline)
-        report.add(*lines)
-        # The next size needs the memory
-        torch.compiler.reset()
-        gc.collect()
+    known = list(pieces(request))
+    names = arguments.piece or known
+    if not set(names) <= set(known):
+        parser.error(f"--piece must be one of {', '.join(known)}")
+    code, failed = run_pieces(request, names, end, again=bool(arguments.piece))
+    print("\n".join(failed))
+    messages = {0: "all is measured", STOPPED: "there is more to do: run the same command again"}
+    print(messages.get(code, "what failed is tried again by the same command"))
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

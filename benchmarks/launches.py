@@ -49,7 +49,7 @@ BATCH_SIZE = 512
 DATA = ("data=synthetic", "data.num_classes=10", f"data.num_images={4 * BATCH_SIZE}")
 MODEL = ("model=vit_ti4", "model.image_size=32")
 # The first step sets things up, and the last one is followed by the log and an evaluation
-STEPS = 5
+STEPS = 4
 STEADY = slice(2, -1)
 STEP = (
     f"train.batch_size={BATCH_SIZE}",
