@@ -141,8 +141,8 @@ def noted_steps(emulated: EmulatedDevice) -> Iterator[list[Asked]]:
     steps: list[Asked] = []
     step_done = Observer.step_done
 
-    def noted(self: Observer, row: torch.Tensor, show: bool | None) -> None:
-        step_done(self, row, show)
+    def noted(self: Observer, *arguments: Any) -> None:
+        step_done(self, *arguments)
         steps.append(Asked.of(emulated))
         emulated.forget()
 
