@@ -24,6 +24,7 @@ REFUSED = [
     ("optimizer.momentum=0.5", ["optimizer=muon", "train.freeze=backbone"]),
     ("optimizer.nesterov=false", ["optimizer=muon", "train.freeze=backbone"]),
     ("runtime.compile=true", ["runtime.sharding=fsdp"]),
+    ("runtime.compile=blocks", ["runtime.sharding=fsdp"]),
     ("pretrained_positions=linear", []),
     ("augment.crop_scale=[0.5,1]", ["augment.pad=0.1"]),
     ("data.unreadable=skip", []),

@@ -149,7 +149,7 @@ def test_kernels_of_attention_are_settled_with_the_model_before_any_step(monkeyp
 
 
 def test_a_sharded_model_is_not_compiled_and_that_is_said(log_lines):
-    for mode, lines in (("true", 1), ("auto", 0)):
+    for mode, lines in (("true", 1), ("blocks", 1), ("auto", 0), ("false", 0)):
         config = configured(*SMALL, "runtime.sharding=fsdp", f"runtime.compile={mode}")
         machine = Machine(CPU, Processes(count=2), workers=0, sharded=True)
         batches = prepare.make_batches(config, make_data(), machine, StopSignal())
@@ -157,3 +157,21 @@ def test_a_sharded_model_is_not_compiled_and_that_is_said(log_lines):
         assert not step.compiled
         assert len([line for line in log_lines if "runtime.compile" in line]) == lines
         log_lines.clear()
+
+
+@pytest.mark.parametrize(
+    ("count", "overrides", "key"),
+    [
+        (2, [], r"runtime\.compile=graphs is for one process"),
+        (1, ["train.micro_batch_size=4"], r"micro-batches of 4 .*train\.batch_size"),
+        (1, ["train.micro_batch_size=8"], r"on a cpu"),
+    ],
+)
+def test_cuda_graphs_are_for_whole_batches_of_one_process_on_a_gpu(count, overrides, key):
+    config = configured(*SMALL, "runtime.compile=graphs", *overrides)
+    batches = prepare.make_batches(config, make_data(), make_machine(), StopSignal())
+    state = make_run_state(config)
+    batches.machine.processes.count = count
+    batches.machine.processes.data_parallel = lambda model, device: model
+    with pytest.raises(ConfigError, match=key):
+        start.make_step(config, state, batches, plan_of(), 10**15, True)

@@ -78,7 +78,9 @@ CASES = (
     ),
     Case(
         "runtime.compile",
-        lambda config: config.runtime.compile is True and config.runtime.sharding != "none",
+        lambda config: (
+            config.runtime.compile not in (False, "auto") and config.runtime.sharding != "none"
+        ),
         "with runtime.sharding, whose models are not compiled",
     ),
     Case(

@@ -14,7 +14,10 @@ from vit.config.settings import (
 )
 
 DEVICE = one_of("auto", "cpu", "cuda", "mps")
-AUTO_OR_BOOL = Range(lambda value: value in ("auto", True, False), "auto, true or false")
+COMPILE = Range(
+    lambda value: value in ("auto", True, False, "blocks", "graphs"),
+    "auto, true, false, blocks or graphs",
+)
 
 
 @dataclass
@@ -24,7 +27,8 @@ class RuntimeConfig:
     # Another device differs in the last bits too, but a run may move to another machine without a
     # warning; so may it with another number of workers, which leaves every bit as it is
     device: str = setting(DEVICE, on_resume=FREE)
-    compile: Any = setting(AUTO_OR_BOOL, on_resume=BITS_MAY_DIFFER)
+    # See vit/runtime/compiling.py
+    compile: Any = setting(COMPILE, on_resume=BITS_MAY_DIFFER)
     # Processes that decode image files; null: one a core, eight at most, 32 beside a GPU
     workers: int | None = setting(NOT_NEGATIVE, on_resume=FREE)
     # Of torch on the CPU; null: torch's choice

@@ -1,19 +1,34 @@
-"""Whether and how the model is compiled."""
+"""Whether and how the model is compiled.
 
+Graphs are static, one for each shape of a micro-batch, of which a run has one, or two where the
+batch leaves a rest: torch would otherwise make one of any size at the second, and use the slower
+kernels of that from then on. They are of training alone; evaluations are not compiled.
+"""
+
+import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
+from vit.errors import ConfigError
+from vit.model.vision_transformer import Block
 from vit.runtime.precision import Precision
 
 # Compiling takes about a minute. On a GPU it saves a third or more of a step; on CPUs 15 % in bf16
 # at a width of 384 and nothing at 192 (benchmarks/README.md). In fp32 on a CPU matrix products are
 # nearly all of the time, and compiling does not touch them. The run must be long enough to win the
 # minute back.
+#
+# Compiling one block for all of them, and not the model, was tried on a ViT-S/4 in bf16 (2 cores of
+# an AMD EPYC Zen 4, batch 16, seconds of CPU time): 44 to compile instead of 66, of which the first
+# also loads the compiler, and 0.81 a step instead of 0.77, where uncompiled it is 0.82. So it is
+# for short runs on a GPU, where compiling takes much of the time; there it is not measured.
 COMPILE_MIN_FLOPS = {"cuda": 2e16, "cpu": 5e14}
 CPU_COMPILE_MIN_WIDTH = 384
 
@@ -30,24 +45,80 @@ def worth_compiling(precision: Precision, width: int, run_flops: float) -> bool:
     return run_flops > COMPILE_MIN_FLOPS.get(device, float("inf"))
 
 
+class Compiled(NamedTuple):
+    """forward: the model to train with; is_compiled: whether any of it is compiled; warning: for
+    the user, where compiling was asked for in vain, or None."""
+
+    forward: nn.Module
+    is_compiled: bool
+    warning: str | None
+
+
 def compile_model(
     model: nn.Module, mode: bool | str, precision: Precision, width: int, run_flops: float
-) -> tuple[nn.Module, str | None]:
+) -> Compiled:
     """Compile a model where that is asked for or, with mode "auto", where it pays.
 
-    mode: runtime.compile; precision, width, run_flops: see worth_compiling. Returns (the model, a
-    warning for the user where compiling was asked for in vain, or None).
+    mode: runtime.compile. true: the whole model; blocks: every Block, of which one is compiled for
+    all, in place; graphs: the whole model, and its kernels are replayed as CUDA graphs. precision,
+    width, run_flops: see worth_compiling. Raises ConfigError for graphs without a GPU of CUDA.
     """
     if mode is False or (mode == "auto" and not worth_compiling(precision, width, run_flops)):
-        return model, None
+        return Compiled(model, False, None)
+    if mode == "graphs" and precision.device.type != "cuda":
+        raise ConfigError(
+            f"runtime.compile=graphs is for GPUs of CUDA, and this run is on a "
+            f"{precision.device.type}; runtime.compile=true compiles without graphs"
+        )
 
     # torch.compile compiles at the first call: a missing compiler would end the run there
     problem = missing_compiler(precision.device)
     if problem is not None:
-        return model, f"runtime.compile: {problem}, so the model runs uncompiled"
+        warning = f"runtime.compile: {problem}, so the model runs uncompiled"
+        return Compiled(model, False, warning)
     # It says on every machine without a GPU that there is none
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    return torch.compile(model), None  # pyright: ignore[reportReturnType]
+
+    if mode == "blocks":
+        for module in model.modules():
+            if isinstance(module, Block):
+                module.compile(dynamic=False)
+        return Compiled(model, True, None)
+    if mode == "graphs":
+        return Compiled(GraphedModel(model), True, None)
+    return Compiled(compiled(model), True, None)
+
+
+def compiled(model: nn.Module, mode: str | None = None) -> nn.Module:
+    return torch.compile(model, dynamic=False, mode=mode)  # pyright: ignore[reportReturnType]
+
+
+class GraphedModel(nn.Module):
+    """A model whose forward and backward passes are each replayed as one CUDA graph.
+
+    For small models, whose kernels take less time than it takes to start them one by one. What is
+    random stays a function of the seed and the step: images and factors of stochastic depth are
+    copied into the graph's inputs, and dropout's generator takes its seed anew at every replay.
+
+    Prepared, and not measured. A replay overwrites what the one before has returned, gradients
+    included, so that the whole batch has to be computed at once.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.compiled = compiled(model, mode="reduce-overhead")
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        # What the last step has returned was used
+        torch.compiler.cudagraph_mark_step_begin()
+        return self.compiled(images, keep)
+
+
+@contextlib.contextmanager
+def without_compiling() -> Iterator[None]:
+    """Run models in the block uncompiled: an evaluation is not worth graphs of its own."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def missing_compiler(device: torch.device) -> str | None:

@@ -20,6 +20,7 @@ from vit.data.training_transform import TrainingTransform
 from vit.errors import Stopped
 from vit.evaluation.accuracy import evaluate
 from vit.model.vision_transformer import VisionTransformer
+from vit.runtime.compiling import without_compiling
 from vit.runtime.device import send, wide_device
 from vit.runtime.machine import Machine
 from vit.runtime.memory import MemoryLimit
@@ -207,7 +208,7 @@ class Batches:
             processes.rank,
             processes.count,
         )
-        with contextlib.closing(batches):
+        with contextlib.closing(batches), without_compiling():
             return evaluate(
                 model,
                 self.until_stopped(batches),

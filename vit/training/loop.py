@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vit.checkpoints.run import RunCheckpoints
 from vit.errors import Stopped
+from vit.runtime.compiling import without_compiling
 from vit.runtime.processes import Processes
 from vit.runtime.signals import Interrupted, StopSignal
 from vit.training.agreement import Agreement
@@ -168,7 +169,9 @@ class Trainer:
 
         if self.batches.has_validation:
             try:
-                metrics = self.observer.evaluate_validation()
+                # The images that are drawn, too
+                with without_compiling():
+                    metrics = self.observer.evaluate_validation()
             except Stopped:
                 # Its steps were logged when the evaluation became due; there is nothing to keep
                 self.observer.restart_window()

@@ -166,21 +166,16 @@ def make_step(
 
     # Forward and twice that backward, two operations a multiply-add
     run_flops = 6 * macs * plan.batch_size * plan.total_steps
-    mode = config.runtime.compile
-    if machine.sharded:
-        # Typed, it is refused; an experiment's file, or the run that is resumed, may ask for it
-        if mode is True:
-            log.info("runtime.compile: a model with runtime.sharding runs uncompiled")
-        mode = False
-    forward, warning = compile_model(
+    mode = compile_mode(config, batches)
+    compiled = compile_model(
         synchronized, mode, state.precision, config.model.hidden_size, run_flops
     )
-    if warning:
-        log.info(warning)
+    if compiled.warning:
+        log.info(compiled.warning)
 
     return OptimizerStep(
         state=state,
-        forward=forward,
+        forward=compiled.forward,
         synchronized=synchronized,
         loss=build_loss(config.train.loss, config.train.label_smoothing),
         processes=machine.processes,
@@ -190,7 +185,32 @@ def make_step(
         clip_norm=config.train.clip_norm,
         drop_path_schedule=config.train.drop_path_schedule,
         seed=config.seed,
+        compiled=compiled.is_compiled,
     )
+
+
+def compile_mode(config: Config, batches: Batches) -> bool | str:
+    """Return runtime.compile, or what takes its place beside the other settings.
+
+    Raises ConfigError for what can't be compiled so.
+    """
+    mode, machine = config.runtime.compile, batches.machine
+    if machine.sharded:
+        # Typed, it is refused; an experiment's file, or the run that is resumed, may ask for it
+        if mode not in (False, "auto"):
+            log.info("runtime.compile: a model with runtime.sharding runs uncompiled")
+        return False
+
+    if mode == "graphs":
+        if machine.processes.count > 1:
+            raise ConfigError("runtime.compile=graphs is for one process; use runtime.compile=true")
+        size = batches.micro_batch_size
+        if size is not None and size < batches.batch_size:
+            raise ConfigError(
+                f"runtime.compile=graphs computes the whole batch at once, which micro-batches of "
+                f"{size} do not; use runtime.compile=true, or a smaller train.batch_size"
+            )
+    return mode
 
 
 def fitting_micro_batch_size(state: TrainingState, batches: Batches) -> int | None:

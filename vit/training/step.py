@@ -45,6 +45,7 @@ class OptimizerStep:
     clip_norm: float | None
     drop_path_schedule: str
     seed: int
+    compiled: bool = False
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,10 +54,6 @@ class OptimizerStep:
         self.scaler = self.state.precision.scaler()
         if self.state.progress.scaler is not None:
             self.scaler.load_state_dict(self.state.progress.scaler)
-
-    @property
-    def compiled(self) -> bool:
-        return self.forward is not self.synchronized
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """Make the step on a global batch of which these are this process's images.
