@@ -6,12 +6,12 @@ from dataclasses import asdict
 import pytest
 import torch
 from composing import configured, files_of
-from helpers import make_images, read_result, rows, train
+from helpers import ROOT, make_images, read_result, rows, train
 
 from vit.checkpoints.model import build_model
 from vit.config.config import Config
 from vit.training.plan import build_schedule
-from vit.training.prepare import build_optimizer_of
+from vit.training.prepare import build_optimizer_of, macs_of
 
 EXPERIMENTS = files_of("experiment")
 IMAGENET_IMAGES = 1_281_167
@@ -99,6 +99,28 @@ def test_learning_rate_and_decay_of_big_vision(epochs, steps):
     # As published, but for fixed positions and a head without its hidden layer
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert parameters == 22_050_664 - 197 * 384 - 384 + 384 * 385
+
+
+def test_the_arithmetic_of_the_recipe_for_two_minutes():
+    """What the header of cifar10_fast_gpu says of the work, and of the rate that it needs."""
+    config = recipe("cifar10_fast_gpu")
+    header = (ROOT / "conf" / "experiment" / "cifar10_fast_gpu.yaml").read_text()
+    images = 50_000 * config.train.epochs
+    flops = 6 * macs_of(config, 10)
+    steps, seconds = round(images / config.train.batch_size), 95
+    rate = flops * images / seconds
+    for part in (
+        f"{flops / 6e6:.1f} M multiply-adds",
+        f"{flops / 1e9:.3f} GFLOP",
+        f"{flops * images / 1e15:.2f} PFLOP",
+        f"{steps:,} steps of {config.train.batch_size:,} images",
+        f"{round(images / seconds, -3):,.0f} images/s",
+        f"{1000 * seconds / steps:.0f} ms a step",
+        f"{rate / 1e12:.0f} TFLOP/s",
+        f"{rate / 989e12:.0%}".replace("%", " %"),
+        "Not measured",
+    ):
+        assert part in header
 
 
 def published_factor(step: int, total: int) -> float:
