@@ -29,7 +29,7 @@ class Check(NamedTuple):
 
 
 CHECKS = [
-    Check("digits", ["experiment=digits"], "test_top1", 0.94),
+    Check("digits", ["experiment=digits"], "test_top1", 0.965),
     Check(
         "cifar10_fast, cut",
         ["experiment=cifar10_fast", "train.epochs=2", "data.val_fraction=0.1"],

@@ -95,13 +95,13 @@ def test_all_that_is_asked_for_is_measured(request_):
 
 @pytest.mark.slow
 def test_pieces_in_miniature(tmp_path):
-    names = ["kernels", "steps_vit_nano4", "input", "profiles"]
+    # But for the steps, of which compiling the contestants takes a minute
+    names = ["kernels", "input", "profiles"]
     chosen = [word for name in names for word in ("--piece", name)]
     done = run("benchmarks/gpu.py", "--miniature", "--out", str(tmp_path), *chosen, cwd=tmp_path)
     # Compilers may be missing, which is said in the table
     assert done.returncode == 0, done.stdout + done.stderr
     tables = {name: (tmp_path / f"{name}.md").read_text() for name in names}
     assert "attention (2, 2, 17, 16)" in tables["kernels"]
-    assert "| vit_nano4, 8 | ours |" in tables["steps_vit_nano4"]
     assert "nvJPEG" in tables["input"]
     assert "ms a step" in tables["profiles"]

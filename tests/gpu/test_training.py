@@ -17,8 +17,8 @@ from vit.runtime.device import (
 )
 from vit.runtime.memory import free_memory
 from vit.runtime.precision import Precision
+from vit.training.micro_batch import find_micro_batch_size
 from vit.training.state import EMA
-from vit.training.step import find_micro_batch_size
 
 RUN = (
     "experiment=digits",
