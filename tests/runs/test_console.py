@@ -150,6 +150,21 @@ def test_the_step_that_compiles_says_so(screen):
     assert screen.activity == "step 5"
 
 
+def test_a_first_step_that_compiles_is_not_taken_for_the_speed(screen, clock, log_lines):
+    console = make_console(screen, compiles=True)
+    console.next_step(1)
+    clock[0] += 60.0
+    console.show_numbers(1, NUMBERS)
+    for step in (2, 3):
+        console.next_step(step)
+        clock[0] += 2.0
+    console.show_numbers(3, NUMBERS)
+    first, third = log_lines
+    assert "left" not in first
+    # Two steps took four seconds, and there are six to go
+    assert third.endswith("0:12 left")
+
+
 def test_before_the_first_step_nothing_is_known_of_the_time_left(screen, clock):
     console = make_console(screen, first_step=4)
     clock[0] += 60.0

@@ -73,10 +73,14 @@ class Console:
         self.said_stale = False
         self.latest = ""
         self.started = self.last_look = time.monotonic()
+        # When the first step of this session was done, which may have compiled the model
+        self.after_first_step: float | None = None
 
     def next_step(self, step: int) -> None:
         """Note that step `step` is being made, for when it takes long."""
         is_first = step == self.first_step + 1
+        if step == self.first_step + 2:
+            self.after_first_step = time.monotonic()
         note = ", which compiles the model" if is_first and self.compiles else ""
         self.screen.doing(f"step {step}{note}")
 
@@ -169,15 +173,19 @@ class Console:
     def line(self, step: int, more: str = "") -> None:
         """Print a plain line: how far training is, its latest numbers, and `more`."""
         epoch = min(step / self.steps_per_epoch, self.total_steps / self.steps_per_epoch)
-        remaining = format_duration(self.seconds_left(step))
-        log.info(
-            f"epoch {epoch:5.1f}/{self.epochs}  step {step}  {self.latest}{more}  {remaining} left"
-        )
+        line = f"epoch {epoch:5.1f}/{self.epochs}  step {step}  {self.latest}{more}"
+        # A step that compiled says nothing about those to come
+        if self.compiles and step == self.first_step + 1:
+            log.info(line)
+        else:
+            log.info(f"{line}  {format_duration(self.seconds_left(step))} left")
 
     def seconds_left(self, step: int) -> float:
         """Estimate the remaining time from the speed of this session, evaluations included."""
         done = step - self.first_step
         if done <= 0:
             return 0.0
-        seconds = time.monotonic() - self.started
-        return seconds / done * (self.total_steps - step)
+        since = self.started
+        if self.after_first_step is not None and done > 1:
+            since, done = self.after_first_step, done - 1
+        return (time.monotonic() - since) / done * (self.total_steps - step)
