@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 # The script is started by its path, and the repository is not installed
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from vit.augment.affine import Affine
 from vit.augment.batch import BatchAugmentation
 from vit.augment.erasing import random_erase
 from vit.augment.mixing import MixupCutmix
@@ -71,6 +72,7 @@ def augment(
     crop_scale: list[float] | None = None,
     policy: str = "none",
     color_jitter: float = 0.0,
+    affine: Affine | None = None,
 ) -> Tensor:
     """Augment uint8 images (B, C, height, width) as a batch, and normalize them.
 
@@ -78,7 +80,7 @@ def augment(
     """
     flip = 0.5 if pad or crop_scale else 0.0
     policies = build_policies(policy, None, None, color_jitter)
-    augmentation = BatchAugmentation(SEED, IMAGE_SIZE, pad, crop_scale, flip, policies)
+    augmentation = BatchAugmentation(SEED, IMAGE_SIZE, pad, crop_scale, flip, policies, affine)
     epochs, indices = sample_ids(len(pixels))
     return PREPROCESSING.to_input(augmentation(pixels, epochs, indices))
 
@@ -99,6 +101,7 @@ def make_rows(images: ImageSplit) -> dict[str, Tensor]:
         "as they are": inputs,
         "pad, crop, flip": augment(pixels, pad=0.125),
         "resized crop, flip": augment(pixels, crop_scale=[0.08, 1.0]),
+        "affine": augment(pixels, affine=Affine(rotate=10, translate=0.06, scale=0.1, shear=6)),
     }
     for title, policy in POLICIES.items():
         rows[title] = augment(pixels, policy=policy)
