@@ -185,15 +185,16 @@ def make_observer(folder: Path, state: TrainingState, plan: Plan, batches: Any) 
     """Writes metrics.jsonl and timing.jsonl into the folder, and no TensorBoard."""
     folder.mkdir(parents=True, exist_ok=True)
     first_step = state.progress.step
+    clock = Clock(first_step, state.progress.seconds)
     return Observer(
         state=state,
         plan=plan,
         batches=batches,
-        clock=Clock(first_step, state.progress.seconds),
+        clock=clock,
         speed=Speed(10**6, 1e12),
         console=Console(
             Screen(speaks=False),
-            first_step=first_step,
+            clock,
             total_steps=plan.total_steps,
             steps_per_epoch=plan.steps_per_epoch,
             epochs=plan.epochs,

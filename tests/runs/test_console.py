@@ -7,6 +7,7 @@ import pytest
 from vit.runs import screen as screen_module
 from vit.runs.console import Console, Numbers
 from vit.runs.screen import Screen
+from vit.runs.timing import Clock
 
 NUMBERS = Numbers(loss=1.25, top1=0.5, images_per_second=100.0, mfu=0.3)
 MIXED = Numbers(loss=1.25, top1=math.nan, images_per_second=100.0, mfu=0.3)
@@ -33,17 +34,16 @@ def terminal(screen):
     screen.close_bar()
 
 
-def make_console(screen, **changes):
+def make_console(screen, first_step=0, **changes):
     """Nine steps of 8 images, of which 4.5 are an epoch."""
     settings = {
-        "first_step": 0,
         "total_steps": 9,
         "steps_per_epoch": 4.5,
         "epochs": 2,
         "batch_size": 8,
         "evaluations": 2,
     }
-    return Console(screen, **settings | changes)
+    return Console(screen, Clock(first_step, 0.0), **settings | changes)
 
 
 def test_where_output_is_no_terminal_there_is_no_bar(screen, capsys):
@@ -155,6 +155,7 @@ def test_a_first_step_that_compiles_is_not_taken_for_the_speed(screen, clock, lo
     console.next_step(1)
     clock[0] += 60.0
     console.show_numbers(1, NUMBERS)
+    assert not console.clock.forecast_due(1)
     for step in (2, 3):
         console.next_step(step)
         clock[0] += 2.0

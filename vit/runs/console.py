@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from vit.runs.screen import Screen
+from vit.runs.timing import Clock
 from vit.text import format_duration
 
 log = logging.getLogger("vit")
@@ -48,15 +49,15 @@ class Numbers:
 class Console:
     """Shows the progress of a run. Steps count finished optimizer steps.
 
-    first_step: where this session took the run up; steps_per_epoch: need not be whole;
-    evaluations: how many the whole run makes; compiles: the first step compiles the model.
+    clock: of the run, which knows where this session took it up; steps_per_epoch: need not be
+    whole; evaluations: how many the whole run makes; compiles: the first step compiles the model.
     """
 
     def __init__(
         self,
         screen: Screen,
+        clock: Clock,
         *,
-        first_step: int,
         total_steps: int,
         steps_per_epoch: float,
         epochs: int,
@@ -64,23 +65,19 @@ class Console:
         evaluations: int,
         compiles: bool = False,
     ):
-        self.screen = screen
-        self.first_step, self.total_steps = first_step, total_steps
+        self.screen, self.clock = screen, clock
+        self.first_step, self.total_steps = clock.first_step, total_steps
         self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
         self.batch_size = batch_size
         self.evaluations, self.compiles = evaluations, compiles
         self.since_best = 0
         self.said_stale = False
         self.latest = ""
-        self.started = self.last_look = time.monotonic()
-        # When the first step of this session was done, which may have compiled the model
-        self.after_first_step: float | None = None
+        self.last_look = time.monotonic()
 
     def next_step(self, step: int) -> None:
         """Note that step `step` is being made, for when it takes long."""
         is_first = step == self.first_step + 1
-        if step == self.first_step + 2:
-            self.after_first_step = time.monotonic()
         note = ", which compiles the model" if is_first and self.compiles else ""
         self.screen.doing(f"step {step}{note}")
 
@@ -182,10 +179,4 @@ class Console:
 
     def seconds_left(self, step: int) -> float:
         """Estimate the remaining time from the speed of this session, evaluations included."""
-        done = step - self.first_step
-        if done <= 0:
-            return 0.0
-        since = self.started
-        if self.after_first_step is not None and done > 1:
-            since, done = self.after_first_step, done - 1
-        return (time.monotonic() - since) / done * (self.total_steps - step)
+        return self.clock.seconds_per_step(step) * (self.total_steps - step)

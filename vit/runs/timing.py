@@ -49,7 +49,8 @@ class Clock:
         self.spent = Spent()
         # Monotonic, since the time of day may be set while a run trains
         self.started = self.last_save = time.monotonic()
-        self.after_first_step = 0.0
+        # When the first step of this session was done, which may have compiled the model
+        self.after_first_step: float | None = None
         self.forecast_done = False
 
     @contextlib.contextmanager
@@ -88,18 +89,22 @@ class Clock:
         """Whether it is time for a forecast of the run's length: once, after a few steps."""
         now = time.monotonic()
         steps_done = step - self.first_step
-        # The first step is left out of the estimate, since it may compile
         if steps_done == 1:
             self.after_first_step = now
-        if self.forecast_done or steps_done < 2:
+        if self.forecast_done or self.after_first_step is None or steps_done < 2:
             return False
         self.forecast_done = now - self.after_first_step > SECONDS_TO_A_FORECAST
         return self.forecast_done
 
     def seconds_per_step(self, step: int) -> float:
-        """Return the mean time of a step since the first one of this session."""
-        steps = step - self.first_step - 1
-        return (time.monotonic() - self.after_first_step) / steps
+        """Return the mean time of a step of this session, evaluations included; 0 before the first.
+
+        The first one is left out where there are others, since it may compile.
+        """
+        since, steps = self.started, step - self.first_step
+        if self.after_first_step is not None and steps > 1:
+            since, steps = self.after_first_step, steps - 1
+        return (time.monotonic() - since) / steps if steps > 0 else 0.0
 
 
 class Speed:

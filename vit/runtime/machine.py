@@ -57,10 +57,7 @@ class Machine:
         processes = join_processes(chosen.type)
         stop.exit_immediately = False
 
-        if sharding == "fsdp" and processes.count == 1:
-            raise ConfigError(
-                "runtime.sharding=fsdp needs several processes: runtime.processes=N, or torchrun"
-            )
+        sharded = require_several(sharding, processes.count)
 
         # One GPU a process; collectives use the current device
         if chosen.type == "cuda":
@@ -75,7 +72,7 @@ class Machine:
             device=chosen,
             processes=processes,
             workers=loader_workers(workers, processes.local_count, chosen.type),
-            sharded=sharding == "fsdp",
+            sharded=sharded,
         )
 
     @property
@@ -88,6 +85,17 @@ class Machine:
         device = describe_device(self.device)
         count = self.processes.count
         return f"{count} processes, each {device}" if count > 1 else device
+
+
+def require_several(sharding: str, processes: int) -> bool:
+    """Return whether runtime.sharding spreads the weights. Raises ConfigError over one process."""
+    if sharding == "none":
+        return False
+    if processes == 1:
+        raise ConfigError(
+            "runtime.sharding=fsdp needs several processes: runtime.processes=N, or torchrun"
+        )
+    return True
 
 
 def require_gpus_of(name: Any, processes: int) -> None:

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from vit.checkpoints.model import build_on_meta
 from vit.config.config import Config
 from vit.data.splits import ImageDataset
-from vit.errors import ConfigError, TrainingFailed
+from vit.errors import TrainingFailed
 from vit.model.cost import stage_shapes
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
 from vit.runtime.device import choose_device, product_rate
 from vit.runtime.faults import describe_fault
-from vit.runtime.machine import Machine, require_gpus
+from vit.runtime.machine import Machine, require_gpus, require_several
 from vit.runtime.signals import StopSignal
 from vit.text import format_bytes, format_duration
 from vit.training import prepare, start
@@ -47,11 +47,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     screen.doing("reading the data")
     data = prepare.load_dataset(config, run, machine)
     plan = prepare.make_plan(config, data, machine)
-    if config.train.batch_size < 2 * share.processes:
-        raise ConfigError(
-            f"train.batch_size={config.train.batch_size} is for all {share.processes} processes "
-            f"together: it must be at least {2 * share.processes}"
-        )
+    prepare.require_pairs(config.train.batch_size, share.processes)
 
     screen.doing("measuring a few steps")
     trial, problem = measure(config, data, machine, stop, weights, share)
@@ -75,9 +71,7 @@ def share_of_process(config: Config) -> Share:
     """What each process of the run would do. Raises ConfigError where there are too few GPUs."""
     count = config.runtime.processes or 1
     require_gpus(choose_device(config.runtime.device), count)
-    sharded = config.runtime.sharding == "fsdp"
-    if sharded and count == 1:
-        raise ConfigError("runtime.sharding=fsdp needs several processes: runtime.processes=N")
+    sharded = require_several(config.runtime.sharding, count)
     return Share(count, -(-config.train.batch_size // count), count if sharded else 1)
 
 

@@ -207,7 +207,7 @@ class Observer:
         """Say once, after a few steps, how long the run will take."""
         if not self.clock.forecast_due(self.step):
             return
-        seconds = self.clock.seconds_per_step(self.step) * (self.plan.total_steps - self.step)
+        seconds = self.console.seconds_left(self.step)
         log.info(f"about {format_duration(seconds)} to go")
         if seconds > SLOW_SECONDS and self.slow_advice is not None:
             log.info(self.slow_advice)

@@ -148,12 +148,7 @@ def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
             f"train.batch_size={train.batch_size} is more than the {num_images} training images; "
             "lower it"
         )
-    # Each process computes whole pairs of images, see Processes.batch_slice
-    if train.batch_size < 2 * count:
-        raise ConfigError(
-            f"train.batch_size={train.batch_size} is for all {count} processes together: "
-            f"it must be at least {2 * count}"
-        )
+    require_pairs(train.batch_size, count)
 
     # Not rounded: batches run on over the end of an epoch, so that none is smaller
     steps_per_epoch = num_images / train.batch_size
@@ -171,6 +166,16 @@ def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
         log_every=train.log_every,
         save_every=train.save_every,
     )
+
+
+def require_pairs(batch_size: int, processes: int) -> None:
+    """Raise ConfigError where a global batch is too small for so many processes."""
+    # Each process computes whole pairs of images, see Processes.batch_slice
+    if batch_size < 2 * processes:
+        raise ConfigError(
+            f"train.batch_size={batch_size} is for all {processes} processes together: "
+            f"it must be at least {2 * processes}"
+        )
 
 
 def make_batches(config: Config, data: ImageDataset, machine: Machine, stop: StopSignal) -> Batches:

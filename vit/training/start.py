@@ -273,15 +273,16 @@ def make_observer(
         command = cheaper_command(macs, config, small_images=in_memory)
         slow_advice = f"  that is long without a GPU; cheaper: {command}"
 
+    clock = Clock(first_step, state.progress.seconds)
     return Observer(
         state=state,
         plan=plan,
         batches=batches,
-        clock=Clock(first_step, state.progress.seconds),
+        clock=clock,
         speed=Speed(macs, rate),
         console=Console(
             screen,
-            first_step=first_step,
+            clock,
             total_steps=plan.total_steps,
             steps_per_epoch=plan.steps_per_epoch,
             epochs=plan.epochs,
