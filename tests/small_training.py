@@ -88,13 +88,17 @@ def make_step(
     micro_batch_size: int | None = None,
     clip_norm: float | None = 1.0,
     seed: int = 0,
+    processes: Processes | None = None,
+    synchronized: torch.nn.Module | None = None,
 ) -> OptimizerStep:
+    """synchronized: the model as the processes share it; None: of one process."""
+    synchronized = state.model if synchronized is None else synchronized
     return OptimizerStep(
         state=state,
-        forward=state.model,
-        synchronized=state.model,
+        forward=synchronized,
+        synchronized=synchronized,
         loss=loss or build_loss("cross_entropy", 0.0),
-        processes=Processes(),
+        processes=processes or Processes(),
         stop=StopSignal() if stop is None else stop,  # one that has not come is false
         batch_size=BATCH_SIZE,
         micro_batch_size=micro_batch_size,

@@ -26,12 +26,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import small_training
 from small_training import BATCH_SIZE, batch, make_model
 
 from vit.checkpoints.run import RunCheckpoints
 from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes, gather_full, join_processes
-from vit.runtime.signals import StopSignal
 from vit.training.losses import build_loss
 from vit.training.optimizers import build_optimizer
 from vit.training.state import EMA, Progress, TrainingState
@@ -54,18 +54,11 @@ def make_step(processes: Processes, sharding: str) -> OptimizerStep:
     else:
         synchronized = processes.data_parallel(model, CPU)
     optimizer = build_optimizer(model, name="adamw", lr=1e-3, weight_decay=0.05, settings={})
-    return OptimizerStep(
-        state=TrainingState(model, ema, optimizer, Precision("bf16", CPU), Progress()),
-        forward=synchronized,
-        synchronized=synchronized,
+    return small_training.make_step(
+        TrainingState(model, ema, optimizer, Precision("bf16", CPU), Progress()),
         loss=build_loss("cross_entropy", 0.1),
         processes=processes,
-        stop=StopSignal(),
-        batch_size=BATCH_SIZE,
-        micro_batch_size=None,
-        clip_norm=1.0,
-        drop_path_schedule="linear",
-        seed=0,
+        synchronized=synchronized,
     )
 
 
