@@ -25,12 +25,18 @@ class Shape(NamedTuple):
     hidden_size: int
     num_layers: int
     num_heads: int
+    mlp_ratio: float = 4.0
+
+    @property
+    def intermediate_size(self) -> int:
+        return round(self.mlp_ratio * self.hidden_size)
 
 
 # The names are those of conf/model
 SIZES = {
     "vit_nano4": Shape(16, 4, 128, 2, 4),
     "vit_ti4": Shape(32, 4, 192, 12, 3),
+    "vit_mini4": Shape(32, 4, 256, 5, 8, 2.0),
     "vit_s4": Shape(32, 4, 384, 12, 6),
     "vit_s16": Shape(224, 16, 384, 12, 6),
     "vit_b16": Shape(224, 16, 768, 12, 12),
@@ -54,6 +60,7 @@ def build_timm(shape: Shape) -> nn.Module:
         embed_dim=shape.hidden_size,
         depth=shape.num_layers,
         num_heads=shape.num_heads,
+        mlp_ratio=shape.mlp_ratio,
         num_classes=NUM_CLASSES,
     )
 
@@ -68,7 +75,7 @@ def build_huggingface(shape: Shape) -> nn.Module:
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
-        intermediate_size=4 * shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
         num_labels=NUM_CLASSES,  # pyright: ignore[reportCallIssue]
     )
     return ViTForImageClassification(config)
@@ -83,7 +90,7 @@ def build_torchvision(shape: Shape) -> nn.Module:
         num_layers=shape.num_layers,
         num_heads=shape.num_heads,
         hidden_dim=shape.hidden_size,
-        mlp_dim=4 * shape.hidden_size,
+        mlp_dim=shape.intermediate_size,
         num_classes=NUM_CLASSES,
     )
 
@@ -98,7 +105,7 @@ def build_vit_pytorch(shape: Shape) -> nn.Module:
         dim=shape.hidden_size,
         depth=shape.num_layers,
         heads=shape.num_heads,
-        mlp_dim=4 * shape.hidden_size,
+        mlp_dim=shape.intermediate_size,
         dim_head=shape.hidden_size // shape.num_heads,
     )
 

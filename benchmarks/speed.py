@@ -1,6 +1,6 @@
 """Steps of training and inference of this project's ViT against those of four other projects.
 
-    python benchmarks/speed.py          # what `make bench` runs: under ten minutes
+    python benchmarks/speed.py          # what `make bench` runs: half an hour
     python benchmarks/speed.py --row train:vit_ti4:bf16:128 --compiled timm --rounds 7
 
 The others are timm, Hugging Face's transformers, torchvision and vit-pytorch. All contestants of a
@@ -31,14 +31,18 @@ from vit.runtime.compiling import worth_compiling
 from vit.runtime.device import choose_device, product_rate
 from vit.runtime.precision import Precision, choose_precision
 
+# Of these much of a step is not matrix products, so that everybody is measured compiled as well
+SMALL_SIZES = ("vit_ti4", "vit_mini4")
 DEFAULT_ROWS = [
     "train:vit_b16:bf16:8",
     "train:vit_s4:bf16:128",
     "train:vit_s4:fp32:32",
+    *(f"train:{size}:{precision}:128" for size in SMALL_SIZES for precision in ("bf16", "fp32")),
     "infer:vit_b16:bf16:8",
     "infer:vit_s4:bf16:128",
 ]
 DEFAULT_COMPILED = ["ours", "vit_pytorch"]
+EVERYBODY = ["ours", *OTHERS]
 COLUMNS = (
     "step, batch",
     "precision",
@@ -116,6 +120,16 @@ def ours_in_a_long_run(
     return compiled if pays and compiled in measured else Contestant("ours", compiled=False)
 
 
+def compiled_by_default(row: Row) -> list[str]:
+    """Return who is measured compiled in a row, beside everybody uncompiled."""
+    if row.task == "infer":  # evaluation runs uncompiled
+        return []
+    if row.size in SMALL_SIZES:
+        return EVERYBODY
+    # In fp32 matrix products are nearly all of the time, see benchmarks/README.md
+    return [] if row.precision == "fp32" else DEFAULT_COMPILED
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -130,8 +144,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--compiled",
         action="append",
-        choices=["ours", "none", *OTHERS],
-        help="who is also measured compiled; default: ours and vit_pytorch",
+        choices=["none", *EVERYBODY],
+        help="who is also measured compiled; default: ours and vit_pytorch, of small models all",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the table here too, as Markdown")
@@ -142,16 +156,14 @@ def main() -> None:
     arguments = parse_arguments()
     rows = arguments.row or [Row.parse(text) for text in DEFAULT_ROWS]
     others = arguments.against or OTHERS
-    compiled = [name for name in arguments.compiled or DEFAULT_COMPILED if name != "none"]
 
     report = Report(arguments.out)
     machine = describe_machine(choose_device("auto"))
     report.add(f"{machine}, {arguments.rounds} rounds", "", table_header(*COLUMNS))
     for row in rows:
-        # Evaluation runs uncompiled, and in fp32 compiling changes little: see benchmarks/README.md
-        pays = row.task == "train" and row.precision != "fp32"
-        compiled_here = compiled if arguments.row or pays else []
-        report.add(*measure(row, arguments.rounds, others, compiled_here))
+        compiled = compiled_by_default(row) if arguments.compiled is None else arguments.compiled
+        compiled = [name for name in compiled if name != "none"]
+        report.add(*measure(row, arguments.rounds, others, compiled))
 
         # The next row's models need the memory
         torch.compiler.reset()

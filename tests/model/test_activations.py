@@ -14,6 +14,7 @@ REFERENCES = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": ACT2FN["quick_gelu"],
     "relu": F.relu,
+    "relu2": ACT2FN["relu2"],
     "silu": F.silu,
 }
 

@@ -42,7 +42,7 @@ class ModelConfig:
     mlp_ratio: float = setting(POSITIVE)
     # Width of the MLP, instead of mlp_ratio
     intermediate_size: int | None = setting(POSITIVE)
-    activation: str = setting(one_of("gelu", "gelu_tanh", "quick_gelu", "relu", "silu"))
+    activation: str = setting(one_of("gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu"))
 
     # The three that may be null take the value of dropout then
     dropout: float = setting(BELOW_ONE)

@@ -16,11 +16,22 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class SquaredReLU(nn.Module):
+    """The square of ReLU, which needs no exponential.
+
+    Source: So et al. 2021, Primer (arXiv:2109.08668), section 3.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x).square()
+
+
 ACTIVATIONS = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "quick_gelu": QuickGELU,
     "relu": nn.ReLU,
+    "relu2": SquaredReLU,
     "silu": nn.SiLU,
 }
 

@@ -462,7 +462,7 @@ class VisionTransformer(nn.Module):
     num_channels             of the images: 1 gray, 3 RGB
     mlp_ratio                width of the MLP's hidden layer over D,
     intermediate_size        or that width itself
-    activation               gelu (exact), gelu_tanh, quick_gelu, relu, silu
+    activation               gelu (exact), gelu_tanh, quick_gelu, relu, relu2, silu
     dropout                  the rate of the other three where these are None: embedding_dropout
                              after the embeddings, projection_dropout after the attention's
                              projection, mlp_dropout after both layers of the MLP
