@@ -38,6 +38,7 @@ from vit.model.head_pruning import remove_heads, select_heads, split_head_mask
 from vit.model.initialization import initialize
 from vit.model.positions import Size, fixed_positions, kept_patches, patch_grid, rope2d, rotate
 from vit.model.resnet_stem import ResNetStem
+from vit.model.stems import build_stem
 
 if TYPE_CHECKING:
     from vit.data.preprocessing import Preprocessing
@@ -50,7 +51,8 @@ class PatchEmbedding(nn.Module):
 
     The weights are those of a convolution whose stride is its kernel. As its patches don't overlap,
     it is computed as one matrix product, which is faster. With resnet_stages the patches are cut
-    from the features of a ResNet (the paper's hybrid), and patch_size is the total stride.
+    from the features of a ResNet (the paper's hybrid), with conv_stem from those of a few
+    convolutions, and patch_size is the total stride.
     Raises ValueError where sizes don't fit each other, and in forward() for other images.
     """
 
@@ -63,6 +65,8 @@ class PatchEmbedding(nn.Module):
         grid_size: Size | None = None,
         resnet_stages: Sequence[int] | None = None,
         resnet_style: str = "jax",
+        conv_stem: Sequence[int] | None = None,
+        conv_stem_strides: Sequence[int] | None = None,
     ):
         super().__init__()
         sizes = patch_grid(image_size, patch_size, grid_size)
@@ -70,15 +74,16 @@ class PatchEmbedding(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.num_channels = num_channels
 
-        self.stem = None
+        self.stem = build_stem(
+            num_channels, resnet_stages, resnet_style, conv_stem, conv_stem_strides
+        )
         stride, features = 1, num_channels
-        if resnet_stages:
-            self.stem = ResNetStem(num_channels, resnet_stages, resnet_style)
+        if self.stem is not None:
             stride, features = self.stem.stride, self.stem.out_channels
         height, width = self.patch_size
         if height % stride or width % stride:
             raise ValueError(
-                f"patch_size {self.patch_size} must be a multiple of the ResNet's stride {stride}"
+                f"patch_size {self.patch_size} must be a multiple of the stem's stride {stride}"
             )
         kernel = (height // stride, width // stride)
         self.projection = nn.Conv2d(features, hidden_size, kernel_size=kernel, stride=kernel)
@@ -97,6 +102,12 @@ class PatchEmbedding(nn.Module):
         patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, R, S, C, P, Q)
         patches = patches.reshape(B, R * S, C * P * Q)
         return F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
+
+    def pixel_filters(self) -> nn.Conv2d | None:
+        """The convolution whose filters see pixels; None for a ResNet, which standardizes them."""
+        if isinstance(self.stem, ResNetStem):
+            return None
+        return self.projection if self.stem is None else self.stem.convolutions()[0]
 
 
 class Embeddings(nn.Module):
@@ -477,6 +488,8 @@ class VisionTransformer(nn.Module):
     representation_size      width of a Pooler before the head, or None for no Pooler
     resnet_stages            bottleneck units in each stage of the hybrid's ResNet, or None
     resnet_style             jax or timm, see ResNetStem
+    conv_stem                channels of each 3×3 convolution before the patches, or None
+    conv_stem_strides        their strides (None: 2 for each), see ConvStem
     pruned_heads             {layer: heads to leave out}
     init, init_range         jax, xavier, trunc_normal (init_range is of it alone; None: 0.02) or
                              local, see vit/model/initialization.py
@@ -506,6 +519,7 @@ class VisionTransformer(nn.Module):
         num_registers: int = 0, patch_dropout: float = 0.0,
         global_pool: str = "cls", representation_size: int | None = None,
         resnet_stages: Sequence[int] | None = None, resnet_style: str = "jax",
+        conv_stem: Sequence[int] | None = None, conv_stem_strides: Sequence[int] | None = None,
         pruned_heads: Mapping[int, Sequence[int]] | None = None,
         init: str = "jax", init_range: float | None = None,
     ):  # fmt: skip
@@ -527,7 +541,7 @@ class VisionTransformer(nn.Module):
 
         # From pixels to tokens
         pixels = (image_size, patch_size, num_channels)
-        stem = (resnet_stages, resnet_style)
+        stem = (resnet_stages, resnet_style, conv_stem, conv_stem_strides)
         patches = PatchEmbedding(*pixels, hidden_size, grid_size, *stem)
         tokens = (cls_token, cls_position, num_registers, position, patch_dropout)
         self.embeddings = Embeddings(patches, hidden_size, embedding_dropout, *tokens)
