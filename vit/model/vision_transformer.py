@@ -536,8 +536,7 @@ class VisionTransformer(nn.Module):
             dropout if rate is None else rate
             for rate in (embedding_dropout, projection_dropout, mlp_dropout)
         )
-        self.global_pool = global_pool
-        self.drop_path = drop_path
+        self.global_pool, self.drop_path = global_pool, drop_path
 
         # From pixels to tokens
         pixels = (image_size, patch_size, num_channels)
