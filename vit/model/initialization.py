@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vit.model.head_pruning import attention_modules
 from vit.model.positions import rope_frequencies
+from vit.model.stems import pixel_filters
 
 if TYPE_CHECKING:
     from vit.model.vision_transformer import VisionTransformer
@@ -185,7 +186,7 @@ def whiten_patches(model: "VisionTransformer", images: Tensor) -> None:
     Raises ValueError for a hybrid with a ResNet, whose patches are features and whose convolutions
     standardize their weights.
     """
-    filters = model.embeddings.patch_embedding.pixel_filters()
+    filters = pixel_filters(model.embeddings.patch_embedding)
     if filters is None:
         raise ValueError("train.whiten_patches needs patches of pixels; a ResNet's are features")
     # Every pixel once, also where the filters overlap: statistics are alike at any offset, and

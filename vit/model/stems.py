@@ -1,9 +1,15 @@
 """What may stand before the patch embedding, so that patches are cut from features."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
 
 from vit.model.conv_stem import ConvStem
 from vit.model.resnet_stem import ResNetStem
+
+if TYPE_CHECKING:
+    from vit.model.vision_transformer import PatchEmbedding
 
 Stem = ResNetStem | ConvStem
 
@@ -28,3 +34,10 @@ def build_stem(
     if conv_stem:
         return ConvStem(num_channels, conv_stem, conv_stem_strides)
     return None
+
+
+def pixel_filters(embedding: "PatchEmbedding") -> nn.Conv2d | None:
+    """The convolution whose filters see pixels; None for a ResNet, which standardizes them."""
+    if isinstance(embedding.stem, ResNetStem):
+        return None
+    return embedding.projection if embedding.stem is None else embedding.stem.convolutions()[0]

@@ -37,8 +37,7 @@ from vit.model.activations import build_activation
 from vit.model.head_pruning import remove_heads, select_heads, split_head_mask
 from vit.model.initialization import initialize
 from vit.model.positions import Size, fixed_positions, kept_patches, patch_grid, rope2d, rotate
-from vit.model.resnet_stem import ResNetStem
-from vit.model.stems import build_stem
+from vit.model.stems import Stem, build_stem
 
 if TYPE_CHECKING:
     from vit.data.preprocessing import Preprocessing
@@ -50,9 +49,8 @@ class PatchEmbedding(nn.Module):
     (B, C, height, width) → (B, R·S, D), patches in raster order from the top left.
 
     The weights are those of a convolution whose stride is its kernel. As its patches don't overlap,
-    it is computed as one matrix product, which is faster. With resnet_stages the patches are cut
-    from the features of a ResNet (the paper's hybrid), with conv_stem from those of a few
-    convolutions, and patch_size is the total stride.
+    it is computed as one matrix product, which is faster. With a stem the patches are cut from the
+    features of a ResNet (the paper's hybrid) or ConvStem, and patch_size is the total stride.
     Raises ValueError where sizes don't fit each other, and in forward() for other images.
     """
 
@@ -63,10 +61,7 @@ class PatchEmbedding(nn.Module):
         num_channels: int,
         hidden_size: int,
         grid_size: Size | None = None,
-        resnet_stages: Sequence[int] | None = None,
-        resnet_style: str = "jax",
-        conv_stem: Sequence[int] | None = None,
-        conv_stem_strides: Sequence[int] | None = None,
+        stem: Stem | None = None,
     ):
         super().__init__()
         sizes = patch_grid(image_size, patch_size, grid_size)
@@ -74,12 +69,10 @@ class PatchEmbedding(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.num_channels = num_channels
 
-        self.stem = build_stem(
-            num_channels, resnet_stages, resnet_style, conv_stem, conv_stem_strides
-        )
+        self.stem = stem
         stride, features = 1, num_channels
-        if self.stem is not None:
-            stride, features = self.stem.stride, self.stem.out_channels
+        if stem is not None:
+            stride, features = stem.stride, stem.out_channels
         height, width = self.patch_size
         if height % stride or width % stride:
             raise ValueError(
@@ -102,12 +95,6 @@ class PatchEmbedding(nn.Module):
         patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, R, S, C, P, Q)
         patches = patches.reshape(B, R * S, C * P * Q)
         return F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
-
-    def pixel_filters(self) -> nn.Conv2d | None:
-        """The convolution whose filters see pixels; None for a ResNet, which standardizes them."""
-        if isinstance(self.stem, ResNetStem):
-            return None
-        return self.projection if self.stem is None else self.stem.convolutions()[0]
 
 
 class Embeddings(nn.Module):
@@ -540,8 +527,8 @@ class VisionTransformer(nn.Module):
 
         # From pixels to tokens
         pixels = (image_size, patch_size, num_channels)
-        stem = (resnet_stages, resnet_style, conv_stem, conv_stem_strides)
-        patches = PatchEmbedding(*pixels, hidden_size, grid_size, *stem)
+        stem = build_stem(num_channels, resnet_stages, resnet_style, conv_stem, conv_stem_strides)
+        patches = PatchEmbedding(*pixels, hidden_size, grid_size, stem)
         tokens = (cls_token, cls_position, num_registers, position, patch_dropout)
         self.embeddings = Embeddings(patches, hidden_size, embedding_dropout, *tokens)
 

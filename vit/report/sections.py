@@ -40,6 +40,7 @@ from vit.figures.confusion import (
 from vit.files import read_json, read_jsonl
 from vit.model.attention_maps import trace_images
 from vit.model.cost import count_macs
+from vit.model.stems import pixel_filters
 from vit.model.vision_transformer import VisionTransformer
 from vit.report.drawings import (
     draw_calibration,
@@ -301,7 +302,7 @@ def attention(report: Report) -> dict[str, Any]:
 def patch_filters(report: Report) -> dict[str, Any] | None:
     """Principal components of the filters that see pixels; None for hybrids with a ResNet."""
     patches = report.network.embeddings.patch_embedding
-    convolution = patches.pixel_filters()
+    convolution = pixel_filters(patches)
     if convolution is None:
         return None
     weight = convolution.weight.detach().float().cpu()

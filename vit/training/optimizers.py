@@ -77,12 +77,12 @@ def parameter_groups(
     return sorted(groups.values(), key=lambda group: ROLES.index(group["role"]))
 
 
-def hidden_maps(model: nn.Module) -> set[nn.Parameter]:
+def hidden_maps(model: nn.Module) -> set[torch.Tensor]:
     """Return the matrices of attention and MLP, and the kernels of a conv stem but the first.
 
     The first one maps pixels.
     """
-    maps = {
+    maps: set[torch.Tensor] = {
         parameter
         for name, parameter in model.named_parameters()
         if name.startswith("encoder.blocks.") and parameter.ndim == 2
