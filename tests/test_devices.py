@@ -103,7 +103,8 @@ def test_training_resuming_evaluating_and_looking_inside(device, tmp_path):
 
 def test_other_optimizers_and_precisions(device, tmp_path):
     """Muon and LAMB, bf16, image files instead of images in memory, and hybrids."""
-    train(tmp_path / "muon", [*RUN, "optimizer=muon", "train.precision=bf16", "train.steps=2"])
+    muon = ("optimizer=muon", "model.conv_stem=[16,16]", "train.whiten_patches=true")
+    train(tmp_path / "muon", [*RUN, *muon, "train.precision=bf16", "train.steps=2"])
     lamb = ("optimizer=lamb", "train.loss=bce", "augment=strong", "train.steps=2")
     train(tmp_path / "lamb", [*RUN, *lamb])
     make_images(tmp_path / "images", {"train": 40, "test": 8}, ("cat", "dog"))

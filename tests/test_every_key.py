@@ -90,6 +90,8 @@ KEYS_OF_TRAIN = {
     "model.resnet_style": Change(
         "timm", ("model.resnet_stages=[1]", "model.image_size=16", "model.patch_size=8")
     ),
+    "model.conv_stem": Change("[16]"),
+    "model.conv_stem_strides": Change("[1,2]", ("model.conv_stem=[16,16]",)),
     "model.pruned_heads": Change("{0:[1]}"),
     "model.init": Change("xavier"),
     "model.init_range": Change("0.5", ("model.init=trunc_normal",)),
@@ -273,6 +275,8 @@ OF_MODEL = {
         "[1]", ("model.image_size=16", "model.patch_size=8"), says="stem.conv.weight is missing"
     ),
     "resnet_style": Change("timm"),
+    "conv_stem": Change("[16]", says="stem.layers.0.conv.weight is missing"),
+    "conv_stem_strides": Change("[2]"),
     "pruned_heads": Change("{0:[1]}", says="blocks.0.attention.query.weight"),
     "init": Change("xavier"),
     "init_range": Change("0.5"),

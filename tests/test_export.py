@@ -221,8 +221,12 @@ def test_surplus_tensors_are_refused_in_every_format(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_registers": 2, "global_pool": "mean", "position": "rope2d", "qk_norm": True}],
-    ids=["plain", "variants"],
+    [
+        {},
+        {"num_registers": 2, "global_pool": "mean", "position": "rope2d", "qk_norm": True},
+        {"conv_stem": [16, 32], "conv_stem_strides": [1, 2]},
+    ],
+    ids=["plain", "variants", "conv_stem"],
 )
 def test_onnx(tmp_path, changes):
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -290,6 +294,10 @@ def test_exported_preprocessing_gives_our_pixels(tmp_path, image_file, preproces
         ("timm", {"layer_norm_eps": 1e-3}, r"layer_norm_eps=0\.001"),
         ("timm", {"position": "rope2d"}, "position=rope2d"),
         ("timm", {"resnet_stages": [1], "patch_size": 4}, r"resnet_stages=\[1\]"),
+        ("timm", {"conv_stem": [16]}, r"timm can't express conv_stem=\[16\]"),
+        ("hf", {"conv_stem": [16]}, r"conv_stem=\[16\]"),
+        ("npz", {"conv_stem": [16]}, r"conv_stem=\[16\]"),
+        ("torchvision", {"conv_stem": [16]}, r"conv_stem=\[16\]"),
         ("torchvision", {"activation": "gelu_tanh"}, "activation=gelu_tanh"),
         ("npz", {"qk_norm": True}, "qk_norm=True"),
         ("torchvision", {"num_channels": 1}, "takes 3 channels"),

@@ -168,6 +168,15 @@ def test_settings_of_weights_are_taken_but_for_what_is_given():
     assert changed <= ADOPTED_KEYS
 
 
+def test_strides_of_weights_are_taken_where_there_are_convolutions():
+    """Without any, the weights are refused for their convolutions and not for the strides."""
+    weights = {"conv_stem": [16, 16], "conv_stem_strides": [1, 2]}
+    for overrides, strides in ((["model.conv_stem=[16,16]"], [1, 2]), ([], None)):
+        config = configured(*overrides)
+        adopted = with_settings_of_weights(config, weights, None, overrides, "weights")
+        assert adopted.model.conv_stem_strides == strides
+
+
 def test_weights_without_preprocessing_leave_the_data_as_configured():
     config = configured()
     adopted = with_settings_of_weights(config, WEIGHTS, None, [], "weights.npz")

@@ -37,6 +37,8 @@ IMPOSSIBLE_MODELS = [
     ("model.pruned_heads={0:[99]}", "head"),
     ("model.pruned_heads=3", "pruned_heads"),
     ("model.resnet_stages=[3,4]", "patch_size"),
+    ("model.conv_stem=[16,16,16]", "patch_size"),
+    ("model.conv_stem_strides=[2]", "model.conv_stem_strides"),
 ]
 OTHERS = [
     (["optimizer.lr=("], "optimizer.lr"),

@@ -25,6 +25,7 @@ MODELS = {
     "rope": {"image_size": 32, "patch_size": 4, "position": "rope2d", "num_registers": 3},
     "norms": {"qk_norm": True, "layer_scale": 0.1, "representation_size": 24},
     "hybrid": {"image_size": 64, "patch_size": 16, "resnet_stages": [1, 1, 1]},
+    "conv stem": {"image_size": 32, "patch_size": 4, "conv_stem": [32, 64], **MEAN},
 }
 # Relative to the norm of the CPU's float32
 TOLERANCES = {"fp32": 1e-4, "bf16": 6e-2, "fp16": 2e-2}

@@ -151,6 +151,33 @@ def test_whitened_patches_are_uncorrelated(width):
         torch.testing.assert_close(half_square, covariance, atol=0.25, rtol=0)
 
 
+@pytest.mark.parametrize("width", [16, 32])
+def test_the_first_convolution_of_a_stem_is_whitened(width):
+    """Of all 3 x 3 patches, also those that overlap."""
+    torch.manual_seed(0)
+    images = F.interpolate(torch.randn(300, 3, 4, 4), (16, 16), mode="bicubic")
+    images = images + 0.3 * torch.randn(300, 3, 16, 16)
+    model = VisionTransformer(**SMALL, conv_stem=[width, 32], conv_stem_strides=[1, 2])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    whiten_patches(model, images)
+    name = "embeddings.patch_embedding.stem.layers.0.conv.weight"
+    state = model.state_dict()
+    assert [key for key in state if not torch.equal(state[key], before[key])] == [name]
+
+    outputs = F.conv2d(images, state[name]).permute(0, 2, 3, 1).flatten(0, 2)
+    covariance = outputs.T.cov()
+    if width == 16:
+        expected = torch.eye(16)
+    else:
+        # More channels than the 27 numbers of a patch: a projection, scaled to unit variances
+        filters = state[name].flatten(1).double()
+        assert torch.linalg.matrix_rank(filters) == 27
+        projection = filters @ torch.linalg.pinv(filters)
+        expected = (projection * 32 / 27).float()
+    # The floor takes a little of the variance
+    torch.testing.assert_close(covariance, expected, atol=0.15, rtol=0)
+
+
 def test_a_hybrid_has_no_pixels_to_whiten():
     model = VisionTransformer(**SMALL, resnet_stages=[1])
     with pytest.raises(ValueError, match=r"train\.whiten_patches needs patches of pixels"):

@@ -84,7 +84,7 @@ def test_the_patches_of_a_hybrid_must_fit_its_stride():
         "num_heads": 4,
         "num_classes": 10,
     }
-    with pytest.raises(ValueError, match="multiple of the ResNet's stride 16"):
+    with pytest.raises(ValueError, match="multiple of the stem's stride 16"):
         VisionTransformer(**sizes, resnet_stages=[1, 1, 1], patch_size=8)
     with pytest.raises(ValueError, match="resnet_style must be one of jax, timm"):
         VisionTransformer(**sizes, resnet_stages=[1], patch_size=4, resnet_style="keras")

@@ -332,6 +332,7 @@ VARIANTS = [
     {"qkv_bias": False},
     {"cls_token": False, "global_pool": "mean"},
     {"resnet_stages": [1], "patch_size": 4},
+    {"conv_stem": [16, 32], "conv_stem_strides": [1, 2]},
     {"image_size": (16, 24)},
     {"pruned_heads": {0: [1], 2: [0, 3]}},
     {"activation": "quick_gelu"},

@@ -11,6 +11,7 @@ import torch
 from small_training import make_model
 
 from vit.errors import ConfigError
+from vit.training.muon import Muon, learning_rate_scale
 from vit.training.optimizers import (
     OPTIMIZERS,
     Grouping,
@@ -174,6 +175,56 @@ def test_layers_learn_at_the_rates_that_timm_gives_them():
 def test_without_layer_decay_all_layers_learn_alike():
     groups = build_optimizer(make_model(), **ADAMW).param_groups
     assert {group["initial_lr"] for group in groups} == {1e-3}
+
+
+STEM = {"conv_stem": [16, 32, 16], "conv_stem_strides": [2, 1, 1]}
+STEM_KERNEL = "embeddings.patch_embedding.stem.layers.{}.conv.weight"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kernels"),
+    [({}, set()), (STEM, {1, 2}), ({"resnet_stages": [1]}, set())],
+    ids=["plain", "conv_stem", "resnet"],
+)
+def test_muon_gets_the_maps_from_hidden_states_to_hidden_states(settings, kernels):
+    model = make_model(**settings)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = build_optimizer(model, **MUON, layer_decay=0.5).param_groups
+    depths = {
+        names[parameter]: group["name"].rpartition("_")[2]
+        for group in groups
+        if group["role"] == "matrices"
+        for parameter in group["params"]
+    }
+    of_blocks = {name for name in depths if name.startswith("encoder.blocks.")}
+    assert len(of_blocks) == 2 * 6
+    assert depths.keys() - of_blocks == {STEM_KERNEL.format(number) for number in kernels}
+    # The stem belongs to the embeddings
+    assert {depths[name] for name in depths.keys() - of_blocks} <= {"0"}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+
+
+@pytest.mark.parametrize("shape", [(32, 16, 3, 3), (64, 2, 3, 3), (5, 5, 1, 1)], ids=str)
+def test_a_kernel_is_to_muon_the_matrix_it_is_for_a_patch(shape):
+    generator = torch.Generator().manual_seed(0)
+    kernels = [torch.randn(shape, generator=generator).requires_grad_() for _ in range(2)]
+    matrices = [kernel.detach().flatten(1).clone().requires_grad_() for kernel in kernels]
+    settings = {"lr": 0.02, "weight_decay": 0.1, "newton_schulz": "fp32"}
+    optimizers = [Muon([{"params": params}], **settings) for params in (kernels, matrices)]
+    start = kernels[0].detach().clone()
+    for _ in range(3):
+        for kernel, matrix in zip(kernels, matrices, strict=True):
+            kernel.grad = torch.randn(shape, generator=generator)
+            matrix.grad = kernel.grad.flatten(1)
+        for optimizer in optimizers:
+            optimizer.step()
+    for kernel, matrix in zip(kernels, matrices, strict=True):
+        assert torch.equal(kernel.flatten(1), matrix)
+    assert not torch.allclose(kernels[0], start)
+    # The rate of a tall matrix is scaled by the shape of the matrix
+    rows, columns = matrices[0].shape
+    scale = learning_rate_scale(kernels[0].shape)
+    assert scale == pytest.approx(max(1, rows / columns) ** 0.5)
 
 
 def test_layer_decay_applies_to_both_rates_of_muon():

@@ -29,6 +29,7 @@ POSITIONS = "embeddings.position_embedding"
         {"num_channels": 1},
         {"hidden_size": 1152, "num_heads": 16, "num_layers": 1},
         {"resnet_stages": [1, 2], "patch_size": 8},
+        {"conv_stem": [16, 32], "conv_stem_strides": [2, 2], "num_channels": 1},
     ],
     ids=str,
 )
@@ -132,6 +133,7 @@ def test_missing_parts_are_named(name):
         ("cls_token", False),
         ("num_registers", 1),
         ("resnet_stages", [2]),
+        ("conv_stem", [16]),
         ("representation_size", 64),
     ],
 )
@@ -182,6 +184,26 @@ def test_a_resnet_without_units_is_refused():
     tensors["embeddings.patch_embedding.stem.conv.weight"] = torch.zeros(64, 3, 7, 7)
     with pytest.raises(CheckpointError, match=r"some.file: a hybrid .*root alone"):
         describe(tensors, PATH, {})
+
+
+def test_the_strides_of_convolutions_are_stated_or_assumed():
+    tensors = own_model(conv_stem=[16, 32], conv_stem_strides=[1, 2]).state_dict()
+    described, assumed = describe(tensors, PATH, {"conv_stem_strides": [1, 2]})
+    assert described["patch_size"] == 8
+    assert described["conv_stem_strides"] == [1, 2]
+    assert "conv_stem_strides" not in assumed
+    described, assumed = describe(tensors, PATH, {})
+    assert described["patch_size"] == 16
+    assert described["conv_stem_strides"] == [2, 2]
+    assert "conv_stem_strides" in assumed
+    for strides in ([2], [1, 3], "[1, 2]"):
+        with pytest.raises(
+            CheckpointError, match=r"some.file: conv_stem_strides .* 2 convolutions"
+        ):
+            describe(tensors, PATH, {"conv_stem_strides": strides})
+    name = "embeddings.patch_embedding.stem.layers.1.conv.weight"
+    with pytest.raises(CheckpointError, match=f"some.file: {name} .* instead of 4-dimensional"):
+        describe(tensors | {name: torch.zeros(())}, PATH, {})
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,20 @@ def test_settings_that_change_what_is_computed_are_noted(saved):
     assert [note for note in notes if "trained with" in note] == []
 
 
+def test_a_stem_of_convolutions_takes_other_channels_and_notes_other_strides(tmp_path):
+    theirs = own_model(conv_stem=[16, 32])
+    save_file(theirs.state_dict(), tmp_path / "bare")
+    weights = read(tmp_path / "bare")
+    sizes = {"patch_size": 4, "image_size": 16, "num_channels": 1}
+    ours = VisionTransformer(**{**weights.model, **sizes, "conv_stem_strides": [1, 2]}).eval()
+    report = load_into(ours, weights)
+    assert "trained with conv_stem_strides=[2, 2], the model has [1, 2]" in report.notes
+    assert any("conv_stem_strides=[2, 2] is assumed" in note for note in report.notes)
+    kernel = ours.embeddings.patch_embedding.stem.convolutions()[0].weight
+    reference = theirs.embeddings.patch_embedding.stem.convolutions()[0].weight
+    torch.testing.assert_close(kernel, reference.sum(dim=1, keepdim=True))
+
+
 def test_a_class_tokens_position_comes_and_goes(saved):
     path, _ = saved
     without = tiny(cls_position=False)

@@ -21,6 +21,16 @@ def test_the_same_logits(tmp_path, kind):
     assert difference(loaded, ours, 32) == 0
 
 
+@pytest.mark.parametrize("strides", [[1, 2], None])
+def test_a_stem_of_convolutions(tmp_path, strides):
+    settings = {"conv_stem": [16, 32], "conv_stem_strides": strides, "num_registers": 1}
+    ours = own_model(**settings)
+    own_checkpoint(tmp_path / "best.safetensors", ours, **settings)
+    assert read(tmp_path).model["conv_stem_strides"] == (strides or [2, 2])
+    for loaded in (build(tmp_path), vit.load(tmp_path / "best.safetensors")):
+        assert difference(loaded, ours, 32) == 0
+
+
 def test_bare_tensors(tmp_path):
     save_file(own_model().state_dict(), tmp_path / "bare")
     assert difference(build(tmp_path / "bare"), own_model(), 32) == 0

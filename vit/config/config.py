@@ -141,11 +141,11 @@ def check_start(config: Config) -> None:
     if config.model.resnet_stages:
         raise ConfigError(
             "train.whiten_patches needs patches of pixels; "
-            "those of a hybrid (model.resnet_stages) are features"
+            "those of a ResNet (model.resnet_stages) are features"
         )
     if config.pretrained is not None:
         raise ConfigError(
-            "train.whiten_patches would overwrite the patch embedding of pretrained=…; "
+            "train.whiten_patches would overwrite the first layer of pretrained=…; "
             "leave one of them out"
         )
 

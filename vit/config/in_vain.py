@@ -52,6 +52,13 @@ CASES = (
         "without model.resnet_stages",
     ),
     Case(
+        "model.conv_stem_strides",
+        lambda config: (
+            config.model.conv_stem_strides is not None and config.model.conv_stem is None
+        ),
+        "without model.conv_stem",
+    ),
+    Case(
         "data.mirror",
         lambda config: config.data.mirror and not config.augment.flip,
         "without augment.flip above 0",

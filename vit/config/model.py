@@ -18,6 +18,12 @@ STAGES = Range(
     lambda value: len(value) > 0 and all(units > 0 for units in value),
     "a list of positive whole numbers",
 )
+# Each is normalized in groups of 16
+CHANNELS = Range(
+    lambda value: len(value) > 0 and all(count > 0 and count % 16 == 0 for count in value),
+    "a list of multiples of 16",
+)
+STRIDES = Range(lambda value: all(stride in (1, 2) for stride in value), "a list of 1 and 2")
 
 
 @dataclass
@@ -73,6 +79,10 @@ class ModelConfig:
     # Hybrid: units in each stage of the ResNet before the patches; null: patches of pixels
     resnet_stages: list[int] | None = setting(STAGES)
     resnet_style: str = setting(one_of("jax", "timm"))
+    # Another hybrid: channels of each 3 x 3 convolution before the patches; null: none
+    conv_stem: list[int] | None = setting(CHANNELS)
+    # Null: 2 for each
+    conv_stem_strides: list[int] | None = setting(STRIDES)
 
     # {layer: [heads to leave out]}, as vit.prune writes it into a checkpoint
     pruned_heads: Any = setting()

@@ -46,7 +46,7 @@ class OptimizerConfig:
     eps: float | None = setting(POSITIVE)
     momentum: float | None = setting(BELOW_ONE)
     nesterov: bool | None = setting()
-    # Muon: the learning rate of everything but the blocks' matrices
+    # Muon: the learning rate of all that AdamW updates
     adamw_lr: float | None = setting(POSITIVE)
 
 

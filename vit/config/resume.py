@@ -28,6 +28,7 @@ MODEL_SETTINGS_OF_WEIGHTS = (
     "layer_norm_eps",
     "activation",
     "resnet_style",
+    "conv_stem_strides",
     "qkv_bias",
     "qk_norm",
     "layer_scale",
@@ -79,6 +80,18 @@ def command_line_changes(composed: DictConfig, overrides: Sequence[str]) -> dict
     return {key: OmegaConf.select(composed, key) for key in keys}
 
 
+def settings_of_weights(model: dict[str, Any], has_conv_stem: bool) -> dict[str, Any]:
+    """Return the settings that pretrained weights bring into a model, of those that describe them.
+
+    has_conv_stem: whether the model has the convolutions that strides belong to; if it has not,
+    the weights are refused for what they hold.
+    """
+    keys = set(MODEL_SETTINGS_OF_WEIGHTS)
+    if not has_conv_stem:
+        keys.remove("conv_stem_strides")
+    return {key: value for key, value in model.items() if key in keys}
+
+
 def with_settings_of_weights(
     config: Config,
     model: dict[str, Any],
@@ -91,7 +104,8 @@ def with_settings_of_weights(
     Keys that the command line gives stay as given. model, preprocessing: as a file of weights
     describes them; source: its name, for messages.
     """
-    adopted = {f"model.{key}": model[key] for key in MODEL_SETTINGS_OF_WEIGHTS if key in model}
+    trained_with = settings_of_weights(model, has_conv_stem=config.model.conv_stem is not None)
+    adopted = {f"model.{key}": value for key, value in trained_with.items()}
     if preprocessing is not None:
         adopted |= {f"data.{key}": preprocessing[key] for key in PREPROCESSING_OF_WEIGHTS}
 

@@ -18,7 +18,7 @@ from vit.config.config import Config, from_dict, group_to_dict, with_changes
 from vit.config.data import DataConfig, data_arguments
 from vit.config.in_vain import check_typed_model
 from vit.config.model import ModelConfig
-from vit.config.resume import MODEL_SETTINGS_OF_WEIGHTS, PREPROCESSING_OF_WEIGHTS
+from vit.config.resume import PREPROCESSING_OF_WEIGHTS, settings_of_weights
 from vit.config.settings import check_ranges
 from vit.config.train import TrainConfig
 from vit.data.datasets import load_data
@@ -243,8 +243,8 @@ def build_for_weights(
         check_typed_model(ModelConfig(**values), typed)
         trained_with = {
             key: value
-            for key, value in arguments.items()
-            if key in MODEL_SETTINGS_OF_WEIGHTS and f"model.{key}" not in typed
+            for key, value in settings_of_weights(arguments, bool(values["conv_stem"])).items()
+            if f"model.{key}" not in typed
         }
         arguments = values | trained_with
     try:

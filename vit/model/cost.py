@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vit.model.conv_stem import ConvStem
 from vit.model.resnet_stem import ResNetStem
 from vit.model.vision_transformer import (
     Attention,
@@ -16,7 +17,17 @@ from vit.model.vision_transformer import (
 )
 
 # The kinds of modules whose output shapes are listed
-LISTED = (ResNetStem, PatchEmbedding, Embeddings, Attention, Block, Encoder, Pooler, nn.Linear)
+LISTED = (
+    ResNetStem,
+    ConvStem,
+    PatchEmbedding,
+    Embeddings,
+    Attention,
+    Block,
+    Encoder,
+    Pooler,
+    nn.Linear,
+)
 
 
 class WholeSequence(nn.Module):

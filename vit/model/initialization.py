@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vit.model.head_pruning import attention_modules
 from vit.model.positions import rope_frequencies
+from vit.model.stems import pixel_filters
 
 if TYPE_CHECKING:
     from vit.model.vision_transformer import VisionTransformer
@@ -174,30 +175,34 @@ def pointing_biases(offsets: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def whiten_patches(model: "VisionTransformer", images: Tensor) -> None:
-    """Start the patch embedding as a whitening of the patches of these images, in place.
+    """Start the filters that see pixels as a whitening of the patches of these images, in place.
 
-    Each output channel gets unit variance and no two are correlated, as far as the width allows, so
-    that edges count as much as brightness. The weights are trained on from there. It is the first
-    layer of Jordan 2024 (arXiv:2404.00498, section 3.2), made for patches.
+    These are the patch embedding's, or those of a conv stem's first convolution. Each output
+    channel gets unit variance and no two are correlated, as far as the width allows, so that edges
+    count as much as brightness. The weights are trained on from there. It is the first layer of
+    Jordan 2024 (arXiv:2404.00498, section 3.2), made for patches too.
 
     images: normalized images of the training set, (n, C, height, width).
-    Raises ValueError for a hybrid: its patches are features.
+    Raises ValueError for a hybrid with a ResNet, whose patches are features and whose convolutions
+    standardize their weights.
     """
-    embedding = model.embeddings.patch_embedding
-    if embedding.stem is not None:
-        raise ValueError("train.whiten_patches needs patches of pixels; a hybrid's are features")
-    patches = F.unfold(images, embedding.patch_size, stride=embedding.patch_size)
-    patches = patches.transpose(1, 2).flatten(0, 1)  # (all patches, C·P·P)
+    filters = pixel_filters(model.embeddings.patch_embedding)
+    if filters is None:
+        raise ValueError("train.whiten_patches needs patches of pixels; a ResNet's are features")
+    # Every pixel once, also where the filters overlap: statistics are alike at any offset, and
+    # 3 × 3 patches at each would take nine times the memory
+    patches = F.unfold(images, filters.kernel_size, stride=filters.kernel_size)
+    patches = patches.transpose(1, 2).flatten(0, 1)  # (all patches, C·P·Q)
     whitening = whitening_matrix(patches)
 
     # Rotate it at random, so that every channel sees a mixture and not one principal axis. With
     # more channels than pixels they can't all be uncorrelated: then it is a scaled projection.
-    hidden_size, size = len(embedding.projection.weight), len(whitening)
-    larger = max(hidden_size, size)
+    channels, size = len(filters.weight), len(whitening)
+    larger = max(channels, size)
     # The Q of a random matrix is a random rotation.
     orthogonal = torch.linalg.qr(torch.randn(larger, size, dtype=torch.float64)).Q
-    weight = math.sqrt(larger / size) * orthogonal[:hidden_size] @ whitening
-    embedding.projection.weight.copy_(weight.reshape(embedding.projection.weight.shape))
+    weight = math.sqrt(larger / size) * orthogonal[:channels] @ whitening
+    filters.weight.copy_(weight.reshape(filters.weight.shape))
 
 
 def whitening_matrix(patches: Tensor) -> Tensor:

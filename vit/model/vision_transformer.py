@@ -37,7 +37,7 @@ from vit.model.activations import build_activation
 from vit.model.head_pruning import remove_heads, select_heads, split_head_mask
 from vit.model.initialization import initialize
 from vit.model.positions import Size, fixed_positions, kept_patches, patch_grid, rope2d, rotate
-from vit.model.resnet_stem import ResNetStem
+from vit.model.stems import Stem, build_stem
 
 if TYPE_CHECKING:
     from vit.data.preprocessing import Preprocessing
@@ -49,8 +49,8 @@ class PatchEmbedding(nn.Module):
     (B, C, height, width) → (B, R·S, D), patches in raster order from the top left.
 
     The weights are those of a convolution whose stride is its kernel. As its patches don't overlap,
-    it is computed as one matrix product, which is faster. With resnet_stages the patches are cut
-    from the features of a ResNet (the paper's hybrid), and patch_size is the total stride.
+    it is computed as one matrix product, which is faster. With a stem the patches are cut from the
+    features of a ResNet (the paper's hybrid) or ConvStem, and patch_size is the total stride.
     Raises ValueError where sizes don't fit each other, and in forward() for other images.
     """
 
@@ -61,8 +61,7 @@ class PatchEmbedding(nn.Module):
         num_channels: int,
         hidden_size: int,
         grid_size: Size | None = None,
-        resnet_stages: Sequence[int] | None = None,
-        resnet_style: str = "jax",
+        stem: Stem | None = None,
     ):
         super().__init__()
         sizes = patch_grid(image_size, patch_size, grid_size)
@@ -70,15 +69,14 @@ class PatchEmbedding(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.num_channels = num_channels
 
-        self.stem = None
+        self.stem = stem
         stride, features = 1, num_channels
-        if resnet_stages:
-            self.stem = ResNetStem(num_channels, resnet_stages, resnet_style)
-            stride, features = self.stem.stride, self.stem.out_channels
+        if stem is not None:
+            stride, features = stem.stride, stem.out_channels
         height, width = self.patch_size
         if height % stride or width % stride:
             raise ValueError(
-                f"patch_size {self.patch_size} must be a multiple of the ResNet's stride {stride}"
+                f"patch_size {self.patch_size} must be a multiple of the stem's stride {stride}"
             )
         kernel = (height // stride, width // stride)
         self.projection = nn.Conv2d(features, hidden_size, kernel_size=kernel, stride=kernel)
@@ -477,6 +475,8 @@ class VisionTransformer(nn.Module):
     representation_size      width of a Pooler before the head, or None for no Pooler
     resnet_stages            bottleneck units in each stage of the hybrid's ResNet, or None
     resnet_style             jax or timm, see ResNetStem
+    conv_stem                channels of each 3×3 convolution before the patches, or None
+    conv_stem_strides        their strides (None: 2 for each), see ConvStem
     pruned_heads             {layer: heads to leave out}
     init, init_range         jax, xavier, trunc_normal (init_range is of it alone; None: 0.02) or
                              local, see vit/model/initialization.py
@@ -506,6 +506,7 @@ class VisionTransformer(nn.Module):
         num_registers: int = 0, patch_dropout: float = 0.0,
         global_pool: str = "cls", representation_size: int | None = None,
         resnet_stages: Sequence[int] | None = None, resnet_style: str = "jax",
+        conv_stem: Sequence[int] | None = None, conv_stem_strides: Sequence[int] | None = None,
         pruned_heads: Mapping[int, Sequence[int]] | None = None,
         init: str = "jax", init_range: float | None = None,
     ):  # fmt: skip
@@ -522,13 +523,12 @@ class VisionTransformer(nn.Module):
             dropout if rate is None else rate
             for rate in (embedding_dropout, projection_dropout, mlp_dropout)
         )
-        self.global_pool = global_pool
-        self.drop_path = drop_path
+        self.global_pool, self.drop_path = global_pool, drop_path
 
         # From pixels to tokens
         pixels = (image_size, patch_size, num_channels)
-        stem = (resnet_stages, resnet_style)
-        patches = PatchEmbedding(*pixels, hidden_size, grid_size, *stem)
+        stem = build_stem(num_channels, resnet_stages, resnet_style, conv_stem, conv_stem_strides)
+        patches = PatchEmbedding(*pixels, hidden_size, grid_size, stem)
         tokens = (cls_token, cls_position, num_registers, position, patch_dropout)
         self.embeddings = Embeddings(patches, hidden_size, embedding_dropout, *tokens)
 

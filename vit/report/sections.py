@@ -40,6 +40,7 @@ from vit.figures.confusion import (
 from vit.files import read_json, read_jsonl
 from vit.model.attention_maps import trace_images
 from vit.model.cost import count_macs
+from vit.model.stems import pixel_filters
 from vit.model.vision_transformer import VisionTransformer
 from vit.report.drawings import (
     draw_calibration,
@@ -299,18 +300,23 @@ def attention(report: Report) -> dict[str, Any]:
 
 
 def patch_filters(report: Report) -> dict[str, Any] | None:
-    """Principal components of the patch filters; None for hybrids, whose patches are no pixels."""
+    """Principal components of the filters that see pixels; None for hybrids with a ResNet."""
     patches = report.network.embeddings.patch_embedding
-    if patches.stem is not None:
+    convolution = pixel_filters(patches)
+    if convolution is None:
         return None
-    filters = filter_components(patches.projection.weight.detach().float().cpu(), FILTERS)
+    weight = convolution.weight.detach().float().cpu()
+    # Around their mean, n filters vary along n - 1 axes
+    filters = filter_components(weight, min(FILTERS, len(weight) - 1))
     count = len(filters)
     # The last row is filled up with gray
     blank = torch.full((-count % FILTER_COLUMNS, *filters.shape[1:]), 0.5)
     panels = torch.cat([filters, blank]).unflatten(0, (-1, FILTER_COLUMNS))
     panels = enlarge(panels, max(1, 64 // max(panels.shape[-2:])))
-    alt = "principal components of the patch filters"
-    return {"count": count, "image": save_pixels(report.folder, "filters", alt, mosaic(panels))}
+    layer = "patch embedding" if patches.stem is None else "first convolution"
+    alt = f"principal components of the filters of the {layer}"
+    saved = save_pixels(report.folder, "filters", alt, mosaic(panels))
+    return {"layer": layer, "count": count, "image": saved}
 
 
 def position_embeddings(report: Report) -> dict[str, Any] | None:

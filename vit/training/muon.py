@@ -27,6 +27,9 @@ EPSILON = 1e-7  # keeps a gradient of zeros from dividing by zero
 class Muon(torch.optim.Optimizer):
     """Muon for matrices, (rows, columns) each.
 
+    The kernel of a convolution (out, in, height, width) is the matrix (out, in · height · width)
+    that it is for a patch.
+
     params: parameter groups; lr: of a square matrix, see learning_rate_scale; dtype: of the
     Newton-Schulz products. Every group keeps the dtype's name as `newton_schulz`.
     """
@@ -63,9 +66,10 @@ class Muon(torch.optim.Optimizer):
         directions = self.accelerate(parameters, group["momentum"], group["nesterov"])
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
         for shape, indices in indices_by_shape(parameters).items():
-            batch = orthogonalize(torch.stack([directions[index] for index in indices]), dtype)
+            batch = torch.stack([directions[index] for index in indices])
+            matrices = orthogonalize(batch.flatten(2), dtype)
             # In float32 before scaling, or bfloat16 would round the update once more
-            updates = list(batch.float().unbind())
+            updates = list(matrices.float().reshape(batch.shape).unbind())
             same_shape = [parameters[index] for index in indices]
             scale = learning_rate_scale(shape)
             torch._foreach_add_(same_shape, updates, alpha=-lr * scale)  # pyright: ignore[reportPrivateImportUsage]
@@ -97,7 +101,7 @@ def indices_by_shape(parameters: list[Tensor]) -> dict[torch.Size, list[int]]:
 
 def learning_rate_scale(shape: torch.Size) -> float:
     """The factor on the learning rate of a matrix (rows, columns), as in Jordan's Muon."""
-    rows, columns = shape
+    rows, columns = shape[0], shape[1:].numel()
     return math.sqrt(max(1.0, rows / columns))
 
 

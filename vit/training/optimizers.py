@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from vit.errors import ConfigError
+from vit.model.conv_stem import ConvStem
 from vit.training.lamb import LAMB
 from vit.training.muon import Muon, choose_newton_schulz
 
@@ -44,13 +45,16 @@ def parameter_groups(
 
     Each has its name, role, weight_decay, lr and initial_lr, the learning rate at the schedule's
     peak. The weights of linear and convolution layers are decayed, everything else is not.
-    separate_matrices: the matrices of attention and MLP get the role "matrices".
+    separate_matrices: hidden_maps() get the role "matrices".
     """
     # By role, not by shape: the class token, positions and registers are no weights of a layer
     # although some of them are matrices (the common `ndim >= 2` decays them)
     decayed = {
         module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)
     }
+
+    # Muon is for maps from hidden states to hidden states, which embeddings and head are not
+    matrices = hidden_maps(model) if separate_matrices else set()
 
     num_layers = count_layers(model)
     groups: dict[str, dict[str, Any]] = {}
@@ -59,8 +63,7 @@ def parameter_groups(
             continue
 
         role = "decay" if parameter in decayed else "no_decay"
-        # Muon is for maps from hidden states to hidden states, which embeddings and head are not
-        if separate_matrices and name.startswith("encoder.blocks.") and parameter.ndim == 2:
+        if parameter in matrices:
             role = "matrices"
 
         # Without layer decay all layers learn as the one after the last block does
@@ -72,6 +75,22 @@ def parameter_groups(
             groups[title] = new_group(title, role, num_layers + 1 - depth, grouping)
         groups[title]["params"].append(parameter)
     return sorted(groups.values(), key=lambda group: ROLES.index(group["role"]))
+
+
+def hidden_maps(model: nn.Module) -> set[torch.Tensor]:
+    """Return the matrices of attention and MLP, and the kernels of a conv stem but the first.
+
+    The first one maps pixels.
+    """
+    maps: set[torch.Tensor] = {
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith("encoder.blocks.") and parameter.ndim == 2
+    }
+    for module in model.modules():
+        if isinstance(module, ConvStem):
+            maps |= {convolution.weight for convolution in module.convolutions()[1:]}
+    return maps
 
 
 def new_group(title: str, role: str, layers_above: int, grouping: Grouping) -> dict[str, Any]:
@@ -187,7 +206,7 @@ def muon(
     betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """Build Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest.
+    """Build Muon (Jordan et al. 2024) for the hidden maps, AdamW for the rest.
 
     Muon learns at lr, AdamW at adamw_lr, or lr where that is None. Query, key and value are
     orthogonalized each by itself, since they are matrices of their own in the model.

@@ -1,6 +1,5 @@
 """What every format's `read` gives and `write` takes, and what tensors say about their model."""
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +13,13 @@ from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError
 from vit.model.positions import fixed_positions
 from vit.weights.names import CLS, PATCHES, POSITIONS, REGISTERS, ROOT, list_some
+from vit.weights.stems import (
+    CONV_KERNEL,
+    describe_stem,
+    first_kernel,
+    stride_of,
+    unseen_settings,
+)
 
 # Widths whose heads are not 64 wide: {hidden_size: num_heads} of Zhai et al. 2022
 # (arXiv:2106.04560), table 2
@@ -27,6 +33,7 @@ PLAIN = {
     "layer_scale": None,
     "pruned_heads": None,
     "resnet_stages": None,
+    "conv_stem": None,
     "representation_size": None,
     "global_pool": "cls",
     "cls_token": True,
@@ -54,6 +61,7 @@ SEEN = (
     "num_registers",
     "representation_size",
     "resnet_stages",
+    "conv_stem",
 )
 
 # How many dimensions the tensors have whose shapes are read
@@ -154,8 +162,8 @@ def describe(
     says what positions a model without stored ones computes.
     """
     check_parts(tensors, path)
-    stages = count_stages(tensors, path)
-    model = describe_shapes(tensors, stages)
+    stem = describe_stem(tensors, known, path)
+    model = describe_shapes(tensors, stem)
     check_stated(model, known, path)
     known = dict(known)
     # Only a norm of queries and keys shows a head's width in its shape.
@@ -165,9 +173,7 @@ def describe(
     patch_size = as_pair(model["patch_size"])
     model |= {"layer_norm_eps": layer_norm_eps, **known}
 
-    assumed = [key for key in UNSEEN if key not in known]
-    if stages and "resnet_style" not in known:
-        assumed.append("resnet_style")
+    assumed = [key for key in (*UNSEEN, *unseen_settings(stem)) if key not in known]
     check_position(POSITIONS in tensors, known.get("position"), path)
     if POSITIONS in tensors:
         count = tensors[POSITIONS].shape[1]
@@ -196,7 +202,8 @@ def check_parts(tensors: Mapping[str, Tensor], path: Path) -> None:
             f"{path}: {list_some(missing)} missing (by this project's names), so it isn't a whole "
             "ViT; is the file complete?"
         )
-    for name, dimensions in DIMENSIONS.items():
+    kernels = {name: 4 for name in tensors if CONV_KERNEL.fullmatch(name)}
+    for name, dimensions in (DIMENSIONS | kernels).items():
         if name in tensors and tensors[name].dim() != dimensions:
             raise CheckpointError(
                 f"{path}: {name} (by this project's name) is {tuple(tensors[name].shape)} instead "
@@ -223,7 +230,7 @@ def check_stated(seen: Mapping[str, Any], known: Mapping[str, Any], path: Path) 
         shown: Any = seen[key]
         if key == "patch_size":
             stated = int_or_pair(as_pair(stated))
-        if key == "resnet_stages":
+        if key in ("resnet_stages", "conv_stem"):
             stated = list(stated) or None
         if stated != shown:
             raise CheckpointError(
@@ -247,41 +254,20 @@ def check_position(stored: bool, stated: str | None, path: Path) -> None:
         )
 
 
-def count_stages(tensors: Mapping[str, Tensor], path: Path) -> list[int] | None:
-    """The number of units in each stage of a hybrid's ResNet, or None for a model without one.
+def describe_shapes(tensors: Mapping[str, Tensor], stem: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that the tensors' names and shapes state, and conventions for the others.
 
-    Raises CheckpointError for a ResNet without any unit.
+    stem: those of them that describe_stem gives.
     """
-    stem = PATCHES + "stem.blocks."
-    units, first_of_stage = set(), []
-    for name in tensors:
-        if name.startswith(stem):
-            unit = name.removeprefix(stem).split(".")[0]
-            units.add(unit)
-            # A stage's first unit alone changes the width, so it alone has a downsampling shortcut.
-            if name.endswith("downsample.0.weight") and unit.isdecimal():
-                first_of_stage.append(int(unit))
-    bounds = [*sorted(first_of_stage), len(units)]
-    stages = [end - start for start, end in itertools.pairwise(bounds)]
-    if ROOT in tensors and not stages:
-        raise CheckpointError(
-            f"{path}: a hybrid with a ResNet's root alone (R+Ti/16); only hybrids with stages can "
-            "be loaded"
-        )
-    return stages or None
-
-
-def describe_shapes(tensors: Mapping[str, Tensor], stages: list[int] | None) -> dict[str, Any]:
-    """The arguments that the tensors' names and shapes state, and conventions for the others."""
     kernel = tensors[PATCHES + "projection.weight"]
     hidden_size = kernel.shape[0]
     # A hybrid's kernel covers features, each of which stands for stride × stride pixels.
-    stride = 2 ** (len(stages) + 1) if stages else 1
+    stride = stride_of(stem)
     patch_size = (kernel.shape[2] * stride, kernel.shape[3] * stride)
     model: dict[str, Any] = {
         "image_size": 224,
         "patch_size": int_or_pair(patch_size),
-        "num_channels": tensors[ROOT if stages else PATCHES + "projection.weight"].shape[1],
+        "num_channels": tensors[first_kernel(tensors)].shape[1],
         "hidden_size": hidden_size,
         "num_layers": count_blocks(tensors),
         "num_heads": HEADS.get(hidden_size, max(1, hidden_size // HEAD_WIDTH)),
@@ -294,8 +280,7 @@ def describe_shapes(tensors: Mapping[str, Tensor], stages: list[int] | None) -> 
         "global_pool": "cls" if CLS in tensors else "mean",
         "num_registers": 0,
         "representation_size": None,
-        "resnet_stages": stages,
-        "resnet_style": "jax",
+        **stem,
     }
     if REGISTERS in tensors:
         model["num_registers"] = tensors[REGISTERS].shape[1]

@@ -13,9 +13,12 @@ from vit.errors import CheckpointError
 from vit.model.activations import build_activation
 from vit.model.head_pruning import attention_modules
 from vit.model.positions import resize_positions
+from vit.model.resnet_stem import ResNetStem
+from vit.model.stems import Stem
 from vit.model.vision_transformer import Block, VisionTransformer
 from vit.weights.description import Weights, with_zero_position
-from vit.weights.names import CLS, PATCHES, POSITIONS, ROOT, list_some
+from vit.weights.names import CLS, POSITIONS, list_some
+from vit.weights.stems import first_kernel
 
 HEAD = ("head.weight", "head.bias")
 
@@ -180,16 +183,24 @@ def setting_notes(model: VisionTransformer, weights: Weights) -> list[str]:
     block = model.encoder.blocks[0]
     assert isinstance(block, Block)
     notes += block_notes(block, trained)
-    stem = model.embeddings.patch_embedding.stem
-    if stem is not None and stem.conv.style != trained["resnet_style"]:
-        notes.append(
-            f"trained with resnet_style={trained['resnet_style']}, the model has {stem.conv.style}"
-        )
+    notes += stem_notes(model.embeddings.patch_embedding.stem, trained)
     if model.global_pool != trained["global_pool"]:
         notes.append(
             f"trained with global_pool={trained['global_pool']}, the model has {model.global_pool}"
         )
     return notes
+
+
+def stem_notes(stem: Stem | None, trained: Mapping[str, Any]) -> list[str]:
+    """The setting of a stem that is another than its weights were trained with, in words."""
+    if stem is None:
+        return []
+    is_resnet = isinstance(stem, ResNetStem)
+    key = "resnet_style" if is_resnet else "conv_stem_strides"
+    value = stem.conv.style if is_resnet else stem.strides
+    if value == trained[key]:
+        return []
+    return [f"trained with {key}={trained[key]}, the model has {value}"]
 
 
 def block_notes(block: Block, trained: Mapping[str, Any]) -> list[str]:
@@ -227,7 +238,7 @@ def adapt_embeddings(
             tensors[POSITIONS] = resize_positions(tensors[POSITIONS], old, new, position_resize)
             changes.append(f"{POSITIONS} from {old[0]}x{old[1]} to {new[0]}x{new[1]}")
 
-    name = ROOT if ROOT in tensors else PATCHES + "projection.weight"
+    name = first_kernel(tensors)
     kernel = tensors[name]
     old, new = kernel.shape[1], embeddings.patch_embedding.num_channels
     if old != new:
