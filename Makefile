@@ -31,10 +31,10 @@ lint: $(VENV)/.installed-dev  ## ruff and pyright
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright
 
-bench: $(VENV)/.installed-dev  ## steps of training and inference against four other projects, in turn; ten minutes
+bench: $(VENV)/.installed-dev  ## steps of training and inference against four other projects, in turn; half an hour
 	$(RUN) benchmarks/speed.py --out outputs/speed.md
 
-check-recipes: $(VENV)/.installed  ## retrain digits and ten minutes of CIFAR-10; fails below stated accuracies
+check-recipes: $(VENV)/.installed  ## retrain digits and two cuts of CIFAR-10 recipes; fails below stated accuracies
 	$(RUN) benchmarks/check_recipes.py
 
 tensorboard: $(VENV)/.installed  ## the curves of all runs, in a browser
