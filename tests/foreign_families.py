@@ -74,6 +74,7 @@ TIMM_CHANGES: dict[str, dict] = {
     "samvit_base_patch16_224": {"img_size": 224},
     "aimv2_large_patch14_224": {"img_size": 56},
     "vit_huge_patch14_gap_224": {"img_size": 56},
+    "eva_large_patch14_196": {"img_size": 56},
     "vit_intern300m_patch14_448": {"img_size": 56},
     "vit_base_mci_224": {"embed_dim": None, "num_heads": None},
 }

@@ -26,10 +26,10 @@ from vit.weights.loading import read
 
 def test_unknown_names_are_listed(tmp_path):
     path, state = tmp_path / "x", timm_model().state_dict()
-    surplus = {"dist_token": torch.zeros(1), "norm_pre.weight": torch.zeros(1)}
+    surplus = {"mask_token": torch.zeros(1), "norm_post.weight": torch.zeros(1)}
     save_file(state | surplus, path)
     with pytest.raises(
-        CheckpointError, match=r"no part for dist_token, norm_pre\.weight"
+        CheckpointError, match=r"no part for mask_token, norm_post\.weight"
     ) as caught:
         read(path)
     assert str(caught.value).startswith(str(path))

@@ -34,8 +34,12 @@ MODEL_SETTINGS_OF_WEIGHTS = (
     "position",
     "cls_token",
     "cls_position",
+    "distill_token",
     "num_registers",
+    "pre_norm",
     "global_pool",
+    "fc_norm",
+    "gated_mlp",
     "pruned_heads",
 )
 PREPROCESSING_OF_WEIGHTS = ("mean", "std", "eval_crop", "interpolation")

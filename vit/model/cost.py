@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vit.model.pooling import AttentionPool, Pooler
 from vit.model.resnet_stem import ResNetStem
 from vit.model.vision_transformer import (
     Attention,
@@ -11,12 +12,21 @@ from vit.model.vision_transformer import (
     Embeddings,
     Encoder,
     PatchEmbedding,
-    Pooler,
     VisionTransformer,
 )
 
 # The kinds of modules whose output shapes are listed
-LISTED = (ResNetStem, PatchEmbedding, Embeddings, Attention, Block, Encoder, Pooler, nn.Linear)
+LISTED = (
+    ResNetStem,
+    PatchEmbedding,
+    Embeddings,
+    Attention,
+    Block,
+    Encoder,
+    AttentionPool,
+    Pooler,
+    nn.Linear,
+)
 
 
 class WholeSequence(nn.Module):
@@ -33,7 +43,7 @@ class WholeSequence(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         model = self.model
         sequence = model.encoder(model.embeddings(images))
-        return model.head(model.pooler(model.pool(sequence)))
+        return model.classify(sequence)
 
 
 def forward_on_meta(
@@ -84,8 +94,9 @@ def training_flops(model: VisionTransformer, head_only: bool = False) -> int:
     with FlopCounterMode(display=False) as counter:
         forward_on_meta(model, 1, whole=False, training=True)
     forward = counter.get_total_flops()
-    # A multiply-add for each of the head's weights
-    head = 2 * model.head.weight.numel()
+    # A multiply-add for each of the heads' weights
+    heads = [head for head in (model.head, model.head_distill) if head is not None]
+    head = 2 * sum(head.weight.numel() for head in heads)
     return forward + 2 * (head if head_only else forward)
 
 

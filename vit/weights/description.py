@@ -13,7 +13,7 @@ from torch import Tensor
 from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError
 from vit.model.positions import fixed_positions
-from vit.weights.names import CLS, PATCHES, POSITIONS, REGISTERS, ROOT, list_some
+from vit.weights.names import CLS, DISTILL, PATCHES, POSITIONS, PROBE, REGISTERS, ROOT, list_some
 
 # Widths whose heads are not 64 wide: {hidden_size: num_heads} of Zhai et al. 2022
 # (arXiv:2106.04560), table 2
@@ -22,7 +22,11 @@ HEAD_WIDTH = 64
 
 # Arguments that a format must be able to express, and the value that needs no expressing
 PLAIN = {
+    "distill_token": False,
     "num_registers": 0,
+    "gated_mlp": False,
+    "pre_norm": False,
+    "fc_norm": False,
     "qk_norm": False,
     "layer_scale": None,
     "pruned_heads": None,
@@ -38,7 +42,7 @@ PLAIN = {
 
 FIRST_BLOCK = "encoder.blocks.0."
 
-# Settings that change what a model computes and that no shape shows
+# Settings that change what a model computes and that no shape shows; after a mean also fc_norm
 UNSEEN = ("num_heads", "layer_norm_eps", "activation", "global_pool")
 
 # Those that shapes and names do show, and that must agree with what a file states
@@ -50,8 +54,11 @@ SEEN = (
     "num_channels",
     "qkv_bias",
     "qk_norm",
+    "gated_mlp",
     "cls_token",
+    "distill_token",
     "num_registers",
+    "pre_norm",
     "representation_size",
     "resnet_stages",
 )
@@ -61,6 +68,8 @@ DIMENSIONS = {
     PATCHES + "projection.weight": 4,
     ROOT: 4,
     CLS: 3,
+    DISTILL: 3,
+    PROBE: 3,
     REGISTERS: 3,
     POSITIONS: 3,
     FIRST_BLOCK + "attention.query.weight": 2,
@@ -166,6 +175,8 @@ def describe(
     model |= {"layer_norm_eps": layer_norm_eps, **known}
 
     assumed = [key for key in UNSEEN if key not in known]
+    if model["global_pool"] == "mean" and "fc_norm" not in known:
+        assumed.append("fc_norm")
     if stages and "resnet_style" not in known:
         assumed.append("resnet_style")
     check_position(POSITIONS in tensors, known.get("position"), path)
@@ -188,6 +199,7 @@ def check_parts(tensors: Mapping[str, Tensor], path: Path) -> None:
         PATCHES + "projection.weight",
         "encoder.norm.weight",
         FIRST_BLOCK + "mlp.fc1.weight",
+        FIRST_BLOCK + "mlp.fc2.weight",
         FIRST_BLOCK + "attention.query.weight",
     ]
     missing = [name for name in needed if name not in tensors]
@@ -202,13 +214,6 @@ def check_parts(tensors: Mapping[str, Tensor], path: Path) -> None:
                 f"{path}: {name} (by this project's name) is {tuple(tensors[name].shape)} instead "
                 f"of {dimensions}-dimensional; only classifiers of images can be loaded"
             )
-    hidden, output = FIRST_BLOCK + "mlp.fc1.weight", FIRST_BLOCK + "mlp.fc2.weight"
-    # The halves of the first layer are multiplied with each other
-    if output in tensors and tensors[hidden].shape[0] == 2 * tensors[output].shape[1]:
-        raise CheckpointError(
-            f"{path}: a gated MLP (SwiGLU: the first layer gives {tensors[hidden].shape[0]} "
-            f"values, the second takes {tensors[output].shape[1]}); only plain ones can be loaded"
-        )
 
 
 def check_stated(seen: Mapping[str, Any], known: Mapping[str, Any], path: Path) -> None:
@@ -278,6 +283,9 @@ def describe_shapes(tensors: Mapping[str, Tensor], stages: list[int] | None) -> 
     # A hybrid's kernel covers features, each of which stands for stride × stride pixels.
     stride = 2 ** (len(stages) + 1) if stages else 1
     patch_size = (kernel.shape[2] * stride, kernel.shape[3] * stride)
+    intermediate_size = tensors[FIRST_BLOCK + "mlp.fc2.weight"].shape[1]
+    # The halves of the first layer are multiplied with each other
+    is_gated = tensors[FIRST_BLOCK + "mlp.fc1.weight"].shape[0] == 2 * intermediate_size
     model: dict[str, Any] = {
         "image_size": 224,
         "patch_size": int_or_pair(patch_size),
@@ -285,13 +293,17 @@ def describe_shapes(tensors: Mapping[str, Tensor], stages: list[int] | None) -> 
         "hidden_size": hidden_size,
         "num_layers": count_blocks(tensors),
         "num_heads": HEADS.get(hidden_size, max(1, hidden_size // HEAD_WIDTH)),
-        "intermediate_size": tensors[FIRST_BLOCK + "mlp.fc1.weight"].shape[0],
-        "activation": "gelu",
+        "intermediate_size": intermediate_size,
+        "activation": "silu" if is_gated else "gelu",
+        "gated_mlp": is_gated,
         "qkv_bias": FIRST_BLOCK + "attention.query.bias" in tensors,
         "qk_norm": FIRST_BLOCK + "attention.query_norm.weight" in tensors,
         "layer_scale": 1e-5 if FIRST_BLOCK + "scale1.factor" in tensors else None,
         "cls_token": CLS in tensors,
-        "global_pool": "cls" if CLS in tensors else "mean",
+        "distill_token": DISTILL in tensors,
+        "pre_norm": "embeddings.norm.weight" in tensors,
+        "global_pool": shown_pooling(tensors, hidden_size),
+        "fc_norm": False,
         "num_registers": 0,
         "representation_size": None,
         "resnet_stages": stages,
@@ -304,6 +316,16 @@ def describe_shapes(tensors: Mapping[str, Tensor], stages: list[int] | None) -> 
     if "head.weight" in tensors:
         model["num_classes"] = tensors["head.weight"].shape[0]
     return model
+
+
+def shown_pooling(tensors: Mapping[str, Tensor], hidden_size: int) -> str:
+    """The pooling that the tensors show, or that models with such tensors usually have."""
+    if PROBE in tensors:
+        return "map"
+    head = tensors.get("pooler.dense.weight", tensors.get("head.weight"))
+    if head is not None and CLS in tensors and head.shape[1] == 2 * hidden_size:
+        return "cls_mean"
+    return "cls" if CLS in tensors else "mean"
 
 
 def count_blocks(tensors: Mapping[str, Tensor]) -> int:

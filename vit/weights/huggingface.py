@@ -173,6 +173,7 @@ def known_arguments(config: ConfigFile) -> dict[str, Any]:
         # I-JEPA alone has no class token
         "cls_token": model_type != "ijepa",
         "global_pool": "mean" if model_type == "ijepa" else "cls",
+        "fc_norm": False,
     }
     sizes = {ours: config.get(theirs, kind) for theirs, (ours, kind) in SIZES.items()}
     return known | {key: size for key, size in sizes.items() if size is not None}
