@@ -181,6 +181,12 @@ def largest_difference(theirs: nn.Module, trace: Trace, size: int) -> float:
         return (outputs - trace.logits).abs().max().item()
     if getattr(outputs, "logits", None) is not None:
         return (outputs.logits - trace.logits).abs().max().item()
+    if getattr(outputs, "image_embeds", None) is not None:
+        projected = theirs.visual_projection(trace.pooled)
+        return (outputs.image_embeds - projected).abs().max().item()
+    # CLIP's last norm is of the class token alone
+    if theirs.config.model_type in ("clip_vision_model", "siglip_vision_model"):
+        return (outputs.pooler_output - trace.pooled).abs().max().item()
     features = outputs.last_hidden_state
     if hasattr(outputs, "ids_restore"):
         # ViT-MAE shuffles the patches

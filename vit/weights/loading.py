@@ -8,6 +8,7 @@ load_block(block, path, n)            one block alone
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vit.checkpoints.model import load_weights, strip_prefix
 from vit.errors import CheckpointError
 from vit.model.head_pruning import num_original_heads
 from vit.model.vision_transformer import Block, VisionTransformer
-from vit.weights import huggingface, jeonsworld, npz, own, timm, torchvision
+from vit.weights import huggingface, jeonsworld, npz, own, timm, torchvision, towers
 from vit.weights.config_file import model_name, read_config
 from vit.weights.description import Weights
 from vit.weights.files import (
@@ -94,6 +95,9 @@ def read_state_dict(path: Path, tensors: dict[str, Tensor]) -> Weights:
     """Read tensors under the names of one of the libraries; raises CheckpointError for others."""
     # DistributedDataParallel puts module. before every name.
     tensors = without_prefix(tensors, ("module.",), path)
+    family = towers.family_of(path, tensors)
+    if family is not None:
+        return towers.read(path, tensors, family)
     for library in (own, jeonsworld, timm, torchvision, huggingface):
         if any(mark in tensors for mark in library.MARKS):
             return library.read(path, tensors)
@@ -157,5 +161,7 @@ def build(source: Path | str, num_classes: int | None = None) -> VisionTransform
     if weights.classes is not None and len(weights.classes) == arguments["num_classes"]:
         model.classes = weights.classes
     if weights.preprocessing is not None:
-        model.preprocessing = weights.preprocessing
+        # It may be of smaller images than the positions, as of DINOv2
+        image_size = model.embeddings.patch_embedding.image_size
+        model.preprocessing = replace(weights.preprocessing, image_size=image_size)
     return model.eval()
