@@ -102,19 +102,21 @@ def restore_model(
     from vit.evaluation.measurements import MeasuredModel
     from vit.evaluation.restore import restore, restore_pretrained
     from vit.runtime.cores import loader_workers
+    from vit.weights.sources import find
 
     computing = (settings.precision, settings.batch_size)
     data_changes = {key: value for key, value in changes.items() if key.startswith("data.")}
     if settings.checkpoint is not None:
-        path = Path(settings.checkpoint)
+        path, name = Path(settings.checkpoint), settings.checkpoint
         restored = restore(path, data_changes, device, *computing)
     else:
-        path = Path(str(settings.pretrained))
+        source = find(str(settings.pretrained))
+        path, name = source.path, source.name
         restored = restore_pretrained(
             path, settings.data, settings.model, device, *computing, typed=set(changes)
         )
     workers = loader_workers(settings.runtime.workers, device_type=device.type)
-    return MeasuredModel(path, restored, settings.split, workers)
+    return MeasuredModel(path, restored, settings.split, workers, name)
 
 
 def measure_model(model: "MeasuredModel", settings: EvaluateConfig) -> str:

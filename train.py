@@ -196,7 +196,8 @@ def train(
     new = not run.has_checkpoint()
 
     # Mistakes in the configuration are reported before any data is read, which may take minutes
-    config, weights = prepare.with_pretrained(config, run)
+    screen.doing("reading the configuration and the weights")
+    config, weights = prepare.with_pretrained(config, run, machine.processes, stop)
     prepare.check_parts(config, run.overrides)
 
     # What is learned from, and the run's only clock

@@ -74,6 +74,7 @@ TIMM_CHANGES: dict[str, dict] = {
     "samvit_base_patch16_224": {"img_size": 224},
     "aimv2_large_patch14_224": {"img_size": 56},
     "vit_huge_patch14_gap_224": {"img_size": 56},
+    "eva_large_patch14_196": {"img_size": 56},
     "vit_intern300m_patch14_448": {"img_size": 56},
     "vit_base_mci_224": {"embed_dim": None, "num_heads": None},
 }
@@ -180,6 +181,12 @@ def largest_difference(theirs: nn.Module, trace: Trace, size: int) -> float:
         return (outputs - trace.logits).abs().max().item()
     if getattr(outputs, "logits", None) is not None:
         return (outputs.logits - trace.logits).abs().max().item()
+    if getattr(outputs, "image_embeds", None) is not None:
+        projected = theirs.visual_projection(trace.pooled)
+        return (outputs.image_embeds - projected).abs().max().item()
+    # CLIP's last norm is of the class token alone
+    if theirs.config.model_type in ("clip_vision_model", "siglip_vision_model"):
+        return (outputs.pooler_output - trace.pooled).abs().max().item()
     features = outputs.last_hidden_state
     if hasattr(outputs, "ids_restore"):
         # ViT-MAE shuffles the patches

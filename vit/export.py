@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or weights of another library")
+    # Not a Path, which would take https:// for https:/
+    parser.add_argument("checkpoint", help="a checkpoint, or weights of another library")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument(
         "--out", type=Path, required=True, help="file or folder to write; must not be there yet"

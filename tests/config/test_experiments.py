@@ -28,6 +28,7 @@ SMALL = [
     "train.precision=fp32",
     "schedule.warmup=0",
     "data.limit=12",
+    "pretrained=null",
 ]
 
 

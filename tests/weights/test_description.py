@@ -60,6 +60,7 @@ def test_what_the_file_states_wins_and_is_not_assumed():
         "activation": "relu",
         "layer_norm_eps": 1e-3,
         "global_pool": "mean",
+        "fc_norm": True,
         "image_size": 32,
     }
     described, assumed = describe(own_model().state_dict(), PATH, known)
@@ -164,11 +165,21 @@ def test_tensors_of_other_dimensions_are_refused(name):
             describe(wrong, PATH, {})
 
 
-def test_a_gated_mlp_is_refused():
-    tensors = own_model().state_dict()
-    tensors["encoder.blocks.0.mlp.fc2.weight"] = torch.zeros(64, 128)
-    with pytest.raises(CheckpointError, match=r"some.file: a gated MLP \(SwiGLU: .* 256 .* 128\)"):
-        describe(tensors, PATH, {})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gated_mlp": True, "activation": "silu"},
+        {"distill_token": True},
+        {"pre_norm": True},
+        {"global_pool": "map", "cls_token": False},
+        {"global_pool": "cls_mean"},
+    ],
+    ids=str,
+)
+def test_parts_are_seen_in_the_tensors(changes):
+    described, _ = describe(own_model(**changes).state_dict(), PATH, {})
+    assert {key: described[key] for key in changes} == changes
+    assert described["intermediate_size"] == 256
 
 
 def test_settings_that_were_assumed_are_told_with_the_architecture():

@@ -134,15 +134,26 @@ def test_every_architecture_of_timm_is_in_the_table():
 def test_what_a_name_of_timm_stands_for(name):
     with torch.device("meta"):
         model = timm.create_model(name, depth=1)
-    activations = {"GELU(approximate='none')": "gelu", "GELUTanh()": "gelu_tanh"}
+    activations = {
+        "GELU(approximate='none')": "gelu",
+        "GELUTanh()": "gelu_tanh",
+        "QuickGELU()": "quick_gelu",
+        "SiLU()": "silu",
+    }
     block = model.blocks[0]
-    assert settings_of(name) == {
+    expected = {
         "activation": activations[str(block.mlp.act)],
         "layer_norm_eps": block.norm1.eps,
-        "global_pool": {"token": "cls", "avg": "mean"}[model.global_pool],
+        "global_pool": {"token": "cls", "avg": "mean", "map": "map"}[model.global_pool],
         "num_heads": block.attn.num_heads,
     }
-    assert {type(block).__name__, type(block.attn).__name__} == {"Block", "Attention"}
+    kinds = ("Block", "Attention")
+    if "dinov3" in name:
+        expected["position"] = "rope_dinov3"
+        kinds = ("EvaBlock", "EvaAttention")
+        assert model.rope.temperature == 100.0
+    assert settings_of(name) == expected
+    assert (type(block).__name__, type(block.attn).__name__) == kinds
 
 
 def test_names_of_earlier_versions_of_timm():

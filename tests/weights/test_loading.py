@@ -1,5 +1,6 @@
 """Weights of any format: the format is recognized, and a model is built for them."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -25,10 +26,10 @@ from vit.weights.loading import read
 
 def test_unknown_names_are_listed(tmp_path):
     path, state = tmp_path / "x", timm_model().state_dict()
-    surplus = {"dist_token": torch.zeros(1), "norm_pre.weight": torch.zeros(1)}
+    surplus = {"mask_token": torch.zeros(1), "norm_post.weight": torch.zeros(1)}
     save_file(state | surplus, path)
     with pytest.raises(
-        CheckpointError, match=r"no part for dist_token, norm_pre\.weight"
+        CheckpointError, match=r"no part for mask_token, norm_post\.weight"
     ) as caught:
         read(path)
     assert str(caught.value).startswith(str(path))
@@ -200,3 +201,37 @@ def test_a_model_is_built_in_evaluation_mode(tmp_path):
 
 def test_settings_that_come_with_weights_are_arguments_of_the_model():
     assert set(MODEL_SETTINGS_OF_WEIGHTS) <= set(VisionTransformer.__init__.__kwdefaults__)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_model_in_several_files(tmp_path, safe):
+    """Hugging Face's shards: an index lists which file has which tensors."""
+    theirs = hf_model().state_dict()
+    names = sorted(theirs)
+    kind, ending = ("model", "safetensors") if safe else ("pytorch_model", "bin")
+    table = {}
+    for number, inside in enumerate((names[::2], names[1::2])):
+        shard = f"{kind}-0000{number}-of-00002.{ending}"
+        table |= dict.fromkeys(inside, shard)
+        tensors = {name: theirs[name] for name in inside}
+        (save_file if safe else torch.save)(tensors, tmp_path / shard)
+    index = tmp_path / f"{kind}.{ending}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    config = {"model_type": "vit", "num_attention_heads": 3, "image_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    save_file(theirs, tmp_path / "whole")
+    weights, whole = read(tmp_path), read(tmp_path / "whole")
+    assert weights.model["num_heads"] == 3
+    assert weights.tensors.keys() == whole.tensors.keys()
+    assert all(torch.equal(weights.tensors[name], whole.tensors[name]) for name in whole.tensors)
+
+    other = dict(table)
+    other[names[0]] = table[names[1]]
+    index.write_text(json.dumps({"weight_map": other}))
+    with pytest.raises(CheckpointError, match=f"they differ in {names[0]}"):
+        read(tmp_path)
+    index.write_text(json.dumps({"weight_map": table}))
+    (tmp_path / table[names[1]]).unlink()
+    with pytest.raises(CheckpointError, match="no readable file"):
+        read(tmp_path)

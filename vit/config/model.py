@@ -49,6 +49,8 @@ class ModelConfig:
     # Width of the MLP, instead of mlp_ratio
     intermediate_size: int | None = setting(POSITIVE)
     activation: str = setting(one_of("gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu"))
+    # The activation of one half of the MLP's first layer multiplies the other; silu: SwiGLU
+    gated_mlp: bool = setting()
 
     # The three that may be null take the value of dropout then
     dropout: float = setting(BELOW_ONE)
@@ -67,12 +69,20 @@ class ModelConfig:
     layer_scale: float | None = setting(POSITIVE)
     layer_norm_eps: float = setting(POSITIVE)
 
-    position: str = setting(one_of("learned", "sincos2d", "sincos1d", "rope2d", "none"))
+    position: str = setting(
+        one_of("learned", "sincos2d", "sincos1d", "rope2d", "rope_dinov3", "none")
+    )
     cls_token: bool = setting()
     # Whether the class token has a learned position too
     cls_position: bool = setting()
+    # A second class token with a head of its own
+    distill_token: bool = setting()
     num_registers: int = setting(NOT_NEGATIVE)
-    global_pool: str = setting(one_of("cls", "mean"))
+    # A LayerNorm before the blocks
+    pre_norm: bool = setting()
+    global_pool: str = setting(one_of("cls", "mean", "cls_mean", "map"))
+    # The last LayerNorm after the mean instead of before it
+    fc_norm: bool = setting()
     # Width of a dense + tanh layer before the head; null: none
     representation_size: int | None = setting(POSITIVE)
 

@@ -35,8 +35,12 @@ MODEL_SETTINGS_OF_WEIGHTS = (
     "position",
     "cls_token",
     "cls_position",
+    "distill_token",
     "num_registers",
+    "pre_norm",
     "global_pool",
+    "fc_norm",
+    "gated_mlp",
     "pruned_heads",
 )
 PREPROCESSING_OF_WEIGHTS = ("mean", "std", "eval_crop", "interpolation")
@@ -127,6 +131,18 @@ def notable_settings(config: Config, overrides: Sequence[str]) -> dict[str, Any]
     }
 
 
+def names_same_weights(given: str, saved: str) -> bool:
+    """Whether a run that saved this value of `pretrained` may have been given that one.
+
+    A name of the network is saved with what it was resolved to: hf:OWNER/NAME@COMMIT, and
+    https://…#sha256=…; see vit/weights/sources.py.
+    """
+    if given.startswith(("hf:", "timm:")):
+        # A branch, which may be given, is saved as the commit it was at
+        given, saved = given.partition("@")[0], saved.partition("@")[0]
+    return given in (saved, saved.partition("#sha256=")[0])
+
+
 def resumed_config(
     saved: dict[str, Any], changes: dict[str, Any], allow: bool, source: str
 ) -> tuple[Config, list[str]]:
@@ -149,8 +165,9 @@ def resumed_config(
         changed = with_changes(changed, kept)
         after |= kept
 
-    # The same file again is the command that started the run, repeated
-    if changes.get("pretrained") not in (None, before["pretrained"]):
+    # The same weights again are of the command that started the run, repeated
+    given = changes.get("pretrained")
+    if given is not None and not names_same_weights(given, before["pretrained"] or ""):
         raise ConfigError(
             "pretrained does nothing beside resume: the run's weights are in its checkpoint; "
             "leave it out"

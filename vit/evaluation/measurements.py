@@ -109,6 +109,7 @@ class MeasuredModel:
     """A restored model and the split it is measured on.
 
     path: its file. split: train, val or test. workers: processes that decode image files.
+    source: what the file was asked for by, where that was a name of the network; None: its path.
     outputs: what the model computed for the images, as far as a measurement needs it; empty before
     measure_accuracy.
     """
@@ -117,6 +118,7 @@ class MeasuredModel:
     restored: RestoredModel
     split: str
     workers: int
+    source: str | None = None
     outputs: RecordedOutputs = field(default_factory=RecordedOutputs)
 
     @property
@@ -161,7 +163,7 @@ def measure_accuracy(model: MeasuredModel, needs: frozenset[str]) -> Result:
     numbers = {
         "split": model.split,
         "data": str(images),
-        "checkpoint": str(model.path),
+        "checkpoint": model.source or str(model.path),
         "precision": restored.precision.name,
         **metrics,
         "top1_interval_95": [low, high],

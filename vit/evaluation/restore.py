@@ -165,7 +165,7 @@ def default_batch_size(train: TrainConfig) -> int:
 
 
 def width_of(model: VisionTransformer) -> int:
-    return model.encoder.norm.normalized_shape[0]
+    return model.hidden_size
 
 
 def restore_pretrained(

@@ -1,13 +1,13 @@
 """The Vision Transformer and its parts; vision_transformer.py is the place to start reading."""
 
+from vit.model.mlp import MLP
+from vit.model.pooling import AttentionPool, Pooler
 from vit.model.vision_transformer import (
-    MLP,
     Attention,
     Block,
     Embeddings,
     Encoder,
     PatchEmbedding,
-    Pooler,
     Trace,
     VisionTransformer,
 )
@@ -15,6 +15,7 @@ from vit.model.vision_transformer import (
 __all__ = [
     "MLP",
     "Attention",
+    "AttentionPool",
     "Block",
     "Embeddings",
     "Encoder",

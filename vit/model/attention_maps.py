@@ -15,10 +15,11 @@ def pooled_row(matrices: Tensor, model: VisionTransformer) -> Tensor:
     """How much the pooled output attends to every patch: (…, N, N) → (…, R, S).
 
     matrices: attention of the token in the row to the token in the column. The pooled output is the
-    class token, or the mean of the patches.
+    class token, or the mean of the patches, for which map is taken too. Of cls_mean it is the
+    class token, and of two class tokens the first.
     """
     prefix = model.embeddings.num_prefix
-    if model.global_pool == "cls":
+    if model.global_pool in ("cls", "cls_mean"):
         row = matrices[..., 0, :]
     else:
         row = matrices[..., prefix:, :].mean(dim=-2)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit.model.conv_stem import ConvStem
+from vit.model.pooling import AttentionPool, Pooler
 from vit.model.resnet_stem import ResNetStem
 from vit.model.vision_transformer import (
     Attention,
@@ -12,7 +13,6 @@ from vit.model.vision_transformer import (
     Embeddings,
     Encoder,
     PatchEmbedding,
-    Pooler,
     VisionTransformer,
 )
 
@@ -25,6 +25,7 @@ LISTED = (
     Attention,
     Block,
     Encoder,
+    AttentionPool,
     Pooler,
     nn.Linear,
 )
@@ -44,7 +45,7 @@ class WholeSequence(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         model = self.model
         sequence = model.encoder(model.embeddings(images))
-        return model.head(model.pooler(model.pool(sequence)))
+        return model.classify(sequence)
 
 
 def forward_on_meta(
@@ -95,8 +96,9 @@ def training_flops(model: VisionTransformer, head_only: bool = False) -> int:
     with FlopCounterMode(display=False) as counter:
         forward_on_meta(model, 1, whole=False, training=True)
     forward = counter.get_total_flops()
-    # A multiply-add for each of the head's weights
-    head = 2 * model.head.weight.numel()
+    # A multiply-add for each of the heads' weights
+    heads = [head for head in (model.head, model.head_distill) if head is not None]
+    head = 2 * sum(head.weight.numel() for head in heads)
     return forward + 2 * (head if head_only else forward)
 
 

@@ -72,10 +72,12 @@ def initialize(model: "VisionTransformer", init: str, init_range: float | None) 
         if isinstance(module, nn.Linear | nn.Conv2d):
             initialize_weight(name, module, init, init_range)
             initialize_bias(name, module, init)
-    for name in ("cls_token", "registers", "position_embedding"):
+    for name in ("cls_token", "registers", "position_embedding", "distill_token"):
         token = getattr(model.embeddings, name)
         if isinstance(token, nn.Parameter):  # None without, a buffer where positions are fixed
             initialize_token(name, token, init, init_range)
+    if model.attention_pool is not None:
+        initialize_probe(model.attention_pool.probe, init, init_range)
     if init == "local":
         point_heads_at_neighbors(model)
 
@@ -90,7 +92,7 @@ def initialize_weight(
     elif init == "xavier":
         # A kernel counts as the matrix that it is for a patch, (out, in · height · width).
         nn.init.xavier_uniform_(weight.flatten(1))
-    elif name == "head":
+    elif name in ("head", "head_distill"):
         nn.init.zeros_(weight)  # vit_jax starts from equal logits
     elif isinstance(module, nn.Conv2d) or name == "pooler.dense":
         # lecun_normal, the default of flax
@@ -117,6 +119,14 @@ def initialize_token(name: str, token: nn.Parameter, init: str, init_range: floa
         nn.init.normal_(token, std=0.02)
 
 
+def initialize_probe(probe: nn.Parameter, init: str, init_range: float) -> None:
+    """Initialize the query (1, 1, D) of an AttentionPool, Xavier-uniform as in big_vision."""
+    if init == "trunc_normal":
+        truncated_normal(probe, init_range)
+    else:
+        nn.init.xavier_uniform_(probe[0])
+
+
 def point_heads_at_neighbors(model: "VisionTransformer") -> None:
     """Make each head look at one of the 3 × 3 patches around its own at the start.
 
@@ -129,7 +139,7 @@ def point_heads_at_neighbors(model: "VisionTransformer") -> None:
     Raises ValueError for other positions, or without these biases.
     """
     layers = attention_modules(model)
-    if model.encoder.rotation is None or layers[0].query.bias is None:
+    if model.position != "rope2d" or layers[0].query.bias is None:
         raise ValueError(
             "init=local needs position=rope2d and qkv_bias=true: "
             "the biases of query and key point the heads at their neighbors"

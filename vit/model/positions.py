@@ -4,6 +4,7 @@ Axis letters: R × S rows × columns of the patch grid, D width of the model, N 
 K width of one head.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -105,17 +106,17 @@ def kept_patches(num_patches: int, patch_dropout: float) -> int:
 def fixed_positions(position: str, grid_size: Pair, width: int) -> Tensor | None:
     """The fixed positions that are added to the patches, (1, R·S, D), or None where none are.
 
-    Nothing is added with `rope2d`, which acts in the attention, and with `none`. Raises ValueError
-    for an unknown name.
+    Nothing is added by the rotary ones, which act in the attention, and with `none`. Raises
+    ValueError for an unknown name.
     """
     if position == "sincos2d":
         return sincos2d(grid_size, width)[None]
     if position == "sincos1d":
         return sincos1d(grid_size, width)[None]
-    if position in ("rope2d", "none"):
+    if position in ("rope2d", "rope_dinov3", "none"):
         return None
     raise ValueError(
-        f"position must be learned, sincos2d, sincos1d, rope2d or none, got {position}"
+        f"position must be learned, sincos2d, sincos1d, rope2d, rope_dinov3 or none, got {position}"
     )
 
 
@@ -136,12 +137,50 @@ def rope2d(grid_size: Pair, head_width: int, num_prefix: int) -> Tensor:
         raise ValueError(f"position=rope2d needs heads whose width 4 divides, got {head_width}")
     frequencies = rope_frequencies(head_width)
     x, y = patch_coordinates(grid_size)
-    patch_angles = torch.cat([x[:, None] * frequencies, y[:, None] * frequencies], dim=1)
+    return rotations(
+        torch.cat([x[:, None] * frequencies, y[:, None] * frequencies], dim=1), num_prefix
+    )
+
+
+def rope_dinov3(grid_size: Pair, head_width: int, num_prefix: int) -> Tensor:
+    """As rope2d, by where a patch lies in the image instead of by its number: (2, N, K).
+
+    The coordinates of the patches' centers run from -1 to 1 whatever the grid, so that a finer one
+    is a finer sampling of the same positions. The first half of a head's channels rotates with the
+    row. Source: Siméoni et al. 2025, DINOv3 (arXiv:2508.10104), section 3.2, and its code. Raises
+    ValueError unless 4 divides the head's width.
+    """
+    if head_width % 4:
+        raise ValueError(
+            f"position=rope_dinov3 needs heads whose width 4 divides, got {head_width}"
+        )
+    frequencies = 2 * math.pi * rope_frequencies(head_width)
+    x, y = patch_coordinates(grid_size)
+    rows, columns = grid_size
+    x, y = 2 * (x + 0.5) / columns - 1, 2 * (y + 0.5) / rows - 1
+    return rotations(
+        torch.cat([y[:, None] * frequencies, x[:, None] * frequencies], dim=1), num_prefix
+    )
+
+
+def rotations(patch_angles: Tensor, num_prefix: int) -> Tensor:
+    """The cosines and sines (2, N, K) of the patches' angles (R·S, K/2), one a pair of channels."""
     # An angle of zero leaves the class token and the registers as they are.
-    prefix_angles = torch.zeros(num_prefix, head_width // 2)
+    prefix_angles = torch.zeros(num_prefix, patch_angles.shape[1])
     # Both channels of a pair rotate by the same angle.
     angles = torch.cat([prefix_angles, patch_angles]).repeat_interleave(2, dim=1)  # (N, K)
     return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotary_positions(
+    position: str, grid_size: Pair, head_width: int, num_prefix: int
+) -> Tensor | None:
+    """The rotations (2, N, K) of a position of this name, or None where nothing is rotated."""
+    if position == "rope2d":
+        return rope2d(grid_size, head_width, num_prefix)
+    if position == "rope_dinov3":
+        return rope_dinov3(grid_size, head_width, num_prefix)
+    return None
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

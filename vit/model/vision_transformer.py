@@ -5,7 +5,7 @@
       Embeddings         + class token, registers, positions     (B, N, D)
       Encoder            L × Block, then LayerNorm               (B, N, D)
         Block            x + Attention(norm(x)); x + MLP(norm(x))
-      pool               the class token, or the mean            (B, D)
+      pool               the class token, the mean, …            (B, D)
       Pooler, head       an optional hidden layer, a linear map  (B, num_classes)
 
 Axis letters, used at every reshape:
@@ -33,10 +33,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vit.model.activations import build_activation
+from vit.model.checks import check_counts, check_pooling
 from vit.model.head_pruning import remove_heads, select_heads, split_head_mask
 from vit.model.initialization import initialize
-from vit.model.positions import Size, fixed_positions, kept_patches, patch_grid, rope2d, rotate
+from vit.model.mlp import MLP
+from vit.model.pooling import AttentionPool, Pooler
+from vit.model.positions import (
+    Size,
+    fixed_positions,
+    kept_patches,
+    patch_grid,
+    rotary_positions,
+    rotate,
+)
+from vit.model.residual import LayerScale, drop_path
 from vit.model.stems import Stem, build_stem
 
 if TYPE_CHECKING:
@@ -103,13 +113,16 @@ class Embeddings(nn.Module):
     (B, C, height, width) → (B, N, D), where N = prefix + patches.
 
     cls_token       put a learned token before the patches, to pool the image in
-    num_registers   learned tokens after the class token that nothing reads (Darcet et al. 2024,
+    distill_token   a second class token with a head of its own, after the first (Touvron et al.
+                    2021, DeiT, arXiv:2012.12877); it has no position
+    num_registers   learned tokens after those that nothing reads (Darcet et al. 2024,
                     arXiv:2309.16588); they have no position
     position        learned; sincos2d or sincos1d (both fixed, zero for the class token); none.
-                    rope2d acts in the attention and adds nothing here
+                    rope2d and rope_dinov3 act in the attention and add nothing here
     cls_position    whether the class token has a learned position too
     patch_dropout   the fraction of patches left out in training, other ones for each image
-                    (Liu et al. 2023, PatchDropout, arXiv:2208.07220); not with rope2d
+                    (Liu et al. 2023, PatchDropout, arXiv:2208.07220); not with rope2d, rope_dinov3
+    pre_norm        a LayerNorm on all tokens, as in CLIP (Radford et al. 2021, arXiv:2103.00020)
 
     Raises ValueError for an unknown position, or one that doesn't go with the sizes.
     """
@@ -124,18 +137,24 @@ class Embeddings(nn.Module):
         num_registers: int = 0,
         position: str = "learned",
         patch_dropout: float = 0.0,
+        distill_token: bool = False,
+        pre_norm: bool = False,
+        layer_norm_eps: float = 1e-6,
     ):
         super().__init__()
-        if patch_dropout and position == "rope2d":
+        if patch_dropout and position in ("rope2d", "rope_dinov3"):
             raise ValueError(
-                "patch_dropout needs positions that are added to the patches, not rope2d"
+                f"patch_dropout needs positions that are added to the patches, not {position}"
             )
         self.patch_embedding = patch_embedding
         self.patch_dropout = patch_dropout
-        self.num_prefix = int(cls_token) + num_registers
+        self.num_prefix = int(cls_token) + int(distill_token) + num_registers
         self.cls_token = None
         if cls_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        self.distill_token = None
+        if distill_token:
+            self.distill_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
         self.registers = None
         if num_registers:
             self.registers = nn.Parameter(torch.zeros(1, num_registers, hidden_size))
@@ -149,6 +168,7 @@ class Embeddings(nn.Module):
             # It can be computed again, so it isn't saved with the weights.
             self.register_buffer("position_embedding", table, persistent=False)
         self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps) if pre_norm else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embedding(images)  # (B, R·S, D)
@@ -158,16 +178,18 @@ class Embeddings(nn.Module):
         if self.patch_dropout and self.training:
             x = self.drop_patches(x)
         prefix = [token.expand(x.shape[0], -1, -1).to(x.dtype) for token in self.prefix_tokens()]
-        return self.dropout(torch.cat([*prefix, x], dim=1))
+        return self.norm(self.dropout(torch.cat([*prefix, x], dim=1)))
 
     def prefix_tokens(self) -> list[Tensor]:
-        """The class token with its position, if any, and the registers: (1, count, D) each."""
+        """The tokens before the patches, (1, count, D) each, the class token with its position."""
         tokens = []
         if self.cls_token is not None:
             cls_token = self.cls_token
             if self.cls_position and self.position_embedding is not None:
                 cls_token = cls_token + self.position_embedding[:, :1]
             tokens.append(cls_token)
+        if self.distill_token is not None:
+            tokens.append(self.distill_token)
         if self.registers is not None:
             tokens.append(self.registers)
         return tokens
@@ -279,53 +301,6 @@ class Attention(nn.Module):
         return self.dropout(self.projection(context)), probabilities
 
 
-class MLP(nn.Module):
-    """Two linear layers, an activation between, dropout after each: (B, N, D) → (B, N, D).
-
-    Raises ValueError for an activation of another name than those in vit/model/activations.py.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        activation: str = "gelu",
-        dropout: float = 0.0,
-    ):
-        super().__init__()
-        self.fc1 = nn.Linear(hidden_size, intermediate_size)
-        self.activation = build_activation(activation)
-        self.fc2 = nn.Linear(intermediate_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(self.activation(self.fc1(x)))
-        return self.dropout(self.fc2(hidden))
-
-
-class LayerScale(nn.Module):
-    """A learned factor for every channel of a residual branch: (B, N, D) → (B, N, D).
-
-    Source: Touvron et al. 2021, CaiT (arXiv:2103.17239), section 2.
-    """
-
-    def __init__(self, hidden_size: int, initial: float):
-        super().__init__()
-        self.initial = initial
-        self.factor = nn.Parameter(torch.full((hidden_size,), initial))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.factor
-
-
-def drop_path(branch: Tensor, keep: Tensor | None) -> Tensor:
-    """Stochastic depth: scale each image's residual branch (B, N, D) by its own factor.
-
-    keep: (B,), 0 or 1 / keep rate; None leaves every branch as it is.
-    """
-    return branch if keep is None else branch * keep[:, None, None].to(branch.dtype)
-
-
 class Block(nn.Module):
     """One pre-norm encoder layer (equations 2 and 3): (B, N, D) → (B, N, D).
 
@@ -345,6 +320,7 @@ class Block(nn.Module):
         layer_norm_eps: float = 1e-6,
         layer_scale: float | None = None,
         qk_norm: bool = False,
+        gated_mlp: bool = False,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
@@ -354,7 +330,7 @@ class Block(nn.Module):
         )
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(hidden_size, layer_scale)
         self.norm2 = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.mlp = MLP(hidden_size, intermediate_size, activation, mlp_dropout)
+        self.mlp = MLP(hidden_size, intermediate_size, activation, mlp_dropout, gated_mlp)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(hidden_size, layer_scale)
 
     def forward(
@@ -392,7 +368,8 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """The blocks one after another, then a LayerNorm (equation 4): (B, N, D) → (B, N, D).
 
-    rotation (2, N, K): of rope2d, or None. With `checkpointing` set, training recomputes each
+    rotation (2, N, K): of rotary positions, or None. norm_last: whether the norm is computed here;
+    else the pooling computes it. With `checkpointing` set, training recomputes each
     block's activations in the backward pass and so keeps none of them.
     """
 
@@ -404,8 +381,10 @@ class Encoder(nn.Module):
         hidden_size: int,
         layer_norm_eps: float = 1e-6,
         rotation: Tensor | None = None,
+        norm_last: bool = True,
     ):
         super().__init__()
+        self.norm_last = norm_last
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.checkpointing = False
@@ -420,22 +399,11 @@ class Encoder(nn.Module):
                 run = partial(checkpoint, block, use_reentrant=False)
             block_keep = None if keep is None else keep[:, n]
             x = run(x, self.rotation, block_keep, outputs if n == last else None)
-        return self.norm(x)
+        return self.finish(x)
 
-
-class Pooler(nn.Module):
-    """A dense layer and tanh before the head: (B, D) → (B, representation_size).
-
-    It is the paper's head in pre-training (section 3.1: "a MLP with one hidden layer"), and the
-    pooler of BERT and Hugging Face.
-    """
-
-    def __init__(self, hidden_size: int, representation_size: int):
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, representation_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.dense(x))
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows the last block, (B, N, D) → (B, N, D)."""
+        return self.norm(x) if self.norm_last else x
 
 
 @dataclass(frozen=True)
@@ -443,8 +411,8 @@ class Trace:
     """What VisionTransformer.trace keeps of one forward pass."""
 
     logits: Tensor  # (B, num_classes)
-    pooled: Tensor  # (B, D or representation_size), the head's input
-    sequence: Tensor  # (B, N, D), after the final norm
+    pooled: Tensor  # (B, D, 2·D with cls_mean, or representation_size), the head's input
+    sequence: Tensor  # (B, N, D), after the final norm, or before it with fc_norm
     hidden_states: tuple[Tensor, ...]  # L + 1 of (B, N, D): the embeddings and each block's output
     attentions: tuple[Tensor, ...]  # L of (B, H, N, N)
 
@@ -467,11 +435,15 @@ class VisionTransformer(nn.Module):
     attention_dropout        on the attention's probabilities
     drop_path                stochastic depth (Huang et al. 2016, arXiv:1603.09382): the rate of the
                              last block; training draws the factors and gives them to forward()
+    gated_mlp                see MLP
     qkv_bias                 whether query, key and value have biases
     qk_norm, layer_scale     see Attention and Block
     layer_norm_eps           of every LayerNorm
-    position, cls_token, cls_position, num_registers, patch_dropout: see Embeddings
-    global_pool              cls: the class token goes to the head; mean: the patches' mean does
+    position, cls_token, cls_position, distill_token, num_registers, patch_dropout, pre_norm: see
+                             Embeddings
+    global_pool              what goes to the head. cls: the class token; mean: the patches' mean;
+                             cls_mean: both, one after the other; map: see AttentionPool
+    fc_norm                  with mean: whether the last LayerNorm comes after it, not before
     representation_size      width of a Pooler before the head, or None for no Pooler
     resnet_stages            bottleneck units in each stage of the hybrid's ResNet, or None
     resnet_style             jax or timm, see ResNetStem
@@ -500,29 +472,27 @@ class VisionTransformer(nn.Module):
         dropout: float = 0.0, embedding_dropout: float | None = None,
         attention_dropout: float = 0.0, projection_dropout: float | None = None,
         mlp_dropout: float | None = None, drop_path: float = 0.0,
-        qkv_bias: bool = True, qk_norm: bool = False,
+        gated_mlp: bool = False, qkv_bias: bool = True, qk_norm: bool = False,
         layer_scale: float | None = None, layer_norm_eps: float = 1e-6,
         position: str = "learned", cls_token: bool = True, cls_position: bool = True,
-        num_registers: int = 0, patch_dropout: float = 0.0,
-        global_pool: str = "cls", representation_size: int | None = None,
+        distill_token: bool = False, num_registers: int = 0, patch_dropout: float = 0.0,
+        pre_norm: bool = False, global_pool: str = "cls", fc_norm: bool = False,
+        representation_size: int | None = None,
         resnet_stages: Sequence[int] | None = None, resnet_style: str = "jax",
         conv_stem: Sequence[int] | None = None, conv_stem_strides: Sequence[int] | None = None,
         pruned_heads: Mapping[int, Sequence[int]] | None = None,
         init: str = "jax", init_range: float | None = None,
     ):  # fmt: skip
         super().__init__()
-        if global_pool not in ("cls", "mean") or (global_pool == "cls" and not cls_token):
-            raise ValueError(f"global_pool must be cls (with cls_token) or mean, got {global_pool}")
-        if min(counts := (num_layers, num_channels, num_classes)) <= 0:
-            raise ValueError(
-                f"num_layers, num_channels, num_classes must be positive, got {counts}"
-            )
+        check_counts(num_layers, num_channels, num_classes)
+        check_pooling(global_pool, cls_token, distill_token, fc_norm)
         if intermediate_size is None:
             intermediate_size = round(mlp_ratio * hidden_size)
         embedding_dropout, projection_dropout, mlp_dropout = (
             dropout if rate is None else rate
             for rate in (embedding_dropout, projection_dropout, mlp_dropout)
         )
+        self.hidden_size, self.position = hidden_size, position
         self.global_pool, self.drop_path = global_pool, drop_path
 
         # From pixels to tokens
@@ -530,23 +500,26 @@ class VisionTransformer(nn.Module):
         stem = build_stem(num_channels, resnet_stages, resnet_style, conv_stem, conv_stem_strides)
         patches = PatchEmbedding(*pixels, hidden_size, grid_size, stem)
         tokens = (cls_token, cls_position, num_registers, position, patch_dropout)
-        self.embeddings = Embeddings(patches, hidden_size, embedding_dropout, *tokens)
+        extras = (distill_token, pre_norm, layer_norm_eps)
+        self.embeddings = Embeddings(patches, hidden_size, embedding_dropout, *tokens, *extras)
 
         # From tokens to tokens
         sizes = (hidden_size, num_heads, intermediate_size, activation)
         dropouts = (projection_dropout, mlp_dropout, attention_dropout)
-        variants = (qkv_bias, layer_norm_eps, layer_scale, qk_norm)
+        variants = (qkv_bias, layer_norm_eps, layer_scale, qk_norm, gated_mlp)
         blocks = [Block(*sizes, *dropouts, *variants) for _ in range(num_layers)]
-        rotation = None
-        if position == "rope2d":
-            num_prefix = self.embeddings.num_prefix
-            rotation = rope2d(patches.grid_size, hidden_size // num_heads, num_prefix)
-        self.encoder = Encoder(blocks, hidden_size, layer_norm_eps, rotation)
+        grid = (patches.grid_size, hidden_size // num_heads, self.embeddings.num_prefix)
+        rotation = rotary_positions(position, *grid)
+        self.encoder = Encoder(blocks, hidden_size, layer_norm_eps, rotation, not fc_norm)
 
         # From tokens to logits
-        pooled_size = representation_size or hidden_size
-        self.pooler = Pooler(hidden_size, pooled_size) if representation_size else nn.Identity()
+        is_map = global_pool == "map"
+        self.attention_pool = AttentionPool(*sizes, layer_norm_eps) if is_map else None
+        width = hidden_size * (2 if global_pool == "cls_mean" else 1)
+        pooled_size = representation_size or width
+        self.pooler = Pooler(width, pooled_size) if representation_size else nn.Identity()
         self.head = nn.Linear(pooled_size, num_classes)
+        self.head_distill = nn.Linear(hidden_size, num_classes) if distill_token else None
 
         initialize(self, init, init_range)
         self.prune_heads(pruned_heads or {})
@@ -556,16 +529,30 @@ class VisionTransformer(nn.Module):
 
         Training draws them (draw_drop_path in vit/training/step.py); None keeps every branch.
         """
-        # Where the class token is pooled, nothing reads the last block's other tokens.
-        outputs = 1 if self.global_pool == "cls" else None
-        sequence = self.encoder(self.embeddings(images), keep, outputs)
-        return self.head(self.pooler(self.pool(sequence)))
+        # Where class tokens are pooled, nothing reads the last block's other tokens.
+        outputs = None
+        if self.global_pool == "cls":
+            outputs = 1 if self.head_distill is None else 2
+        return self.classify(self.encoder(self.embeddings(images), keep, outputs))
+
+    def classify(self, sequence: Tensor) -> Tensor:
+        """The encoder's output (B, N, D) → (B, num_classes), with two heads the mean of both."""
+        logits = self.head(self.pooler(self.pool(sequence)))
+        if self.head_distill is None:
+            return logits
+        return (logits + self.head_distill(sequence[:, 1])) / 2
 
     def pool(self, sequence: Tensor) -> Tensor:
-        """(B, N, D) → (B, D): the class token, or the mean of the patches, without the prefix."""
+        """The encoder's output (B, N, D) → (B, D): of class token or patches; of both (B, 2·D)."""
         if self.global_pool == "cls":
             return sequence[:, 0]
-        return sequence[:, self.embeddings.num_prefix :].mean(dim=1)
+        patches = sequence[:, self.embeddings.num_prefix :]
+        if self.attention_pool is not None:
+            return self.attention_pool(patches)
+        mean = patches.mean(dim=1)
+        if self.global_pool == "cls_mean":
+            return torch.cat([sequence[:, 0], mean], dim=1)
+        return mean if self.encoder.norm_last else self.encoder.norm(mean)
 
     def trace(self, images: Tensor, head_mask: Tensor | None = None) -> Trace:
         """The same logits by explicit arithmetic, with everything that lies between.
@@ -581,9 +568,10 @@ class VisionTransformer(nn.Module):
             x, probabilities = block.trace(hidden_states[-1], self.encoder.rotation, mask)
             hidden_states.append(x)
             attentions.append(probabilities)
-        sequence = self.encoder.norm(hidden_states[-1])
+        sequence = self.encoder.finish(hidden_states[-1])
         pooled = self.pooler(self.pool(sequence))
-        return Trace(self.head(pooled), pooled, sequence, tuple(hidden_states), tuple(attentions))
+        logits = self.classify(sequence)
+        return Trace(logits, pooled, sequence, tuple(hidden_states), tuple(attentions))
 
     def prune_heads(self, heads: Mapping[int, Sequence[int]]) -> None:
         """Remove {layer: heads by their original numbers} for good, as remove_heads describes."""

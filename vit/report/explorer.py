@@ -109,6 +109,8 @@ def prefix_token_names(model: VisionTransformer) -> list[str]:
     """The names of the tokens before the patches."""
     embeddings = model.embeddings
     names = [] if embeddings.cls_token is None else ["class token"]
+    if embeddings.distill_token is not None:
+        names.append("distillation token")
     num_registers = embeddings.num_prefix - len(names)
     return [*names, *(f"register {number}" for number in range(num_registers))]
 
@@ -175,7 +177,7 @@ def logits_without_heads(
         states, _ = block.trace(states, model.encoder.rotation, masks)  # type: ignore[operator]
         for later_block in later_blocks:
             states = later_block(states, model.encoder.rotation)
-        return model.head(model.pooler(model.pool(model.encoder.norm(states))))
+        return model.classify(model.encoder.finish(states))
 
     # One row of the batch for each head that is left; masks go by the heads' original numbers
     all_masks = 1 - torch.eye(num_original_heads(attention), device=state.device)

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vit.model.vision_transformer import LayerScale
+from vit.model.residual import LayerScale
 from vit.runtime.heartbeat import Heartbeat, start_heartbeat
 from vit.runtime.launch import local_process_count, started_by_torchrun
 

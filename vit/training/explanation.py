@@ -16,6 +16,7 @@ from vit.runs.screen import Screen
 from vit.runtime.device import choose_device, product_rate
 from vit.runtime.faults import describe_fault
 from vit.runtime.machine import Machine, require_gpus, require_several
+from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
 from vit.text import format_bytes, format_duration
 from vit.training import prepare, start
@@ -40,7 +41,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
 
     Raises ConfigError, DataError and CheckpointError where training would.
     """
-    config, weights = prepare.with_pretrained(config, run)
+    config, weights = prepare.with_pretrained(config, run, Processes(), stop)
     prepare.check_parts(config, run.overrides)
     share = share_of_process(config)
     machine = single_machine(config, stop)

@@ -126,9 +126,9 @@ def depth_of(name: str, num_layers: int) -> int:
 
 
 def freeze_all_but_head(model: nn.Module) -> None:
-    """Let only the parameters of model.head get gradients, for a linear probe."""
-    model.requires_grad_(False)
-    model.get_submodule("head").requires_grad_(True)
+    """Let only the parameters of the heads get gradients, for a linear probe."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(("head.", "head_distill.")))
 
 
 class CombinedOptimizer(torch.optim.Optimizer):

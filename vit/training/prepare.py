@@ -5,7 +5,7 @@ call them.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -28,12 +28,14 @@ from vit.model.cost import count_macs, training_flops
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.folder import RunFolder
 from vit.runtime.machine import Machine
-from vit.runtime.signals import StopSignal
+from vit.runtime.processes import Processes
+from vit.runtime.signals import Interrupted, StopSignal
 from vit.training.batches import Augmentation, Batches
 from vit.training.optimizers import COMMON_KEYS, build_optimizer, require_elementwise
 from vit.training.plan import Plan, build_schedule
 from vit.weights.description import Weights
 from vit.weights.loading import read
+from vit.weights.sources import find
 
 # Steps, where the run's length is not known yet
 LONG_RUN = 10**9
@@ -54,21 +56,39 @@ def start_machine(config: Config, stop: StopSignal) -> Machine:
     )
 
 
-def with_pretrained(config: Config, run: RunFolder) -> tuple[Config, Weights | None]:
-    """Return the configuration with the settings of pretrained=FILE, and the weights in it.
+def with_pretrained(
+    config: Config, run: RunFolder, processes: Processes, stop: StopSignal
+) -> tuple[Config, Weights | None]:
+    """Return the configuration with the settings of pretrained=…, and the weights it names.
 
-    The weights are None without such a file. Raises CheckpointError where it can't be used.
+    The weights are None without them. A name of the network becomes one of the very files that were
+    downloaded. Raises CheckpointError where they can't be used.
     """
     # A resumed run has weights and settings in its own checkpoint and configuration
     if config.pretrained is None or run.has_checkpoint():
         return config, None
 
-    weights = read(config.pretrained)
+    name = pinned_name(config.pretrained, processes, stop)
+    config = replace(config, pretrained=name)
+    weights = read(name)
     preprocessing = weights.preprocessing and weights.preprocessing.to_dict()
-    adopted = with_settings_of_weights(
-        config, weights.model, preprocessing, run.overrides, config.pretrained
-    )
+    adopted = with_settings_of_weights(config, weights.model, preprocessing, run.overrides, name)
     return adopted, weights
+
+
+def pinned_name(name: str, processes: Processes, stop: StopSignal) -> str:
+    """Download the weights of a name where they are not here yet; returns Source.name of them.
+
+    The first process does so before the others, which read the same files. Raises CheckpointError.
+    """
+    try:
+        # Gigabytes, which a person who wants to stop need not wait for
+        with stop.interrupting():
+            first = find(name).name if processes.rank == 0 else name
+    except Interrupted:
+        stop.check()
+        raise
+    return processes.broadcast(first)
 
 
 def check_parts(config: Config, overrides: Sequence[str] = ()) -> None:

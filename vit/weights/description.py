@@ -12,7 +12,7 @@ from torch import Tensor
 from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError
 from vit.model.positions import fixed_positions
-from vit.weights.names import CLS, PATCHES, POSITIONS, REGISTERS, ROOT, list_some
+from vit.weights.names import CLS, DISTILL, PATCHES, POSITIONS, PROBE, REGISTERS, ROOT, list_some
 from vit.weights.stems import (
     CONV_KERNEL,
     describe_stem,
@@ -28,7 +28,11 @@ HEAD_WIDTH = 64
 
 # Arguments that a format must be able to express, and the value that needs no expressing
 PLAIN = {
+    "distill_token": False,
     "num_registers": 0,
+    "gated_mlp": False,
+    "pre_norm": False,
+    "fc_norm": False,
     "qk_norm": False,
     "layer_scale": None,
     "pruned_heads": None,
@@ -45,7 +49,7 @@ PLAIN = {
 
 FIRST_BLOCK = "encoder.blocks.0."
 
-# Settings that change what a model computes and that no shape shows
+# Settings that change what a model computes and that no shape shows; after a mean also fc_norm
 UNSEEN = ("num_heads", "layer_norm_eps", "activation", "global_pool")
 
 # Those that shapes and names do show, and that must agree with what a file states
@@ -57,8 +61,11 @@ SEEN = (
     "num_channels",
     "qkv_bias",
     "qk_norm",
+    "gated_mlp",
     "cls_token",
+    "distill_token",
     "num_registers",
+    "pre_norm",
     "representation_size",
     "resnet_stages",
     "conv_stem",
@@ -69,6 +76,8 @@ DIMENSIONS = {
     PATCHES + "projection.weight": 4,
     ROOT: 4,
     CLS: 3,
+    DISTILL: 3,
+    PROBE: 3,
     REGISTERS: 3,
     POSITIONS: 3,
     FIRST_BLOCK + "attention.query.weight": 2,
@@ -174,6 +183,8 @@ def describe(
     model |= {"layer_norm_eps": layer_norm_eps, **known}
 
     assumed = [key for key in (*UNSEEN, *unseen_settings(stem)) if key not in known]
+    if model["global_pool"] == "mean" and "fc_norm" not in known:
+        assumed.append("fc_norm")
     check_position(POSITIONS in tensors, known.get("position"), path)
     if POSITIONS in tensors:
         count = tensors[POSITIONS].shape[1]
@@ -194,6 +205,7 @@ def check_parts(tensors: Mapping[str, Tensor], path: Path) -> None:
         PATCHES + "projection.weight",
         "encoder.norm.weight",
         FIRST_BLOCK + "mlp.fc1.weight",
+        FIRST_BLOCK + "mlp.fc2.weight",
         FIRST_BLOCK + "attention.query.weight",
     ]
     missing = [name for name in needed if name not in tensors]
@@ -209,13 +221,6 @@ def check_parts(tensors: Mapping[str, Tensor], path: Path) -> None:
                 f"{path}: {name} (by this project's name) is {tuple(tensors[name].shape)} instead "
                 f"of {dimensions}-dimensional; only classifiers of images can be loaded"
             )
-    hidden, output = FIRST_BLOCK + "mlp.fc1.weight", FIRST_BLOCK + "mlp.fc2.weight"
-    # The halves of the first layer are multiplied with each other
-    if output in tensors and tensors[hidden].shape[0] == 2 * tensors[output].shape[1]:
-        raise CheckpointError(
-            f"{path}: a gated MLP (SwiGLU: the first layer gives {tensors[hidden].shape[0]} "
-            f"values, the second takes {tensors[output].shape[1]}); only plain ones can be loaded"
-        )
 
 
 def check_stated(seen: Mapping[str, Any], known: Mapping[str, Any], path: Path) -> None:
@@ -264,6 +269,9 @@ def describe_shapes(tensors: Mapping[str, Tensor], stem: Mapping[str, Any]) -> d
     # A hybrid's kernel covers features, each of which stands for stride × stride pixels.
     stride = stride_of(stem)
     patch_size = (kernel.shape[2] * stride, kernel.shape[3] * stride)
+    intermediate_size = tensors[FIRST_BLOCK + "mlp.fc2.weight"].shape[1]
+    # The halves of the first layer are multiplied with each other
+    is_gated = tensors[FIRST_BLOCK + "mlp.fc1.weight"].shape[0] == 2 * intermediate_size
     model: dict[str, Any] = {
         "image_size": 224,
         "patch_size": int_or_pair(patch_size),
@@ -271,13 +279,17 @@ def describe_shapes(tensors: Mapping[str, Tensor], stem: Mapping[str, Any]) -> d
         "hidden_size": hidden_size,
         "num_layers": count_blocks(tensors),
         "num_heads": HEADS.get(hidden_size, max(1, hidden_size // HEAD_WIDTH)),
-        "intermediate_size": tensors[FIRST_BLOCK + "mlp.fc1.weight"].shape[0],
-        "activation": "gelu",
+        "intermediate_size": intermediate_size,
+        "activation": "silu" if is_gated else "gelu",
+        "gated_mlp": is_gated,
         "qkv_bias": FIRST_BLOCK + "attention.query.bias" in tensors,
         "qk_norm": FIRST_BLOCK + "attention.query_norm.weight" in tensors,
         "layer_scale": 1e-5 if FIRST_BLOCK + "scale1.factor" in tensors else None,
         "cls_token": CLS in tensors,
-        "global_pool": "cls" if CLS in tensors else "mean",
+        "distill_token": DISTILL in tensors,
+        "pre_norm": "embeddings.norm.weight" in tensors,
+        "global_pool": shown_pooling(tensors, hidden_size),
+        "fc_norm": False,
         "num_registers": 0,
         "representation_size": None,
         **stem,
@@ -289,6 +301,16 @@ def describe_shapes(tensors: Mapping[str, Tensor], stem: Mapping[str, Any]) -> d
     if "head.weight" in tensors:
         model["num_classes"] = tensors["head.weight"].shape[0]
     return model
+
+
+def shown_pooling(tensors: Mapping[str, Tensor], hidden_size: int) -> str:
+    """The pooling that the tensors show, or that models with such tensors usually have."""
+    if PROBE in tensors:
+        return "map"
+    head = tensors.get("pooler.dense.weight", tensors.get("head.weight"))
+    if head is not None and CLS in tensors and head.shape[1] == 2 * hidden_size:
+        return "cls_mean"
+    return "cls" if CLS in tensors else "mean"
 
 
 def count_blocks(tensors: Mapping[str, Tensor]) -> int:

@@ -1,5 +1,6 @@
 """Files of tensors: find them, tell their kind by their content, read them without running code."""
 
+import json
 import pickle
 import re
 import zipfile
@@ -14,10 +15,19 @@ from torch import Tensor
 from vit.checkpoints.file import FORMAT
 from vit.errors import CheckpointError
 
-# What holds the weights in a folder: of the Hugging Face hub, a run, or a run's checkpoints
-FILES = (
+# At the end of the name of a file that lists the files of a model that is in several
+INDEX = ".index.json"
+
+# What holds the weights in a repository of the Hugging Face hub, the best first: pickles last
+HUB_FILES = (
     "model.safetensors",
+    "model.safetensors" + INDEX,
     "pytorch_model.bin",
+    "pytorch_model.bin" + INDEX,
+)
+# … and in a folder: of the hub, a run, or a run's checkpoints
+FILES = (
+    *HUB_FILES,
     "checkpoints/best.safetensors",
     "best.safetensors",
 )
@@ -39,6 +49,29 @@ def find_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise CheckpointError(f"{path}: a folder without weights; looked for {', '.join(FILES)}")
+
+
+def is_index(path: Path) -> bool:
+    return path.name.endswith(INDEX)
+
+
+def shards_in(index: Path) -> dict[str, set[str]]:
+    """The files that an index lists, and the names of the tensors in each.
+
+    Raises CheckpointError where it is no index.
+    """
+    try:
+        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards: dict[str, set[str]] = {}
+        for tensor, name in table.items():
+            shards.setdefault(name, set()).add(tensor)
+        # Never a path that leads out of the folder
+        is_whole = bool(shards) and all(name == Path(name).name for name in shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise CheckpointError(f"{index}: no index of a model in several files")
+    return shards
 
 
 def file_kind(path: Path) -> str:

@@ -20,7 +20,7 @@ from vit.weights.description import Weights, with_zero_position
 from vit.weights.names import CLS, POSITIONS, list_some
 from vit.weights.stems import first_kernel
 
-HEAD = ("head.weight", "head.bias")
+HEADS = ("head.weight", "head.bias", "head_distill.weight", "head_distill.bias")
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def check_complete(weights: Weights) -> None:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{weights.path}: no model fits these weights ({error})") from None
     expected = model.state_dict()
-    if not any(name in tensors for name in HEAD):
-        expected = {name: tensor for name, tensor in expected.items() if name not in HEAD}
+    if not any(name in tensors for name in HEADS):
+        expected = {name: tensor for name, tensor in expected.items() if name not in HEADS}
     differences = tensor_differences(expected, tensors, "is no part of the model", "the model's")
     if differences:
         raise CheckpointError(
@@ -117,7 +117,7 @@ def load_into(
             f"{weights.path}: weights of another model than this: "
             f"{first_differences(differences, 4)}"
         )
-    zeros = {name: torch.zeros_like(expected[name]) for name in HEAD if name in replaced}
+    zeros = {name: torch.zeros_like(expected[name]) for name in fresh if name in HEADS}
     # strict=False for a pooler that starts anew: it keeps its initial weights.
     model.load_state_dict(tensors | zeros, strict=False)
     return Report(weights, list(tensors), resized, fresh, left_over, setting_notes(model, weights))
@@ -129,17 +129,18 @@ def replaced_tensors(
     weights: Weights,
     classes: Sequence[str] | None,
 ) -> list[str]:
-    """The names of the head, and of a pooler that doesn't fit, where the head starts anew."""
+    """The names of the heads, and of a pooler that doesn't fit, where the heads start anew."""
     if has_same_classes(expected, tensors, weights, classes):
         return []
     names = [*expected, *(name for name in tensors if name not in expected)]
+    heads = [name for name in names if name in HEADS]
     # The pooler belongs to the old head, but is worth keeping where it fits.
     pooler = [name for name in names if name.startswith("pooler.")]
     fits = all(
         name in expected and name in tensors and tensors[name].shape == expected[name].shape
         for name in pooler
     )
-    return [*HEAD] if fits else [*HEAD, *pooler]
+    return heads if fits else [*heads, *pooler]
 
 
 def has_same_classes(
@@ -149,8 +150,12 @@ def has_same_classes(
     classes: Sequence[str] | None,
 ) -> bool:
     """Whether the file's head is for the model's classes: as many, and the same names if known."""
-    head = tensors.get("head.weight")
-    if head is None or head.shape[:1] != expected["head.weight"].shape[:1]:
+    # Of DeiT's two heads neither is for the same classes without the other
+    in_file, in_model = (
+        {name: part[name].shape[:1] for name in HEADS if name in part}
+        for part in (tensors, expected)
+    )
+    if not in_file or in_file != in_model:
         return False
     if classes is None or weights.classes is None:
         return True
@@ -160,11 +165,10 @@ def has_same_classes(
 def size_differences(model: VisionTransformer, weights: Weights) -> list[str]:
     """Sizes that the file states and the model has otherwise, in words."""
     # These first: with another depth or width nearly every tensor would be named.
-    hidden_size = model.encoder.norm.normalized_shape[0]
     sizes = {
         "num_layers": len(model.encoder.blocks),
-        "hidden_size": hidden_size,
-        "num_heads": hidden_size // attention_modules(model)[0].head_size,
+        "hidden_size": model.hidden_size,
+        "num_heads": model.hidden_size // attention_modules(model)[0].head_size,
     }
     return [
         f"{key} is {weights.model[key]} in the file, {size} in the model"
@@ -184,6 +188,9 @@ def setting_notes(model: VisionTransformer, weights: Weights) -> list[str]:
     assert isinstance(block, Block)
     notes += block_notes(block, trained)
     notes += stem_notes(model.embeddings.patch_embedding.stem, trained)
+    fc_norm = not model.encoder.norm_last
+    if fc_norm != trained["fc_norm"]:
+        notes.append(f"trained with fc_norm={trained['fc_norm']}, the model has {fc_norm}")
     if model.global_pool != trained["global_pool"]:
         notes.append(
             f"trained with global_pool={trained['global_pool']}, the model has {model.global_pool}"

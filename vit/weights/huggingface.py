@@ -87,6 +87,7 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu2": "relu2",
     "silu": "silu",
 }
 
@@ -173,6 +174,7 @@ def known_arguments(config: ConfigFile) -> dict[str, Any]:
         # I-JEPA alone has no class token
         "cls_token": model_type != "ijepa",
         "global_pool": "mean" if model_type == "ijepa" else "cls",
+        "fc_norm": False,
     }
     sizes = {ours: config.get(theirs, kind) for theirs, (ours, kind) in SIZES.items()}
     return known | {key: size for key, size in sizes.items() if size is not None}
@@ -187,10 +189,12 @@ def class_names(config: ConfigFile, model: dict[str, Any]) -> list[str] | None:
     return [labels[key] for key in sorted(labels, key=int)]
 
 
-def preprocessing_of(path: Path, model: dict[str, Any]) -> Preprocessing:
+def preprocessing_of(
+    path: Path, model: dict[str, Any], by_shortest_edge: bool = False
+) -> Preprocessing:
     """The preprocessing in a preprocessor_config.json; without one, that of Hugging Face's default.
 
-    Raises CheckpointError where it is not one of ours.
+    by_shortest_edge: see resize_and_crop. Raises CheckpointError where it is not one of ours.
     """
     config = read_config(path)
     if not config:
@@ -203,7 +207,7 @@ def preprocessing_of(path: Path, model: dict[str, Any]) -> Preprocessing:
         raise CheckpointError(
             f"{path}: only a resize with resample 2 (bilinear) or 3 (bicubic) is known here"
         )
-    image_size, eval_crop = resize_and_crop(config)
+    image_size, eval_crop = resize_and_crop(config, by_shortest_edge)
     channels = model["num_channels"]
     mean, std = [0.0], [1.0]
     if config.get("do_normalize", FLAG, True):
@@ -232,9 +236,13 @@ def check_steps(config: ConfigFile) -> None:
         )
 
 
-def resize_and_crop(config: ConfigFile) -> tuple[tuple[int, int], float | None]:
+def resize_and_crop(
+    config: ConfigFile, by_shortest_edge: bool
+) -> tuple[tuple[int, int], float | None]:
     """The image size and the crop, as Preprocessing has them, of a preprocessor_config.json.
 
+    by_shortest_edge: before a crop, a size of one number is that of the shorter side, as in CLIP's
+    older files and DeiT's evaluation (Hugging Face's DeiT squashes images to it).
     Raises CheckpointError where images would come out in many shapes.
     """
     size = sides_of(config, "size")
@@ -242,6 +250,8 @@ def resize_and_crop(config: ConfigFile) -> tuple[tuple[int, int], float | None]:
         crop = sides_of(config, "crop_size")
         height, width = crop.get("height", COUNT), crop.get("width", COUNT)
         edge = size.get("shortest_edge", COUNT)
+        if by_shortest_edge and edge is None and size.get("height", COUNT) == size.fields["width"]:
+            edge = size.get("height", COUNT)
         if edge is None or height is None or height != width:
             raise CheckpointError(
                 f"{config.path}: a center crop needs a size by its shortest_edge and a square "

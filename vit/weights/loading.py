@@ -1,13 +1,14 @@
 """Weights of any known format: find out what a file holds, and build a model for it.
 
-weights = read(path)                  whatever the format; what model it fits is in weights.model
+weights = read(source)                a path or a name; what model it fits is in weights.model
 report = load_into(model, weights)    resizes positions and channels; print(report) says what it did
-model = build(path)                   both, with a model made to fit
+model = build(source)                 both, with a model made to fit
 load_block(block, path, n)            one block alone
 """
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,39 @@ from vit.checkpoints.model import load_weights, strip_prefix
 from vit.errors import CheckpointError
 from vit.model.head_pruning import num_original_heads
 from vit.model.vision_transformer import Block, VisionTransformer
-from vit.weights import huggingface, jeonsworld, npz, own, timm, torchvision
+from vit.weights import huggingface, jeonsworld, npz, own, timm, torchvision, towers
 from vit.weights.config_file import model_name, read_config
 from vit.weights.description import Weights
-from vit.weights.files import LOOKED_FOR, file_kind, find_file, read_pickle, read_safetensors
+from vit.weights.files import (
+    LOOKED_FOR,
+    file_kind,
+    is_index,
+    read_pickle,
+    read_safetensors,
+    shards_in,
+)
 from vit.weights.fitting import Report, block_notes, check_complete, load_into
 from vit.weights.names import list_some, without_prefix
+from vit.weights.sources import find
 
 __all__ = ["Report", "Weights", "build", "load_block", "load_into", "read"]
 
 
-def read(path: Path | str) -> Weights:
-    """Read the weights in a file or folder, whatever its name.
+def read(source: Path | str) -> Weights:
+    """Read the weights in a file or folder, whatever its name, or under a name of sources.py.
 
-    Raises CheckpointError where it is missing, cut short, of no known format or architecture, has
-    tensors too few or too many, or would run code.
+    Raises CheckpointError where it is missing, can't be downloaded, is cut short, of no known
+    format or architecture, has tensors too few or too many, or would run code.
     """
-    weights = read_format(find_file(Path(path)))
+    weights = read_format(find(source).path)
     check_complete(weights)
     return weights
 
 
 def read_format(path: Path) -> Weights:
     """Read a file of any format, as that format describes it."""
+    if is_index(path):
+        return read_state_dict(path, read_shards(path))
     kind = file_kind(path)
     if kind == "npz":
         return read_npz(path)
@@ -50,6 +61,26 @@ def read_format(path: Path) -> Weights:
     else:
         tensors = read_pickle(path)
     return read_state_dict(path, tensors)
+
+
+def read_shards(index: Path) -> dict[str, Tensor]:
+    """Read the files that an index lists, the shards of one model, as one.
+
+    Raises CheckpointError where one is missing or damaged, or holds other tensors than it should.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, expected in shards_in(index).items():
+        path = index.with_name(name)
+        kind = file_kind(path)
+        shard = read_safetensors(path) if kind == "safetensors" else read_pickle(path)
+        differing = sorted(expected ^ set(shard or {}))
+        if differing:
+            raise CheckpointError(
+                f"{path}: not the file that {index.name} lists; they differ in "
+                f"{list_some(differing)}"
+            )
+        tensors |= shard or {}
+    return tensors
 
 
 def read_npz(path: Path) -> Weights:
@@ -64,6 +95,9 @@ def read_state_dict(path: Path, tensors: dict[str, Tensor]) -> Weights:
     """Read tensors under the names of one of the libraries; raises CheckpointError for others."""
     # DistributedDataParallel puts module. before every name.
     tensors = without_prefix(tensors, ("module.",), path)
+    family = towers.family_of(path, tensors)
+    if family is not None:
+        return towers.read(path, tensors, family)
     for library in (own, jeonsworld, timm, torchvision, huggingface):
         if any(mark in tensors for mark in library.MARKS):
             return library.read(path, tensors)
@@ -105,14 +139,14 @@ def load_block(block: Block, weights: Path | str | Mapping[str, Any], n: int) ->
         warnings.warn(f"{source}: {note}", stacklevel=3)
 
 
-def build(path: Path | str, num_classes: int | None = None) -> VisionTransformer:
-    """Build a model that fits the weights in a file or folder, in evaluation mode on the CPU.
+def build(source: Path | str, num_classes: int | None = None) -> VisionTransformer:
+    """Build a model that fits the weights of a path or a name, in evaluation mode on the CPU.
 
     Its attributes `classes` and `preprocessing` are set where the file states them. num_classes:
     for a new head, needed where the weights have none. Raises CheckpointError as read and load_into
     do.
     """
-    weights = read(path)
+    weights = read(source)
     arguments = dict(weights.model)
     if num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -127,5 +161,7 @@ def build(path: Path | str, num_classes: int | None = None) -> VisionTransformer
     if weights.classes is not None and len(weights.classes) == arguments["num_classes"]:
         model.classes = weights.classes
     if weights.preprocessing is not None:
-        model.preprocessing = weights.preprocessing
+        # It may be of smaller images than the positions, as of DINOv2
+        image_size = model.embeddings.patch_embedding.image_size
+        model.preprocessing = replace(weights.preprocessing, image_size=image_size)
     return model.eval()

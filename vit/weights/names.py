@@ -17,7 +17,9 @@ from vit.errors import CheckpointError
 PATCHES = "embeddings.patch_embedding."
 POSITIONS = "embeddings.position_embedding"
 CLS = "embeddings.cls_token"
+DISTILL = "embeddings.distill_token"
 REGISTERS = "embeddings.registers"
+PROBE = "attention_pool.probe"
 BLOCK = "encoder.blocks.{}."
 ROOT = PATCHES + "stem.conv.weight"  # the hybrid ResNet's first convolution
 

@@ -45,7 +45,12 @@ MARK = "embedding/kernel"
 CONVENTION = "vit_jax and big_vision"
 
 # Flax's defaults, and the ResNet that is theirs
-SETTINGS = {"activation": "gelu_tanh", "layer_norm_eps": 1e-6, "resnet_style": "jax"}
+SETTINGS = {
+    "activation": "gelu_tanh",
+    "layer_norm_eps": 1e-6,
+    "resnet_style": "jax",
+    "fc_norm": False,
+}
 
 BLOCKS = "Transformer/encoderblock"  # before _3/ for one, or / for all of them stacked
 

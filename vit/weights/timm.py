@@ -14,6 +14,13 @@ from torch import Tensor
 
 from vit.errors import CheckpointError
 from vit.files import write_json
+from vit.weights.adapting import (
+    fold_distill_position,
+    join_gates,
+    pair_channels,
+    with_key_bias,
+    with_patch_bias,
+)
 from vit.weights.config_file import read_config_of
 from vit.weights.description import (
     Weights,
@@ -27,8 +34,10 @@ from vit.weights.description import (
 from vit.weights.names import (
     BLOCK,
     CLS,
+    DISTILL,
     PATCHES,
     POSITIONS,
+    PROBE,
     QKV,
     REGISTERS,
     flatten_units,
@@ -48,18 +57,32 @@ FUSED = "qkv."  # query, key and value in one tensor
 BACKBONE = "patch_embed.backbone."  # before the names of a hybrid's ResNet
 THEIR_BLOCK = "blocks.{}."
 
+# Of the pooling by attention, whose names are the same
+POOL_PARTS = ("key", "value", "norm", "mlp.fc1", "mlp.fc2")
+
 TABLE = {
     "patch_embed.proj": PATCHES + "projection",
     "cls_token": CLS,
+    "dist_token": DISTILL,
     "reg_token": REGISTERS,
     "pos_embed": POSITIONS,
+    "norm_pre": "embeddings.norm",
+    # A model has one of them; what the name says is read in read()
+    "fc_norm": "encoder.norm",
     "norm": "encoder.norm",
     "head": "head",
+    "head_dist": "head_distill",
+    "attn_pool.latent": PROBE,
+    **{f"attn_pool.{part}": f"attention_pool.{part}" for part in POOL_PARTS},
+    "attn_pool.q": "attention_pool.query",
+    "attn_pool.proj": "attention_pool.projection",
     **{THEIR_BLOCK + f"attn.{part}": BLOCK + f"attention.{part}" for part in QKV},
     THEIR_BLOCK + "attn.q_norm": BLOCK + "attention.query_norm",
     THEIR_BLOCK + "attn.k_norm": BLOCK + "attention.key_norm",
     THEIR_BLOCK + "attn.proj": BLOCK + "attention.projection",
     **{THEIR_BLOCK + part: BLOCK + part for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")},
+    THEIR_BLOCK + "mlp.fc1_g": BLOCK + "mlp.gate",
+    THEIR_BLOCK + "mlp.fc1_x": BLOCK + "mlp.value",
     # DeiT-III's own files have gamma_1; timm's names come last, so they are written.
     THEIR_BLOCK + "gamma_1": BLOCK + "scale1.factor",
     THEIR_BLOCK + "gamma_2": BLOCK + "scale2.factor",
@@ -90,21 +113,25 @@ def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
     """
     config = TimmConfig(read_config_of("architecture", "timm", path))
     known = config.known_arguments()
-    parts = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc_norm.")}
-    ours = to_ours(split_qkv(rename(parts), FUSED, path), TABLE, path, "timm")
-    if len(parts) < len(tensors):
-        raise CheckpointError(
-            f"{path}: timm weights with fc_norm take the mean before the norm, which this "
-            "project's model doesn't; only those with a class token, or with fc_norm=False, can be "
-            "loaded"
-        )
+    ours = to_ours(split_qkv(rename(tensors), FUSED, path), TABLE, path, "timm")
     if config.architecture is None:
         check_unambiguous(tensors, ours, path)
-    ours = fold_register_positions(ours, known, path)
-    model, assumed = describe(ours, path, {"resnet_style": "timm"} | known)
+    ours = adapt(ours, known, path)
+    shown = {"resnet_style": "timm", "fc_norm": "fc_norm.weight" in tensors}
+    if shown["fc_norm"]:
+        shown["global_pool"] = "mean"
+    model, assumed = describe(ours, path, shown | known)
     classes = config.classes(model.get("num_classes"))
     preprocessing = config.preprocessing(model["num_channels"])
     return Weights(path, "timm", ours, model, assumed, CONVENTION, preprocessing, classes)
+
+
+def adapt(tensors: dict[str, Tensor], known: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Bring what timm holds in another way to this project's; known: what config.json states."""
+    tensors = with_key_bias(join_gates(with_patch_bias(tensors)))
+    if known.get("position") == "rope_dinov3":
+        tensors = pair_channels(tensors, known["num_heads"], path)
+    return fold_register_positions(fold_distill_position(tensors), known, path)
 
 
 def check_unambiguous(
@@ -112,15 +139,31 @@ def check_unambiguous(
 ) -> None:
     """Raise CheckpointError for names that several of timm's models with other functions have."""
     advice = "put timm's config.json, which names the architecture, beside the file"
+    if any(name.endswith(".attn.q_bias") for name in tensors):
+        raise CheckpointError(
+            f"{path}: q_bias is in DINOv3 and EVA, whose rotary positions are not in the file; "
+            f"{advice}"
+        )
     if POSITIONS not in ours:
         raise CheckpointError(
             f"{path}: timm weights without pos_embed, as of DINOv3, EVA and RoPE-ViT, whose rotary "
-            "positions are not in the file and which this project's model doesn't have"
+            f"positions are not in the file; {advice}"
+        )
+    if "embeddings.norm.weight" in ours or PROBE in ours:
+        part = "norm_pre (CLIP)" if "embeddings.norm.weight" in ours else "attn_pool (SigLIP)"
+        raise CheckpointError(
+            f"{path}: timm's models with {part} have the same names but not the same activation; "
+            f"{advice}"
         )
     if any(name.endswith(".gamma_1") for name in tensors):
         raise CheckpointError(
             f"{path}: gamma_1 is in DeiT-III's own files and in those of timm's RoPE-ViT "
             f"(vit_*_rope_ape_*), whose rotary positions are not in the file; {advice}"
+        )
+    if "fc_norm.weight" in tensors and CLS not in ours and REGISTERS not in ours:
+        raise CheckpointError(
+            f"{path}: timm's models with fc_norm and patches alone may have their norms after the "
+            f"branches (vit_*_rpn_*), under the same names; {advice}"
         )
     plain = REGISTERS not in ours and FIRST_SCALE not in ours and FIRST_BIAS in ours
     if CLS not in ours and plain:
@@ -138,7 +181,15 @@ def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if name.startswith(BACKBONE + "stem."):
             name = name.removeprefix(BACKBONE)
-        renamed[units.get(name, name)] = tensor
+        name = units.get(name, name)
+        # EVA's classes keep them beside the fused matrix, and there is none of the key
+        for part in ("query", "value"):
+            name = name.replace(f".attn.{part[0]}_bias", f".attn.{part}.bias")
+        if name.startswith("attn_pool.kv."):
+            for part, piece in zip(("key", "value"), tensor.chunk(2), strict=True):
+                renamed[name.replace(".kv.", f".{part}.")] = piece.clone()
+        else:
+            renamed[name] = tensor
     return renamed
 
 
@@ -199,6 +250,11 @@ def write(weights: Weights, out: Path) -> list[str]:
         "qkv_bias",
     )
     weights = with_learned_positions(weights, "timm", *supported)
+    if weights.model["global_pool"] not in ("cls", "mean"):
+        raise CheckpointError(
+            f"{weights.path}: timm can't express global_pool={weights.model['global_pool']}; "
+            "--format safetensors and onnx can"
+        )
     stages = tuple(weights.model["resnet_stages"] or ())
     if stages and stages not in HYBRIDS:
         known = ", ".join(str(list(known)) for known in HYBRIDS)

@@ -29,27 +29,42 @@ from vit.weights.description import as_pair, int_or_pair
 # The heads of a size, by its name
 HEADS = {
     "tiny": 3,
+    "xsmall": 4,
+    "wee": 4,
+    "little": 5,
     "small": 6,
+    "small_plus": 6,
     "medium": 8,
+    "mediumd": 8,
     "betwixt": 10,
     "base": 12,
     "so150m": 14,
+    "so150m2": 13,
     "large": 16,
     "huge": 16,
+    "huge_plus": 20,
     "so400m": 16,
     "giant": 16,
     "giantopt": 16,
     "gigantic": 16,
+    "7b": 32,
 }
 
 MEAN = {"global_pool": "mean"}
+MAP = {"global_pool": "map"}
 TANH = {"activation": "gelu_tanh"}
+CLIP = {"layer_norm_eps": 1e-5}
+QUICK = {"activation": "quick_gelu"}
+SILU = {"activation": "silu"}
+DINOV3 = {"layer_norm_eps": 1e-5, "position": "rope_dinov3"} | MEAN
 
 # {pattern of names: what differs from a class token, gelu and the heads of the size}; the first
-# that fits counts. (SIZE) stands for one of HEADS. Architectures with other parts, such as CLIP's
-# norm before the blocks or DINOv3's rotary positions, are not among them.
+# that fits counts. (SIZE) stands for one of HEADS. Architectures with other parts, such as parallel
+# branches, are not among them.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "test_vit": {"num_heads": 2},
+    "test_vit2": {"num_heads": 2} | MEAN,
+    "test_vit3": {"num_heads": 3} | MAP,
     "vit_base_patch16_gap_224": {"num_heads": 16} | MEAN,
     "vit_(base)_patch(16_plus_240|32_plus_256)": {"num_heads": 14},
     # SigLIP's later releases
@@ -57,15 +72,29 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "vit_(large)_patch16_siglip_gap_512": MEAN | TANH,
     r"vit_(giantopt|so400m)_patch16_siglip_gap_\d+": MEAN | TANH,
     r"vit_(SIZE)_patch\d+_(siglip_)?gap_\d+": MEAN,
-    r"vit_(so150m)_patch16_reg4_gap_\d+": MEAN,
+    "vit_(base)_patch32_siglip_256": MAP | TANH,
+    "vit_(large)_patch16_siglip_512": MAP | TANH,
+    r"vit_(giantopt|so400m)_patch16_siglip_\d+": MAP | TANH,
+    r"vit_(SIZE)_patch\d+_siglip_\d+": MAP,
+    r"vit_(SIZE)_patch16_reg[14]_gap_\d+": MEAN,
+    "vit_(so150m)_patch16_reg4_map_256": MAP,
+    r"eva_(large)_patch14_\d+": MEAN,
+    # CLIP's, of OpenAI and others
+    "vit_base_patch16_plus_clip_240": {"num_heads": 14} | CLIP,
+    r"vit_(SIZE)_patch\d+_clip_\d+": CLIP,
+    r"vit_(SIZE)_patch\d+_clip_quickgelu_\d+": CLIP | QUICK,
     # The names that timm had before 0.9 end in what the weights were trained on.
     r"vit_(SIZE)_patch\d+_\d+(_miil)?(_in21k|_sam|_dino)?": {},
-    r"deit_(SIZE)_patch16_\d+": {},
+    r"deit_(SIZE)_(distilled_)?patch16_\d+": {},
     r"deit3_(SIZE)_patch\d+_\d+(_in21ft1k)?": {},
     "flexivit_(SIZE)": {},
-    # Their giant models have a gated MLP.
     "vit_(small|base|large)_patch14_(reg4_)?dinov2": {},
     "vit_(base|large|so400m)_patch14_reg1_tipsv2": {},
+    # Their giant models have a gated MLP, and DINOv3's of odd names
+    "vit_giant_patch14_(?:reg4_)?dinov2": {"num_heads": 24} | SILU,
+    "vit_giant_patch14_reg1_tipsv2": {"num_heads": 24} | SILU,
+    "vit_(small_plus|huge_plus|7b)_patch16_dinov3(_qkvb)?": DINOV3 | SILU,
+    "vit_(SIZE)_patch16_dinov3(_qkvb)?": DINOV3,
     "vit_(small)_patch16_36x1_224": {},
     r"vit_(SIZE)_r(26|50)_s(16|32)_\d+": {},
 }
@@ -74,7 +103,7 @@ HYBRID = re.compile(r"_r\d+_s\d+_")
 
 # Their words and ours; an empty text is their other word for none.
 ACTIVATIONS = {name: name for name in ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")}
-POOLING = {"token": "cls", "avg": "mean"}
+POOLING = {"token": "cls", "avg": "mean", "map": "map"}
 POSITIONS = {"learn": "learned", "none": "none", "": "none"}
 
 # {argument: (ours, what it holds)}
@@ -89,6 +118,7 @@ ARGUMENTS: dict[str, tuple[str, Kind]] = {
     "qk_norm": ("qk_norm", FLAG),
     "class_token": ("cls_token", FLAG),
     "reg_tokens": ("num_registers", INDEX),
+    "pre_norm": ("pre_norm", FLAG),
 }
 
 # Arguments with an effect in training alone, or whose effect the tensors show, and those that are
@@ -121,7 +151,6 @@ DEFAULTS = {
     "scale_attn_norm": False,
     "scale_mlp_norm": False,
     "proj_bias": True,
-    "pre_norm": False,
     "final_norm": True,
     "pool_include_prefix": False,
 }
