@@ -195,6 +195,31 @@ def test_repeating_the_command_does_not_take_back_what_came_with_weights():
         resume(saved, *overrides, "model.qk_norm=false")
 
 
+@pytest.mark.parametrize(
+    ("given", "saved_name", "is_same"),
+    [
+        ("hf:a/b", "hf:a/b@0123", True),
+        ("hf:a/b@main", "hf:a/b@0123", True),
+        ("timm:c.d", "timm:c.d@0123", True),
+        ("google:x", "google:x#sha256=12", True),
+        ("https://h/x.npz", "https://h/x.npz#sha256=12", True),
+        ("https://h/x.npz#sha256=12", "https://h/x.npz#sha256=12", True),
+        ("x.npz", "x.npz", True),
+        ("hf:a/c", "hf:a/b@0123", False),
+        ("timm:a/b", "hf:a/b@0123", False),
+        ("https://h/x.npz#sha256=34", "https://h/x.npz#sha256=12", False),
+        ("y.npz", "x.npz", False),
+    ],
+)
+def test_the_command_may_be_repeated_with_the_name_that_it_gave(given, saved_name, is_same):
+    saved = to_dict(configured()) | {"pretrained": saved_name}
+    if is_same:
+        assert resume(saved, f"pretrained='{given}'")[1] == []
+    else:
+        with pytest.raises(ConfigError, match="pretrained does nothing beside resume"):
+            resume(saved, f"pretrained='{given}'")
+
+
 def test_what_tells_runs_apart():
     overrides = ["optimizer=sgd", "model.dropout=0.1"]
     chosen = notable_settings(configured(*overrides), overrides)

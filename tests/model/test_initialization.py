@@ -40,6 +40,20 @@ def test_the_initialization_of_the_authors():
     assert query.bias.abs().max() == 0
 
 
+def test_the_later_parts():
+    """A zero head for the distillation token, whose token is drawn; the query of a pooling is."""
+    torch.manual_seed(0)
+    model = VisionTransformer(**SMALL, distill_token=True)
+    assert model.head_distill is not None
+    assert not model.head_distill.weight.any()
+    assert model.embeddings.distill_token is not None
+    assert 0.01 < model.embeddings.distill_token.std() < 0.04
+    for init, largest in (("jax", (6 / (SMALL["hidden_size"] + 1)) ** 0.5), ("trunc_normal", 0.04)):
+        model = VisionTransformer(**SMALL, global_pool="map", init=init)
+        assert model.attention_pool is not None
+        assert 0.8 * largest < model.attention_pool.probe.abs().max() <= largest
+
+
 def test_xavier():
     torch.manual_seed(0)
     model = VisionTransformer(**WIDE, init="xavier")
@@ -124,7 +138,9 @@ def test_local_heads_start_at_each_of_the_nine_neighbors():
         assert strongest.values.min() > 8 / 64  # evenly spread it would be 1/64
 
 
-@pytest.mark.parametrize("changes", [{"position": "learned"}, {"qkv_bias": False}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"position": "learned"}, {"position": "rope_dinov3"}, {"qkv_bias": False}], ids=str
+)
 def test_local_heads_need_rotations_and_biases(changes):
     arguments = {**SMALL, "position": "rope2d", **changes}
     with pytest.raises(ValueError, match="init=local needs position=rope2d and qkv_bias=true"):

@@ -11,6 +11,7 @@ from vit.model.positions import (
     patch_grid,
     resize_positions,
     rope2d,
+    rope_dinov3,
     rotate,
     sincos1d,
     sincos2d,
@@ -102,6 +103,23 @@ def test_rope_makes_attention_depend_on_the_offset_alone():
     assert score(0, 0, 2, 3) != pytest.approx(score(0, 0, 3, 2), abs=1e-3)
     # The prefix is not rotated.
     assert torch.equal(rotate(query.expand(1, 1, 43, 16), rotation)[0, 0, 0], query)
+
+
+def test_rotations_of_dinov3_are_of_places_in_the_image():
+    """Four patches of a finer grid have their middle in the middle of the patch they replace."""
+    coarse, fine = rope_dinov3((3, 5), 16, 0), rope_dinov3((6, 10), 16, 0)
+    # Small enough to be angles: those of the lowest frequency, of row and of column
+    for channel in (6, 14):
+        angles = [
+            torch.atan2(table[1, :, channel], table[0, :, channel]).reshape(rows, columns)
+            for table, rows, columns in ((coarse, 3, 5), (fine, 6, 10))
+        ]
+        means = angles[1].reshape(3, 2, 5, 2).mean(dim=(1, 3))
+        torch.testing.assert_close(means, angles[0], atol=1e-5, rtol=1e-4)
+    # The middle patch of an odd grid is at the origin
+    assert torch.equal(coarse[:, 7], torch.stack([torch.ones(16), torch.zeros(16)]))
+    with pytest.raises(ValueError, match="rope_dinov3 needs heads whose width 4 divides, got 6"):
+        rope_dinov3((2, 2), 6, 0)
 
 
 @pytest.mark.parametrize(("old", "new"), [((4, 4), (7, 7)), ((7, 7), (4, 6)), ((3, 5), (6, 2))])

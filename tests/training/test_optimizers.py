@@ -11,6 +11,7 @@ import torch
 from small_training import make_model
 
 from vit.errors import ConfigError
+from vit.model.vision_transformer import VisionTransformer
 from vit.training.muon import Muon, learning_rate_scale
 from vit.training.optimizers import (
     OPTIMIZERS,
@@ -243,6 +244,16 @@ def test_muon_without_blocks_to_train_is_adamw():
     assert [group["initial_lr"] for group in optimizer.param_groups] == [2e-3, 2e-3]
     changed = [item for group in optimizer.param_groups for item in group["params"]]
     assert {id(item) for item in changed} == {id(item) for item in model.head.parameters()}
+
+
+def test_both_heads_of_a_distilled_model_are_probed():
+    sizes = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "num_layers": 1, "num_heads": 1}
+    model = VisionTransformer(**sizes, num_classes=2, distill_token=True)
+    freeze_all_but_head(model)
+    trained = {name for name, item in model.named_parameters() if item.requires_grad}
+    assert trained == {
+        f"{head}.{part}" for head in ("head", "head_distill") for part in ("weight", "bias")
+    }
 
 
 @ALL

@@ -60,9 +60,9 @@ def shards_in(index: Path) -> dict[str, set[str]]:
 
     Raises CheckpointError where it is no index.
     """
+    shards: dict[str, set[str]] = {}
     try:
         table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[str, set[str]] = {}
         for tensor, name in table.items():
             shards.setdefault(name, set()).add(tensor)
         # Never a path that leads out of the folder
