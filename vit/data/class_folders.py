@@ -26,8 +26,12 @@ def class_names(folder: Path) -> list[str]:
     )
 
 
-def list_class_folders(folder: Path, title: str) -> tuple[list[str], ImageSplit]:
+def list_class_folders(
+    folder: Path, title: str, follow_links: bool = False
+) -> tuple[list[str], ImageSplit]:
     """(class names, the images in folder/<class>/ at any depth), both sorted.
+
+    follow_links: also look into folders that are links.
 
     Raises DataError for fewer than two classes or a class without images.
     """
@@ -36,7 +40,7 @@ def list_class_folders(folder: Path, title: str) -> tuple[list[str], ImageSplit]
     paths: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = images_of_class(folder / name)
+        images = images_of_class(folder / name, follow_links)
         paths += [os.fsencode(path) for path in images]
         labels += [label] * len(images)
     return classes, ImageSplit(title, torch.tensor(labels), paths=np.array(paths))
@@ -68,12 +72,14 @@ def images_of_class(folder: Path, follow_links: bool = False) -> list[str]:
     return images
 
 
-def list_same_classes(folder: Path, classes: list[str], title: str) -> ImageSplit:
+def list_same_classes(
+    folder: Path, classes: list[str], title: str, follow_links: bool = False
+) -> ImageSplit:
     """The images in folder/<class>/ of a split other than train.
 
     Raises DataError as list_class_folders does, and where the classes are not those of train.
     """
-    its_classes, images = list_class_folders(folder, title)
+    its_classes, images = list_class_folders(folder, title, follow_links)
     check_classes(classes, its_classes, folder)
     return images
 

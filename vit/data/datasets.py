@@ -23,8 +23,9 @@ from vit.data.class_folders import (
     list_same_classes,
     readable_names,
 )
-from vit.data.layouts import find_layout, folder_name
-from vit.data.splits import ImageDataset, ImageSplit, hold_out, sample_evenly
+from vit.data.layouts import folder_name
+from vit.data.listing import list_images
+from vit.data.splits import ImageDataset, ImageSplit, Splits, hold_out, sample_evenly
 from vit.data.tar_index import CLASSES, SPLITS, index_split
 from vit.errors import ConfigError, DataError
 from vit.runtime.device import wide_device
@@ -45,19 +46,6 @@ class Request(NamedTuple):
     root: Path
     image_shape: tuple[int, int, int]
     device: torch.device
-
-
-class Splits(NamedTuple):
-    """What a reader returns; val and test are None where the data set has none of its own.
-
-    layout: see ImageDataset.
-    """
-
-    classes: list[str]
-    train: ImageSplit
-    val: ImageSplit | None = None
-    test: ImageSplit | None = None
-    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -269,16 +257,10 @@ def make_synthetic(request: Request, *, num_classes: int, num_images: int) -> Sp
     return Splits(classes, ImageSplit(request.title, labels, pixels))
 
 
-def read_folder(request: Request) -> Splits:
-    """Images in folders, as vit.data.layouts finds them: with splits, or the classes alone."""
-    layout = find_layout(request.root)
-    classes, train = list_class_folders(layout.train, layout.title("train"))
-    val = test = None
-    if layout.val is not None:
-        val = list_same_classes(layout.val, classes, layout.title("val"))
-    if layout.test is not None:
-        test = list_same_classes(layout.test, classes, layout.title("test"))
-    return Splits(readable_names(classes), train, val, test, layout.describe())
+def read_folder(request: Request, *, label_column: str | None = None) -> Splits:
+    """Images as vit.data.listing finds them: in class folders, or named by a table."""
+    splits = list_images(request.root, label_column)
+    return splits._replace(classes=readable_names(splits.classes))
 
 
 def read_imagenet(request: Request) -> Splits:
