@@ -181,7 +181,7 @@ def test_training_and_resuming_on_a_table(tmp_path):
     changes = ["data.root=moved/table.tsv", "train.steps=6", "resume_changed=allow"]
     done = train(tmp_path, "resume=half", *changes)
     assert done.returncode == 0, done.stderr
-    assert "the images of train" not in done.stdout
+    assert "training images" not in done.stdout
     whole, half = read_result(tmp_path / "whole"), read_result(tmp_path / "half")
     assert whole["status"] == half["status"] == "finished"
     losses = [

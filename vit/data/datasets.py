@@ -264,7 +264,7 @@ def read_folder(request: Request, *, label_column: str | None = None) -> Splits:
 
 
 def read_imagenet(request: Request) -> Splits:
-    """root/train/<wnid>/ and root/val/<wnid>/; the official validation set is used as test."""
+    """root/train/<wnid>/ and root/val/, flat or in class folders; the latter is used as test."""
     classes, train = list_train_folder(
         request, "get ILSVRC 2012 from https://image-net.org and put its images there"
     )
@@ -301,7 +301,7 @@ def list_train_folder(request: Request, advice: str) -> tuple[list[str], ImageSp
 
 
 def list_val_as_test(request: Request, classes: list[str]) -> ImageSplit:
-    """root/val/<class>/, under a title that says that it is used as test."""
+    """root/val/<class>/ or flat root/val/, under a title that says that it is used as test."""
     folder = request.root / "val"
     if not folder.is_dir():
         raise DataError(
