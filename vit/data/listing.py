@@ -4,21 +4,26 @@ from pathlib import Path
 
 from vit.data.class_folders import list_class_folders, list_same_classes
 from vit.data.layouts import find_layout
+from vit.data.parquet_index import find_parquet, list_parquet
 from vit.data.splits import Splits
 from vit.data.tables import is_table, list_table
 from vit.errors import ConfigError
 
 
 def list_images(root: Path, label_column: str | None = None, follow_links: bool = False) -> Splits:
-    """The classes and splits of a folder of class folders, or of a CSV or TSV file.
+    """The classes and splits of a folder of class folders, a table, or parquet files.
 
-    label_column: of a table, the name of the column with the classes; None: found by its name.
+    label_column: of a table or of parquet files, the name of the column with the classes; None: it
+    is found by its name.
     follow_links: also look into folders that are links.
 
     Raises DataError, naming what is wrong, and ConfigError for a label_column that does nothing.
     """
     if is_table(root):
         return list_table(root, label_column)
+    files = find_parquet(root)
+    if files:
+        return list_parquet(root, files, label_column)
     if label_column is not None:
         raise ConfigError(
             f"data.label_column does nothing here: the folders of {root} are the classes; leave "
