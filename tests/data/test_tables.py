@@ -135,6 +135,14 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path):
         list_images(tmp_path / "latin.csv")
 
 
+def test_an_archive_has_to_be_unpacked_first(tmp_path):
+    (tmp_path / "pets.zip").touch()
+    with pytest.raises(
+        DataError, match=r"pets\.zip: neither .*python -m vit\.unpack .*pets\.zip F"
+    ):
+        list_images(tmp_path / "pets.zip")
+
+
 def test_folders_have_no_label_column(tmp_path):
     make_images(tmp_path, {".": 2})
     with pytest.raises(ConfigError, match=r"data\.label_column does nothing here"):

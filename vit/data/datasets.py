@@ -266,7 +266,9 @@ def read_folder(request: Request, *, label_column: str | None = None) -> Splits:
 def read_imagenet(request: Request) -> Splits:
     """root/train/<wnid>/ and root/val/, flat or in class folders; the latter is used as test."""
     classes, train = list_train_folder(
-        request, "get ILSVRC 2012 from https://image-net.org and put its images there"
+        request,
+        "get ILSVRC2012_img_train.tar from https://image-net.org and unpack it there with "
+        "python -m vit.unpack",
     )
     test = list_val_as_test(request, classes)
     return Splits(readable_names(classes), train, test=test)
@@ -323,7 +325,7 @@ def read_shards(request: Request) -> Splits:
     if train is None:
         raise DataError(
             f"data={request.name}: no {root.absolute()}/train-*.tar; write shards with "
-            "python -m vit.shards FOLDER OUT, or say where they are with data.root=FOLDER"
+            "python -m vit.shards SOURCE OUT, or say where they are with data.root=FOLDER"
         )
     labels = torch.cat([images.labels for images in splits.values() if images is not None])
     # Shards may have been written by others, who count from 1 or have another list of classes

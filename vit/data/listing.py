@@ -7,7 +7,7 @@ from vit.data.layouts import find_layout
 from vit.data.parquet_index import find_parquet, list_parquet
 from vit.data.splits import Splits
 from vit.data.tables import is_table, list_table
-from vit.errors import ConfigError
+from vit.errors import ConfigError, DataError
 
 
 def list_images(root: Path, label_column: str | None = None, follow_links: bool = False) -> Splits:
@@ -24,6 +24,11 @@ def list_images(root: Path, label_column: str | None = None, follow_links: bool 
     files = find_parquet(root)
     if files:
         return list_parquet(root, files, label_column)
+    if root.is_file():
+        raise DataError(
+            f"{root.absolute()}: neither a folder nor a .csv, .tsv or .parquet file; an archive is "
+            f"unpacked by python -m vit.unpack {root} FOLDER"
+        )
     if label_column is not None:
         raise ConfigError(
             f"data.label_column does nothing here: the folders of {root} are the classes; leave "
