@@ -44,8 +44,8 @@ Sample = tuple[str, bytes, int]
 def samples_of(images: ImageSplit) -> Iterator[Source]:
     """Yield (path, label) of the images in the order in which they are written.
 
-    Image files are mixed, the same way each time. Rows of parquet files keep their order, so that
-    each row group is read once.
+    Image files are mixed, the same way each time. Rows of parquet files keep their order, since a
+    row group is read as a whole.
     """
     assert images.paths is not None
     order = list(range(len(images)))
@@ -62,8 +62,7 @@ def encode_sample(source: Source, short_side: int | None) -> Sample | str:
     path, label = source
     try:
         jpeg = shrink_image(path, short_side, JPEG_QUALITY)
-        with open_lazily(path) as image:
-            suffix = suffix_of(path, image.format)
+        suffix = suffix_of(path)
         # A sample's files share their name up to the first extension, so there must be no second
         if jpeg is None:
             with open_encoded(path) as file:
@@ -73,13 +72,17 @@ def encode_sample(source: Source, short_side: int | None) -> Sample | str:
     return suffix if suffix.lower() in JPEG_SUFFIXES else ".jpg", jpeg, label
 
 
-def suffix_of(path: str, image_format: str | None) -> str:
-    """The extension of an image's name; of one without a known extension, that of its format."""
+def suffix_of(path: str) -> str:
+    """The extension of an image's name; of one without a known extension, that of its format.
+
+    Raises DataError for a file that is no image.
+    """
     suffix = os.path.splitext(path)[1]
     if suffix.lower() in EXTENSIONS:
         return suffix
-    # Such as .jpeg for JPEG, .tiff for TIFF; whatever it is called, its content decides
-    name = f".{(image_format or '').lower()}"
+    with open_lazily(path) as image:
+        name = f".{(image.format or '').lower()}"
+    # Readers go by the content, so any extension of an image does for other formats
     return name if name in EXTENSIONS else ".jpg"
 
 
