@@ -38,6 +38,7 @@ TINY = (
 )
 NOISE = ("data=synthetic", "data.num_classes=4", "data.num_images=120")
 FOLDER = ("data=folder", "data.root={folder}")
+TABLE = ("data=folder", "data.root={table}")
 DAMAGED = ("data=folder", "data.root={damaged}")
 WITHOUT_GPU = not torch.cuda.is_available()
 
@@ -111,6 +112,7 @@ KEYS_OF_TRAIN = {
     "data.interpolation": Change("bilinear", data=FOLDER),
     "data.unreadable": Change("skip", data=DAMAGED),
     "data.mirror": Change("false"),
+    "data.label_column": Change("color", data=TABLE),
     "data.num_classes": Change("3"),
     "data.num_images": Change("90"),
     # Augmentations
@@ -243,6 +245,7 @@ OF_DATA = {
     "interpolation": Change("bilinear", FILES_TO_EVALUATE),
     "unreadable": Change("skip", FILES_TO_EVALUATE),
     "mirror": Change("false", NOISE_TO_EVALUATE),
+    "label_column": Change("color", FILES_TO_EVALUATE),
     "num_classes": Change("3", NOISE_TO_EVALUATE, says="data=synthetic has 3"),
     "num_images": Change("90", NOISE_TO_EVALUATE),
 }
@@ -293,10 +296,11 @@ OF_MODEL = {
 
 @dataclass(frozen=True)
 class Places:
-    """What values refer to: folders of images, runs and their best checkpoints."""
+    """What values refer to: folders of images, a table of one, runs and their best checkpoints."""
 
     folder: Path
     damaged: Path
+    table: Path
     run: Path
     best: Path
     best_of_files: Path
@@ -312,6 +316,15 @@ class Places:
         return list(filled.values())
 
 
+def write_table(path: Path, folder: Path) -> Path:
+    """A table of the images in a folder, with two columns that can be learned."""
+    lines = ["path,label,color"]
+    for number, image in enumerate(sorted(folder.rglob("*.jpg"))):
+        lines.append(f"{image},{image.parent.name},{'red' if number % 3 else 'blue'}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> Places:
     root = tmp_path_factory.mktemp("every_key")
@@ -323,6 +336,7 @@ def places(tmp_path_factory) -> Places:
     places = Places(
         folder=folder,
         damaged=damaged,
+        table=write_table(root / "images.csv", folder / "train"),
         run=run,
         best=run / "checkpoints" / "best.safetensors",
         best_of_files=of_files / "checkpoints" / "best.safetensors",

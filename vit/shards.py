@@ -1,8 +1,9 @@
 """Write a data set as tar shards, as WebDataset lays them out.
 
-    python -m vit.shards FOLDER OUT --short-side 288    # FOLDER is laid out as for data=folder
+    python -m vit.shards SOURCE OUT --short-side 288    # SOURCE: any data.root of data=folder
     python train.py data=shards data.root=OUT
 
+SOURCE is a folder of class folders, a CSV or TSV file, a parquet file, or a folder of these.
 train-000000.tar holds 000000123.jpg and its label, 000000123.cls, and so on. A few large files
 instead of a million small ones suit network disks. They are read at random, not as a stream: each
 start needs an index of where every image lies, which is kept beside them in .index-train.npz, and
@@ -19,12 +20,14 @@ import os
 import random
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from vit.data.class_folders import class_names, images_of_class, require_two_classes
+from vit.data.image_files import EXTENSIONS, open_encoded, open_lazily
 from vit.data.layouts import find_layout
-from vit.data.splits import check_classes
+from vit.data.listing import list_images
+from vit.data.parquet_index import find_parquet
+from vit.data.splits import ImageSplit
 from vit.data.tar_index import CLASSES
 from vit.errors import ConfigError, DataError, run_command, writing_to
 from vit.files import write_text
@@ -32,38 +35,55 @@ from vit.shrink import JPEG_SUFFIXES, map_in_processes, report_unreadable, shrin
 
 JPEG_QUALITY = 90  # of images that are made smaller
 
+# Path and label of an image
+Source = tuple[str, int]
 # Extension, file content, label
 Sample = tuple[str, bytes, int]
 
 
-def list_samples(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """(image file, label) of folder/<class>/…, in an order that mixes the classes.
+def samples_of(images: ImageSplit) -> Iterator[Source]:
+    """Yield (path, label) of the images in the order in which they are written.
 
-    The order is the same each time. Raises DataError for a class without images.
+    Image files are mixed, the same way each time. Rows of parquet files keep their order, since a
+    row group is read as a whole.
     """
-    samples = [
-        (Path(path), label)
-        for label, name in enumerate(classes)
-        for path in images_of_class(folder / name, follow_links=True)
-    ]
-    # Sorted first, since folders are listed in any order
-    samples.sort(key=lambda sample: str(sample[0]))
-    random.Random(0).shuffle(samples)
-    return samples
+    assert images.paths is not None
+    order = list(range(len(images)))
+    if b".parquet!" not in images.paths[0]:
+        # Sorted first, since folders are listed in any order
+        order = images.paths.argsort(kind="stable").tolist()
+        random.Random(0).shuffle(order)
+    for index in order:
+        yield os.fsdecode(images.paths[index]), int(images.labels[index])
 
 
-def encode_sample(source: tuple[Path, int], short_side: int | None) -> Sample | str:
+def encode_sample(source: Source, short_side: int | None) -> Sample | str:
     """The sample as a shard holds it, or a line about an image that cannot be read."""
     path, label = source
     try:
         jpeg = shrink_image(path, short_side, JPEG_QUALITY)
+        suffix = suffix_of(path)
+        # A sample's files share their name up to the first extension, so there must be no second
+        if jpeg is None:
+            with open_encoded(path) as file:
+                return suffix, file.read(), label
     except DataError as error:
         return str(error)
-    # A sample's files share their name up to the first extension, so there must be no second
-    if jpeg is None:
-        return path.suffix, path.read_bytes(), label
-    is_jpeg = path.suffix.lower() in JPEG_SUFFIXES
-    return path.suffix if is_jpeg else ".jpg", jpeg, label
+    return suffix if suffix.lower() in JPEG_SUFFIXES else ".jpg", jpeg, label
+
+
+def suffix_of(path: str) -> str:
+    """The extension of an image's name; of one without a known extension, that of its format.
+
+    Raises DataError for a file that is no image.
+    """
+    suffix = os.path.splitext(path)[1]
+    if suffix.lower() in EXTENSIONS:
+        return suffix
+    with open_lazily(path) as image:
+        name = f".{(image.format or '').lower()}"
+    # Readers go by the content, so any extension of an image does for other formats
+    return name if name in EXTENSIONS else ".jpg"
 
 
 class ShardWriter:
@@ -99,7 +119,7 @@ class ShardWriter:
 
 
 def write_split(
-    samples: Sequence[tuple[Path, int]],
+    samples: Iterable[Source],
     out: Path,
     split: str,
     *,
@@ -126,9 +146,10 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folder",
+        "source",
         type=Path,
-        help="train/<class>/…, and val/ and test/ where they exist; or <class>/… alone",
+        help="a folder with train/<class>/…, and val/ and test/ where they exist, or <class>/… "
+        "alone; a CSV or TSV file; a parquet file, or a folder of some",
     )
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument(
@@ -136,6 +157,9 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--short-side", type=int, help="make larger images smaller: pixels of the shorter side"
+    )
+    parser.add_argument(
+        "--label-column", help="of a table or of parquet files: the column with the classes"
     )
     parser.add_argument(
         "--workers",
@@ -150,28 +174,30 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def refuse_class_folder(source: Path, out: Path) -> None:
+    """Raise ConfigError where the new folder would lie among or in class folders."""
+    if not source.is_dir() or not out.absolute().is_relative_to(source.absolute()):
+        return
+    if not find_parquet(source) and find_layout(source).is_flat:
+        raise ConfigError(f"{out}: would be a class folder; choose a folder elsewhere")
+
+
 def main(given: Sequence[str] | None = None) -> None:
     options = parse_arguments(given)
     # Shards of two data sets would be read as one
     if any(options.out.glob("*.tar")):
         raise ConfigError(f"{options.out}: already holds shards; choose a new folder")
-    layout = find_layout(options.folder)
-    if layout.is_flat and options.out.absolute().is_relative_to(options.folder.absolute()):
-        raise ConfigError(f"{options.out}: would be a class folder; choose a folder elsewhere")
-    classes = require_two_classes(layout.train)
+    refuse_class_folder(options.source, options.out)
     # All splits are listed before the first shard is written
-    samples = {}
-    for split, folder in layout.folders.items():
-        check_classes(classes, class_names(folder), folder)
-        samples[split] = list_samples(folder, classes)
+    splits = list_images(options.source, options.label_column, follow_links=True)
 
     unreadable: list[str] = []
     with writing_to(options.out, "choose another folder"):
         options.out.mkdir(parents=True, exist_ok=True)
-        print(layout.describe())
-        for split, images in samples.items():
+        print(splits.layout)
+        for split, images in splits.named().items():
             count, left_out = write_split(
-                images,
+                samples_of(images),
                 options.out,
                 split,
                 per_shard=options.per_shard,
@@ -180,7 +206,7 @@ def main(given: Sequence[str] | None = None) -> None:
             )
             print(f"{split}: {count:,} images")
             unreadable += left_out
-        write_text(options.out / CLASSES, "".join(f"{name}\n" for name in classes))
+        write_text(options.out / CLASSES, "".join(f"{name}\n" for name in splits.classes))
     print(f"train with data=shards data.root={options.out}")
     report_unreadable(unreadable)
 

@@ -31,7 +31,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def shrink_image(source: Path, short_side: int | None, quality: int) -> bytes | None:
+def shrink_image(source: str | Path, short_side: int | None, quality: int) -> bytes | None:
     """The image as a JPEG whose shorter side is `short_side` pixels; None where it is small enough.
 
     Without short_side any image is small enough. Raises DataError for an image that cannot be read,

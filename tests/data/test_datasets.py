@@ -24,7 +24,7 @@ SETTINGS = {
     "device": torch.device("cpu"),
 }
 # The keys that only some data sets take
-SPECIFIC = ("num_classes", "num_images")
+SPECIFIC = ("num_classes", "num_images", "label_column")
 
 
 def load(name, **changes):

@@ -25,8 +25,8 @@ PER_CHANNEL_POSITIVE = Range(
 class DataConfig:
     """What is learned from.
 
-    The table in vit/data/datasets.py says which data sets take root, test_fraction, num_classes and
-    num_images.
+    The table in vit/data/datasets.py says which data sets take root, test_fraction, label_column,
+    num_classes and num_images.
     """
 
     name: str = setting()
@@ -48,6 +48,8 @@ class DataConfig:
     unreadable: str = setting(one_of("refuse", "skip"))
     # Whether a mirrored image is of the same class, as that of a digit is not
     mirror: bool = setting()
+    # Of a table of images: the column with the classes; null: found by its name
+    label_column: str | None = setting()
     # Of the synthetic data set alone
     num_classes: int | None = setting(POSITIVE)
     num_images: int | None = setting(POSITIVE)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torchvision.models import ResNet18_Weights
 
-from vit.data.image_files import EXTENSIONS, iter_image_files
+from vit.data.image_files import EXTENSIONS, is_image_file, iter_image_files
+from vit.data.imagenet_val import list_flat_val
 from vit.data.splits import ImageSplit, check_classes
 from vit.errors import DataError
 
@@ -26,8 +27,12 @@ def class_names(folder: Path) -> list[str]:
     )
 
 
-def list_class_folders(folder: Path, title: str) -> tuple[list[str], ImageSplit]:
+def list_class_folders(
+    folder: Path, title: str, follow_links: bool = False
+) -> tuple[list[str], ImageSplit]:
     """(class names, the images in folder/<class>/ at any depth), both sorted.
+
+    follow_links: also look into folders that are links.
 
     Raises DataError for fewer than two classes or a class without images.
     """
@@ -36,7 +41,7 @@ def list_class_folders(folder: Path, title: str) -> tuple[list[str], ImageSplit]
     paths: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = images_of_class(folder / name)
+        images = images_of_class(folder / name, follow_links)
         paths += [os.fsencode(path) for path in images]
         labels += [label] * len(images)
     return classes, ImageSplit(title, torch.tensor(labels), paths=np.array(paths))
@@ -68,12 +73,17 @@ def images_of_class(folder: Path, follow_links: bool = False) -> list[str]:
     return images
 
 
-def list_same_classes(folder: Path, classes: list[str], title: str) -> ImageSplit:
-    """The images in folder/<class>/ of a split other than train.
+def list_same_classes(
+    folder: Path, classes: list[str], title: str, follow_links: bool = False
+) -> ImageSplit:
+    """The images in folder/<class>/ of a split other than train, or of ImageNet's flat val.
 
-    Raises DataError as list_class_folders does, and where the classes are not those of train.
+    Raises DataError as list_class_folders and list_flat_val do, and where the classes are not those
+    of train.
     """
-    its_classes, images = list_class_folders(folder, title)
+    if not class_names(folder) and any(is_image_file(entry.name) for entry in os.scandir(folder)):
+        return list_flat_val(folder, classes, title)
+    its_classes, images = list_class_folders(folder, title, follow_links)
     check_classes(classes, its_classes, folder)
     return images
 

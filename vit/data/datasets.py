@@ -23,8 +23,9 @@ from vit.data.class_folders import (
     list_same_classes,
     readable_names,
 )
-from vit.data.layouts import find_layout, folder_name
-from vit.data.splits import ImageDataset, ImageSplit, hold_out, sample_evenly
+from vit.data.layouts import folder_name
+from vit.data.listing import list_images
+from vit.data.splits import ImageDataset, ImageSplit, Splits, hold_out, sample_evenly
 from vit.data.tar_index import CLASSES, SPLITS, index_split
 from vit.errors import ConfigError, DataError
 from vit.runtime.device import wide_device
@@ -45,19 +46,6 @@ class Request(NamedTuple):
     root: Path
     image_shape: tuple[int, int, int]
     device: torch.device
-
-
-class Splits(NamedTuple):
-    """What a reader returns; val and test are None where the data set has none of its own.
-
-    layout: see ImageDataset.
-    """
-
-    classes: list[str]
-    train: ImageSplit
-    val: ImageSplit | None = None
-    test: ImageSplit | None = None
-    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -269,22 +257,18 @@ def make_synthetic(request: Request, *, num_classes: int, num_images: int) -> Sp
     return Splits(classes, ImageSplit(request.title, labels, pixels))
 
 
-def read_folder(request: Request) -> Splits:
-    """Images in folders, as vit.data.layouts finds them: with splits, or the classes alone."""
-    layout = find_layout(request.root)
-    classes, train = list_class_folders(layout.train, layout.title("train"))
-    val = test = None
-    if layout.val is not None:
-        val = list_same_classes(layout.val, classes, layout.title("val"))
-    if layout.test is not None:
-        test = list_same_classes(layout.test, classes, layout.title("test"))
-    return Splits(readable_names(classes), train, val, test, layout.describe())
+def read_folder(request: Request, *, label_column: str | None = None) -> Splits:
+    """Images as vit.data.listing finds them: in class folders, or named by a table."""
+    splits = list_images(request.root, label_column)
+    return splits._replace(classes=readable_names(splits.classes))
 
 
 def read_imagenet(request: Request) -> Splits:
-    """root/train/<wnid>/ and root/val/<wnid>/; the official validation set is used as test."""
+    """root/train/<wnid>/ and root/val/, flat or in class folders; the latter is used as test."""
     classes, train = list_train_folder(
-        request, "get ILSVRC 2012 from https://image-net.org and put its images there"
+        request,
+        "get ILSVRC2012_img_train.tar from https://image-net.org and unpack it there with "
+        "python -m vit.unpack",
     )
     test = list_val_as_test(request, classes)
     return Splits(readable_names(classes), train, test=test)
@@ -319,7 +303,7 @@ def list_train_folder(request: Request, advice: str) -> tuple[list[str], ImageSp
 
 
 def list_val_as_test(request: Request, classes: list[str]) -> ImageSplit:
-    """root/val/<class>/, under a title that says that it is used as test."""
+    """root/val/<class>/ or flat root/val/, under a title that says that it is used as test."""
     folder = request.root / "val"
     if not folder.is_dir():
         raise DataError(
@@ -341,7 +325,7 @@ def read_shards(request: Request) -> Splits:
     if train is None:
         raise DataError(
             f"data={request.name}: no {root.absolute()}/train-*.tar; write shards with "
-            "python -m vit.shards FOLDER OUT, or say where they are with data.root=FOLDER"
+            "python -m vit.shards SOURCE OUT, or say where they are with data.root=FOLDER"
         )
     labels = torch.cat([images.labels for images in splits.values() if images is not None])
     # Shards may have been written by others, who count from 1 or have another list of classes

@@ -1,7 +1,7 @@
 """Image files: finding them in folders, opening them safely, decoding them to uint8 pixels.
 
-An image also has a path of this kind where it is a member of a tar shard: "FILE.tar!OFFSET+SIZE",
-see vit/data/tar_index.py.
+An image also has a path where it is a part of a file: "FILE.tar!OFFSET+SIZE" in a tar shard (see
+vit/data/tar_index.py), "FILE.parquet!GROUP+ROW" in a parquet file (see vit/data/parquet_rows.py).
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -19,6 +20,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from vit.data.parquet_rows import open_row
 from vit.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -94,16 +96,27 @@ def open_tar_member(path: str) -> io.BytesIO:
         return io.BytesIO(file.read(int(size)))
 
 
+def open_encoded(path: str) -> BinaryIO:
+    """Open the bytes of an image file, or of an image inside a tar shard or a parquet file.
+
+    Raises what the readers in UNREADABLE raise where there is none.
+    """
+    if ".tar!" in path:
+        return open_tar_member(path)
+    if ".parquet!" in path:
+        return open_row(path)
+    return open(path, "rb")
+
+
 @contextlib.contextmanager
 def open_lazily(path: str | Path) -> Iterator[Image.Image]:
-    """Open an image file, or a member of a tar shard, reading its header alone.
+    """Open an image file, or one inside another file, reading its header alone.
 
     Raises DataError, naming the path, for a file that is missing, cut short, too large or no image;
     also where that shows only inside the `with` block, when the pixels are decoded.
     """
     try:
-        file = open_tar_member(str(path)) if ".tar!" in str(path) else path
-        with Image.open(file) as image:
+        with open_encoded(str(path)) as file, Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             yield image

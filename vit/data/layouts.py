@@ -69,6 +69,12 @@ class Layout:
         return text
 
 
+def split_of(name: str) -> str | None:
+    """The split that people mean by this name, or None: val for "Validation"."""
+    lower = name.lower()
+    return next((split for split, names in SPLIT_FOLDERS.items() if lower in names), None)
+
+
 def folder_name(folder: Path) -> str:
     """The name of a folder, also where it is given as "." or "..", which have none."""
     return Path(os.path.abspath(folder)).name or str(folder)

@@ -7,6 +7,7 @@ sweep holds out the same ones.
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +66,24 @@ class ImageSplit:
     def to(self, device: torch.device) -> "ImageSplit":
         """With the pixels on the device; labels and paths stay on the CPU."""
         return self if self.pixels is None else replace(self, pixels=self.pixels.to(device))
+
+
+class Splits(NamedTuple):
+    """The classes and splits that a data set brings; val and test are None where it has none.
+
+    layout: see ImageDataset.
+    """
+
+    classes: list[str]
+    train: ImageSplit
+    val: ImageSplit | None = None
+    test: ImageSplit | None = None
+    layout: str = ""
+
+    def named(self) -> dict[str, ImageSplit]:
+        """{split: its images} of the splits that there are."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: images for name, images in splits.items() if images is not None}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""The images of data=folder: what data.root is decides how they are listed."""
+
+from pathlib import Path
+
+from vit.data.class_folders import list_class_folders, list_same_classes
+from vit.data.layouts import find_layout
+from vit.data.parquet_index import find_parquet, list_parquet
+from vit.data.splits import Splits
+from vit.data.tables import is_table, list_table
+from vit.errors import ConfigError, DataError
+
+
+def list_images(root: Path, label_column: str | None = None, follow_links: bool = False) -> Splits:
+    """The classes and splits of a folder of class folders, a table, or parquet files.
+
+    label_column: of a table or of parquet files, the name of the column with the classes; None: it
+    is found by its name.
+    follow_links: also look into folders that are links.
+
+    Raises DataError, naming what is wrong, and ConfigError for a label_column that does nothing.
+    """
+    if is_table(root):
+        return list_table(root, label_column)
+    files = find_parquet(root)
+    if files:
+        return list_parquet(root, files, label_column)
+    if root.is_file():
+        raise DataError(
+            f"{root.absolute()}: neither a folder nor a .csv, .tsv or .parquet file; an archive is "
+            f"unpacked by python -m vit.unpack {root} FOLDER"
+        )
+    if label_column is not None:
+        raise ConfigError(
+            f"data.label_column does nothing here: the folders of {root} are the classes; leave "
+            "it out"
+        )
+    return list_folders(root, follow_links)
+
+
+def list_folders(root: Path, follow_links: bool = False) -> Splits:
+    """Images in folders, as vit.data.layouts finds them: with splits, or the classes alone."""
+    layout = find_layout(root)
+    classes, train = list_class_folders(layout.train, layout.title("train"), follow_links)
+    others = {
+        split: list_same_classes(folder, classes, layout.title(split), follow_links)
+        for split, folder in layout.folders.items()
+        if split != "train"
+    }
+    return Splits(classes, train, **others, layout=layout.describe())
