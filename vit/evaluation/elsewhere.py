@@ -124,15 +124,22 @@ def refuse_training_images(
 ) -> None:
     """Raise DataError where test images are files that the run was trained on.
 
-    Files are known by their place: a copy elsewhere can't be told from other images.
+    Files are known by their place: a copy elsewhere can't be told from other images. Raises
+    DataError as well where the folder may hold training images, but the run's own images can't be
+    listed any more.
     """
     if not overlap(given.root, run.data.root) or data.test.paths is None:
         return
+    # What is not there any more has no images in common with anything
+    if not os.path.isdir(str(run.data.root)):
+        return
     try:
         own = load_run_data(run.data, model, device)
-    except DataError:
-        # The run's data is not there any more
-        return
+    except DataError as error:
+        raise DataError(
+            f"data.root={given.root}: may hold training images of the run, whose own data set is "
+            f"not as it was ({error})"
+        ) from None
     if own.train.paths is None:
         return
     training = {os.path.realpath(path) for path in own.train.paths.tolist()}

@@ -130,6 +130,13 @@ class MeasuredModel:
     def classes(self) -> list[str]:
         return self.restored.data.classes
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """See vit.evaluation.protocol.Protocol.describe."""
+        restored = self.restored
+        preprocessing = restored.model.preprocessing
+        return restored.protocol.describe(preprocessing, self.images, self.classes)
+
 
 def nothing_to_check(model: MeasuredModel) -> None:
     """The check of a measurement that is always possible."""
@@ -164,7 +171,7 @@ def measure_accuracy(model: MeasuredModel, needs: frozenset[str]) -> Result:
         metrics |= {"loss": None, **top_of_answers(outputs.logits, answers)}
 
     low, high = wilson_interval(metrics["top1"], int(metrics["n"]))
-    protocol = restored.protocol.describe(restored.model.preprocessing, images, model.classes)
+    protocol = model.protocol
     numbers = {
         "split": model.split,
         "data": str(images),

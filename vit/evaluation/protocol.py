@@ -86,9 +86,10 @@ def describe_input(preprocessing: Preprocessing, images: ImageSplit) -> str:
         return f"resized to {height}x{width} px ({how})"
     if preprocessing.eval_crop is None:
         return f"squashed to {height}x{width} px ({how})"
-    # Of a square image; of others the side that is scaled most decides
-    columns, rows = preprocessing.size_before_crop(1000, 1000)
-    return f"shorter side to {min(columns, rows)} px ({how}), crop {height}x{width} px"
+    # What an image of the crop's shape is resized to; of others the side that is scaled most is
+    columns, rows = preprocessing.size_before_crop(1000 * width, 1000 * height)
+    resized = f"shorter side to {rows} px" if rows == columns else f"to cover {rows}x{columns} px"
+    return f"{resized} ({how}), crop {height}x{width} px"
 
 
 class Judge(nn.Module):
