@@ -2,6 +2,7 @@
 
 python evaluate.py checkpoint=outputs/…/checkpoints/best.safetensors
 python evaluate.py checkpoint=outputs/…/checkpoints/best.safetensors report=true  # and a page
+python evaluate.py checkpoint=outputs/…/checkpoints/best.safetensors data=folder data.root=FOLDER
 """
 
 import sys
@@ -19,7 +20,15 @@ from vit.config.settings import check_settings
 from vit.errors import ConfigError, writing_to
 
 # Keys of the groups that a checkpoint brings, which may be given beside it
-CHANGES_OF_CHECKPOINTS = ("data.root", "data.limit", "data.val_fraction", "data.test_fraction")
+CHANGES_OF_CHECKPOINTS = (
+    "data",
+    "data.root",
+    "data.limit",
+    "data.val_fraction",
+    "data.test_fraction",
+    "data.eval_crop",
+    "model.image_size",
+)
 # Keys of the groups that foreign weights are given, which mean nothing where nothing is trained
 OF_TRAINING = (
     "data.unreadable",
@@ -99,16 +108,20 @@ def restore_model(
     settings: EvaluateConfig, changes: dict[str, Any], device: "torch.device"
 ) -> "MeasuredModel":
     """Return the model of the checkpoint, or of foreign weights, with its data on the device."""
-    from vit.evaluation.measurements import MeasuredModel
+    from vit.evaluation.elsewhere import restore_elsewhere
+    from vit.evaluation.measurements import MeasuredModel, in_views
     from vit.evaluation.restore import restore, restore_pretrained
     from vit.runtime.cores import loader_workers
     from vit.weights.sources import find
 
     computing = (settings.precision, settings.batch_size)
-    data_changes = {key: value for key, value in changes.items() if key.startswith("data.")}
-    if settings.checkpoint is not None:
+    of_run = {key: value for key, value in changes.items() if key in CHANGES_OF_CHECKPOINTS}
+    if settings.checkpoint is not None and "data" in changes:
         path, name = Path(settings.checkpoint), settings.checkpoint
-        restored = restore(path, data_changes, device, *computing)
+        restored = restore_elsewhere(path, settings.data, of_run, device, *computing)
+    elif settings.checkpoint is not None:
+        path, name = Path(settings.checkpoint), settings.checkpoint
+        restored = restore(path, of_run, device, *computing)
     else:
         source = find(str(settings.pretrained))
         path, name = source.path, source.name
@@ -116,7 +129,8 @@ def restore_model(
             path, settings.data, settings.model, device, *computing, typed=set(changes)
         )
     workers = loader_workers(settings.runtime.workers, device_type=device.type)
-    return MeasuredModel(path, restored, settings.split, workers, name)
+    model = MeasuredModel(path, restored, settings.split, workers, name)
+    return in_views(model, settings.views)
 
 
 def measure_model(model: "MeasuredModel", settings: EvaluateConfig) -> str:

@@ -220,6 +220,7 @@ KEYS_OF_EVALUATE = {
     "out": Change("{elsewhere}", OF_CHECKPOINT),
     "precision": Change("bf16", OF_CHECKPOINT),
     "batch_size": Change("5", OF_CHECKPOINT),
+    "views": Change("mirrored", OF_CHECKPOINT),
     "report": Change("true", OF_CHECKPOINT),
     "knn": Change("true", OF_CHECKPOINT),
     "corruptions": Change("true", OF_CHECKPOINT),
@@ -227,6 +228,8 @@ KEYS_OF_EVALUATE = {
     "model": Change("vit_ti4", OF_CHECKPOINT),
     "data.root": Change("{folder}", OF_CHECKPOINT),
     "data.limit": Change("6", OF_CHECKPOINT),
+    "data.eval_crop": Change("0.5", OF_FILES),
+    "model.image_size": Change("16", OF_CHECKPOINT),
     "runtime.device": Change("cuda" if WITHOUT_GPU else "cpu", OF_CHECKPOINT),
     "runtime.workers": Change("1", OF_FILES),
     "runtime.threads": Change("2", OF_CHECKPOINT),
@@ -436,8 +439,9 @@ def test_no_key_and_no_group_is_missing_above():
     assert set(TRAIN_KEYS) == set(KEYS_OF_TRAIN)
     assert set(GROUPS) == GROUPS_OF_TRAIN.keys() | EXEMPT_GROUPS.keys()
     assert not GROUPS_OF_TRAIN.keys() & EXEMPT_GROUPS.keys()
-    # A checkpoint's data takes these two; the keys of both groups have tables of their own
-    of_evaluate = {item.key for item in settings_of(EvaluateConfig)} | {"data.root", "data.limit"}
+    # A checkpoint takes these; the keys of both groups have tables of their own
+    of_checkpoint = {"data.root", "data.limit", "data.eval_crop", "model.image_size"}
+    of_evaluate = {item.key for item in settings_of(EvaluateConfig)} | of_checkpoint
     assert of_evaluate == set(KEYS_OF_EVALUATE)
     assert {item.key for item in settings_of(DataConfig)} == set(OF_DATA)
     assert {item.key for item in settings_of(ModelConfig)} == set(OF_MODEL)

@@ -20,6 +20,8 @@ from vit.config.model import ModelConfig
 from vit.config.settings import settings_of
 from vit.data.datasets import DATASETS, load_data
 from vit.data.preprocessing import PIL_RESAMPLING
+from vit.data.test_sets import TEST_SETS
+from vit.evaluation.protocol import VIEWS
 from vit.model.activations import ACTIVATIONS
 from vit.model.positions import resize_positions
 from vit.model.vision_transformer import VisionTransformer
@@ -96,9 +98,9 @@ def test_every_group_of_conf_has_a_schema():
     assert GROUPS.keys() - modules == {"schedule"}  # stands beside the optimizer
 
 
-def choices_of(key):
+def choices_of(key, schema=Config):
     """The words that a key's schema allows."""
-    (declared,) = [item for item in settings_of(Config) if item.key == key]
+    (declared,) = [item for item in settings_of(schema) if item.key == key]
     assert declared.allowed.expected.startswith("one of ")
     return set(declared.allowed.expected.removeprefix("one of ").split(", "))
 
@@ -151,6 +153,7 @@ def test_choices_that_tables_of_the_code_hold():
     assert choices_of("model.activation") == ACTIVATIONS.keys()
     assert choices_of("data.interpolation") == PIL_RESAMPLING.keys()
     assert choices_of("train.precision") == {"auto", *DTYPES}
+    assert choices_of("views", EvaluateConfig) == VIEWS.keys()
     for word in choices_of("runtime.device") - {"auto"}:
         torch.device(word)
 
@@ -178,7 +181,7 @@ def test_every_schedule_has_a_file():
 
 def test_every_data_set_has_a_file():
     readers = set(files_of("data"))
-    assert DATASETS.keys() == readers
+    assert DATASETS.keys() | TEST_SETS.keys() == readers
     for name, reader in DATASETS.items():
         keys = keys_in(CONF / "data" / f"{name}.yaml")
         specific = {key for entry in DATASETS.values() for key in entry.all_settings()}

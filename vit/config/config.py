@@ -61,8 +61,10 @@ class Config:
 class EvaluateConfig:
     """The configuration of evaluate.py.
 
-    data: with a checkpoint, changes to its own; with pretrained weights, the whole group.
-    model: for pretrained weights, the model they must fit; null: the one their file describes.
+    data: with a checkpoint, changes to its own, or with a name another data set; with pretrained
+        weights, the whole group.
+    model: with a name, the model that pretrained weights must fit; else the one their file
+        describes, in both cases maybe of another image_size.
     precision, batch_size: null: those of the training run, see vit.evaluation.restore.
     """
 
@@ -72,6 +74,7 @@ class EvaluateConfig:
     out: str | None = setting()
     precision: str | None = setting(PRECISION)
     batch_size: int | None = setting(POSITIVE)
+    views: str = setting(one_of("one", "mirrored", "five_crop", "ten_crop"))
     report: bool = setting()
     knn: bool = setting()
     corruptions: bool = setting()

@@ -27,6 +27,7 @@ from vit.data.layouts import folder_name
 from vit.data.listing import list_images
 from vit.data.splits import ImageDataset, ImageSplit, Splits, hold_out, sample_evenly
 from vit.data.tar_index import CLASSES, SPLITS, index_split
+from vit.data.test_sets import TEST_SETS
 from vit.errors import ConfigError, DataError
 from vit.runtime.device import wide_device
 
@@ -107,6 +108,8 @@ def check_dataset(
     not have, and a key that would do nothing. settings: the keys that only some data sets take.
     None means that a key is not set.
     """
+    if name in TEST_SETS:
+        raise ConfigError(f"data={name} is a test set, for evaluate.py: it has no training images")
     if name not in DATASETS:
         raise ConfigError(f"data.name must be one of {', '.join(DATASETS)}, got {name}")
     given = {"root": root, "test_fraction": test_fraction, **settings}

@@ -14,6 +14,8 @@ import os
 import random
 import signal
 from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,6 +36,15 @@ DecodedImage = tuple[Tensor, int, list[str]]
 # uint8 (B, C, *image_size), labels int64 (B,), and those lines of all images
 DecodedBatch = tuple[Tensor, Tensor, list[str]]
 
+
+class PixelReader(Protocol):
+    """What reads an image file for evaluation, such as Preprocessing."""
+
+    def read_pixels(self, path: str | Path) -> Tensor:
+        """uint8 (channels, height, width), of equal size for all; raises DataError."""
+        ...
+
+
 MAX_SUBSTITUTES = 10  # that many unreadable images in a row are no accident
 MAX_UNREADABLE = 0.01  # fraction of the images that may be skipped
 
@@ -49,7 +60,7 @@ class ImageFileDataset(Dataset):
     def __init__(
         self,
         images: ImageSplit,
-        preprocessing: Preprocessing,
+        preprocessing: PixelReader,
         transform: TrainingTransform | None,
         seed: int,
         skip: bool = False,
@@ -240,7 +251,7 @@ def evaluation_batches(
 def evaluation_pixels(
     images: ImageSplit,
     batch_size: int,
-    preprocessing: Preprocessing,
+    preprocessing: PixelReader,
     workers: int,
     device: torch.device,
     rank: int = 0,
@@ -273,7 +284,7 @@ def evaluation_pixels(
 def decode_for_evaluation(
     images: ImageSplit,
     batches: Iterable[Tensor],
-    preprocessing: Preprocessing,
+    preprocessing: PixelReader,
     workers: int,
     device: torch.device,
 ) -> Iterator[Tensor]:

@@ -90,8 +90,9 @@ class Splits(NamedTuple):
 class ImageDataset:
     """A data set: class names in the order of the labels, and its splits.
 
-    val is None where nothing is held out of train. layout: how the files were understood, for
-    people, where they can be laid out in several ways; else empty.
+    val is None where nothing is held out of train. train is empty where the images are for tests
+    alone. layout: how the files were understood, for people, where they can be laid out in several
+    ways; else empty.
     """
 
     classes: list[str]
@@ -101,13 +102,15 @@ class ImageDataset:
     layout: str = ""
 
     def split(self, name: str) -> ImageSplit:
-        """train, val or test by name; raises DataError where nothing was held out for val."""
+        """train, val or test by name; raises DataError where there is no such split."""
         images = {"train": self.train, "val": self.val, "test": self.test}[name]
-        if images is None:
-            raise DataError(
-                "split=val: nothing was held out of train (data.val_fraction=0); use split=test"
-            )
-        return images
+        if images is not None and len(images) > 0:
+            return images
+        if len(self.train) == 0:
+            raise DataError(f"split={name}: {self.test.title} is for tests alone; use split=test")
+        raise DataError(
+            "split=val: nothing was held out of train (data.val_fraction=0); use split=test"
+        )
 
 
 def rank_within_class(labels: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ from vit.evaluation.metrics import (
     negative_log_likelihood,
     per_class,
     reliability,
+    top_of_answers,
 )
+from vit.evaluation.protocol import CROPPED, MIRRORED, Judge, protocol_line
 from vit.evaluation.restore import RestoredModel
 from vit.model.vision_transformer import VisionTransformer
 
@@ -75,7 +77,7 @@ class RecordedOutputs:
 
 @contextlib.contextmanager
 def record_outputs(
-    model: VisionTransformer, logits: bool = False, features: bool = False
+    model: VisionTransformer | Judge, logits: bool = False, features: bool = False
 ) -> Iterator[RecordedOutputs]:
     """Within the block, note what the model computes, so that one pass serves all measurements.
 
@@ -130,6 +132,13 @@ class MeasuredModel:
     def classes(self) -> list[str]:
         return self.restored.data.classes
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """See vit.evaluation.protocol.Protocol.describe."""
+        restored = self.restored
+        preprocessing = restored.model.preprocessing
+        return restored.protocol.describe(preprocessing, self.images, self.classes)
+
 
 def nothing_to_check(model: MeasuredModel) -> None:
     """The check of a measurement that is always possible."""
@@ -152,14 +161,19 @@ class Measurement:
 def measure_accuracy(model: MeasuredModel, needs: frozenset[str]) -> Result:
     """Loss and accuracy; keeps in model.outputs what the measurements to come need."""
     restored, images = model.restored, model.images
-    logits, features = "logits" in needs, "features" in needs
-    with record_outputs(restored.model, logits, features) as outputs:
+    answers = restored.protocol.answers
+    logits, features = "logits" in needs or answers is not None, "features" in needs
+    with record_outputs(restored.judge, logits, features) as outputs:
         start = time.perf_counter()
-        metrics = restored.measure(restored.model, model.split, model.workers, outputs.keep)
+        metrics = restored.measure(restored.judge, model.split, model.workers, outputs.keep)
         images_per_second = metrics["n"] / (time.perf_counter() - start)
     model.outputs = outputs
+    if answers is not None:
+        # Cross-entropy is not defined where several classes are right
+        metrics |= {"loss": None, **top_of_answers(outputs.logits, answers)}
 
     low, high = wilson_interval(metrics["top1"], int(metrics["n"]))
+    protocol = model.protocol
     numbers = {
         "split": model.split,
         "data": str(images),
@@ -168,16 +182,66 @@ def measure_accuracy(model: MeasuredModel, needs: frozenset[str]) -> Result:
         **metrics,
         "top1_interval_95": [low, high],
         "images_per_second": round(images_per_second, 2),
+        "protocol": protocol,
     }
+    loss = "" if metrics["loss"] is None else f"loss {metrics['loss']:.4f}, "
     line = (
-        f"{images}: loss {metrics['loss']:.4f}, top-1 {metrics['top1']:.2%} "
+        f"{images}: {loss}top-1 {metrics['top1']:.2%} "
         f"(95 % interval {low:.2%} to {high:.2%}), top-5 {metrics['top5']:.2%}, "
-        f"n {metrics['n']:,}, {images_per_second:.0f} images/s ({restored.precision.name})"
+        f"n {metrics['n']:,}, {images_per_second:.0f} images/s ({restored.precision.name}); "
+        f"{protocol_line(protocol)}"
     )
     return numbers, line
 
 
+def in_views(model: MeasuredModel, views: str) -> MeasuredModel:
+    """The same model, measured in these views of every image, a key of protocol.VIEWS.
+
+    Raises ConfigError where an image has no such views, or they are of other classes.
+    """
+    preprocessing, mirror = model.restored.model.preprocessing, model.restored.config.data.mirror
+    if views in MIRRORED and not mirror:
+        raise ConfigError(
+            f"views={views} does not go with data.mirror=false: a mirrored image would be of "
+            "another class"
+        )
+    if views in CROPPED and model.images.pixels is not None:
+        raise ConfigError(f"views={views} is for image files; {model.images.title} has no border")
+    if views in CROPPED and preprocessing.eval_crop in (None, 1.0):
+        raise ConfigError(
+            f"views={views} needs images that are larger than the crop; give data.eval_crop=0.875, "
+            "for example"
+        )
+    protocol = replace(model.restored.protocol, views=views)
+    return replace(model, restored=replace(model.restored, protocol=protocol))
+
+
+def refuse_other_protocols(model: MeasuredModel, key: str, views: bool) -> None:
+    """Raise ConfigError for a measurement by one label an image, or one view, where there are more.
+
+    key: of the measurement. views: whether several views are refused too.
+    """
+    protocol = model.restored.protocol
+    if protocol.answers is not None:
+        raise ConfigError(
+            f"{key}=true needs one label an image, and {model.images.title} has several; leave it "
+            "out"
+        )
+    if views and protocol.views != "one":
+        raise ConfigError(f"{key}=true looks at one view of an image; leave views out")
+
+
+def check_report(model: MeasuredModel) -> None:
+    refuse_other_protocols(model, "report", views=False)
+
+
 def check_neighbors(model: MeasuredModel) -> None:
+    refuse_other_protocols(model, "knn", views=True)
+    if len(model.restored.data.train) == 0:
+        raise ConfigError(
+            f"knn=true looks for neighbors in train, and {model.images.title} brings no training "
+            "images; leave it out"
+        )
     if model.split == "train":
         raise ConfigError(
             "knn=true looks for neighbors in train, where with split=train every image would find "
@@ -216,6 +280,7 @@ def measure_neighbors(model: MeasuredModel) -> Result:
 
 
 def check_corruptions(model: MeasuredModel) -> None:
+    refuse_other_protocols(model, "corruptions", views=True)
     images = model.images
     # Image files are corrupted at the size the model sees them, other images as they are
     height, width = model.restored.model.preprocessing.image_size
@@ -239,7 +304,7 @@ def measure_corruptions(model: MeasuredModel) -> Result:
         for severity in range(1, NUM_SEVERITIES + 1):
             corrupted = replace(images, pixels=corrupt(images.pixels, kind, severity))
             # The pixels are in memory, so there is nothing for workers to decode
-            metrics = restored.measure_images(restored.model, corrupted, workers=0)
+            metrics = restored.measure_images(restored.judge, corrupted, workers=0)
             accuracies[kind].append(metrics["top1"])
         row = ", ".join(f"{top1:.1%}" for top1 in accuracies[kind])
         print(f"{kind}: top-1 {row} at severity 1 to {NUM_SEVERITIES}")
@@ -306,8 +371,8 @@ def validation_logits(model: MeasuredModel) -> Tensor:
     if model.split == "val":
         return model.outputs.logits
     restored = model.restored
-    with record_outputs(restored.model, logits=True) as outputs:
-        restored.measure(restored.model, "val", model.workers, outputs.keep)
+    with record_outputs(restored.judge, logits=True) as outputs:
+        restored.measure(restored.judge, "val", model.workers, outputs.keep)
     return outputs.logits
 
 
@@ -315,7 +380,7 @@ def validation_logits(model: MeasuredModel) -> Tensor:
 MEASUREMENTS = {
     "knn": Measurement(measure_neighbors, check_neighbors, needs=frozenset({"features"})),
     "corruptions": Measurement(measure_corruptions, check_corruptions),
-    "report": Measurement(measure_calibration, needs=frozenset({"logits"})),
+    "report": Measurement(measure_calibration, check_report, needs=frozenset({"logits"})),
 }
 
 

@@ -78,6 +78,18 @@ def most_confused(confusion: Tensor, count: int) -> list[tuple[int, int, int]]:
     return pairs
 
 
+def top_of_answers(logits: Tensor, answers: Tensor) -> dict[str, float]:
+    """{"top1", "top5"}: fractions of the images with a right class among the first predictions.
+
+    logits: (n, C). answers: bool (n, C), which classes are right (Beyer et al. 2020,
+    arXiv:2006.07159, section 3: ReaL accuracy).
+    """
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = answers.gather(1, best)
+    top1, top5 = hits[:, 0], hits.any(dim=1)
+    return {"top1": top1.double().mean().item(), "top5": top5.double().mean().item()}
+
+
 def chunks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The logits as float64 with their labels, some thousand rows at a time."""
     for rows, targets in zip(logits.split(CHUNK), labels.split(CHUNK), strict=True):

@@ -3,6 +3,7 @@
 All of it comes from the file alone, but for foreign weights, which need to be told the data set.
 """
 
+import functools
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,14 @@ from vit.config.resume import PREPROCESSING_OF_WEIGHTS, settings_of_weights
 from vit.config.settings import check_ranges
 from vit.config.train import TrainConfig
 from vit.data.datasets import load_data
-from vit.data.loader import evaluation_pixels
+from vit.data.loader import PixelReader, evaluation_pixels
 from vit.data.preprocessing import Preprocessing
 from vit.data.splits import ImageDataset, ImageSplit
 from vit.errors import CheckpointError, ConfigError
 from vit.evaluation.accuracy import evaluate
+from vit.evaluation.protocol import Judge, Protocol
+from vit.evaluation.resolution import with_changed_input
+from vit.evaluation.test_data import protocol_of, read_for_weights
 from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.memory import MemoryLimit
@@ -49,6 +53,7 @@ class RestoredModel:
     precision: as requested, or else the one it was trained in; for foreign weights what `auto`
         chooses.
     batch_size: images at once.
+    protocol: which images of the data set are measured, among which classes, in which views.
     memory: what becomes of that number where memory ends.
     """
 
@@ -58,36 +63,47 @@ class RestoredModel:
     data: ImageDataset
     precision: Precision
     batch_size: int
+    protocol: Protocol = field(default_factory=Protocol)
     memory: MemoryLimit = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "memory", MemoryLimit(self.precision.device))
         exclude_faulty_attention(self.precision.device, self.model)
 
+    @functools.cached_property
+    def judge(self) -> VisionTransformer | Judge:
+        """The model as the protocol asks it: the model itself where nothing is special."""
+        if self.protocol.views == "one" and self.protocol.competing is None:
+            return self.model
+        return Judge(self.model, self.protocol).to(self.precision.device).eval()
+
     def batches(
-        self, images: ImageSplit, workers: int
+        self, images: ImageSplit, workers: int, reader: PixelReader | None = None
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Images as model.preprocessing.to_input takes them, and their labels, on the device."""
-        return evaluation_pixels(
-            images, self.batch_size, self.model.preprocessing, workers, self.precision.device
-        )
+        """Images as to_input of the reader takes them, and their labels, on the device.
+
+        reader: None: model.preprocessing.
+        """
+        reader = reader or self.model.preprocessing
+        return evaluation_pixels(images, self.batch_size, reader, workers, self.precision.device)
 
     def measure(
         self,
-        model: VisionTransformer,
+        model: VisionTransformer | Judge,
         split: str,
         workers: int,
         counted: Callable[[], None] | None = None,
     ) -> dict[str, float]:
         """vit.evaluation.accuracy.evaluate of this model, or of one made from it, on a split.
 
-        split: train, val or test. counted: see evaluate. Raises DataError where there is no val.
+        split: train, val or test. counted: see evaluate. Raises DataError where there is no such
+        split.
         """
         return self.measure_images(model, self.data.split(split), workers, counted)
 
     def measure_images(
         self,
-        model: VisionTransformer,
+        model: VisionTransformer | Judge,
         images: ImageSplit,
         workers: int,
         counted: Callable[[], None] | None = None,
@@ -95,7 +111,7 @@ class RestoredModel:
         """As measure(), on any images of the data set's classes."""
         return evaluate(
             model,
-            self.batches(images, workers),
+            self.batches(images, workers, model.preprocessing),
             self.precision,
             prepare=model.preprocessing.to_input,
             memory=self.memory,
@@ -113,7 +129,8 @@ def restore(
     """Restore a best checkpoint of this project.
 
     changes: {key: value} to set anew in the stored configuration, such as
-        {"data.root": FOLDER} where the data has moved.
+        {"data.root": FOLDER} where the data has moved, or {"model.image_size": 384}, to which
+        positions are resized.
     precision, batch_size: None for those of the run, the batch with at most MAX_BATCH_SIZE images.
 
     Raises CheckpointError, ConfigError or DataError where the file, a change or the data set is
@@ -122,6 +139,7 @@ def restore(
     model, header = load_with_header(path)
     config = from_dict(with_changes(header["config"], changes), str(path))
     check_ranges(config, changes)
+    model = with_changed_input(model, header["config"]["model"], changes)
     data = load_data(
         **data_arguments(config.data, config.model.num_channels),
         image_size=model.preprocessing.image_size,
@@ -180,8 +198,8 @@ def restore_pretrained(
     """Restore foreign weights on a data set.
 
     data: values of the group `data`, with a name.
-    model: values of the group `model`, which the weights must fit; None: the model that the file
-        describes.
+    model: values of the group `model`, which the weights must fit; None, or without a name: the
+        model that the file describes, maybe of another image_size.
     typed: the keys of both, with dots, that the user has given. They win over what the file says.
     precision, batch_size: None for what `auto` chooses, and for the default of training.
 
@@ -207,25 +225,15 @@ def restore_pretrained(
     train_config = TrainConfig(**group_to_dict("train", TrainConfig, {}))
     config = Config(data=data_config, train=train_config)
     check_ranges(config, [key for key in typed if key.startswith("data.")])
-    dataset = load_data(
-        **data_arguments(data_config, loaded.embeddings.patch_embedding.num_channels),
-        image_size=loaded.preprocessing.image_size,
-        device=device,
-        typed={key.removeprefix("data.") for key in typed},
-    )
-    # Foreign weights rarely name their classes: the number is all that can be compared
-    if len(dataset.classes) != loaded.head.out_features:
-        raise CheckpointError(
-            f"{path}: its head has {loaded.head.out_features} classes, data={data_config.name} "
-            f"has {len(dataset.classes)}; fine-tune with train.py pretrained=… first"
-        )
+    test_set = read_for_weights(path, data_config, loaded, weights.classes, device, typed)
     return RestoredModel(
         model=loaded.to(device).eval(),
-        header={"classes": dataset.classes},
+        header={"classes": test_set.data.classes},
         config=config,
-        data=dataset,
+        data=test_set.data,
         precision=choose_precision(precision or "auto", device, width_of(loaded)),
         batch_size=batch_size or default_batch_size(train_config),
+        protocol=protocol_of(test_set),
     )
 
 
@@ -238,7 +246,8 @@ def build_for_weights(
     its key (model.activation) is typed. Raises CheckpointError where no such model can be built.
     """
     arguments = {key: value for key, value in weights.model.items() if key != "num_classes"}
-    if model is not None:
+    resized = None if model is None else model.get("image_size")
+    if model is not None and "name" in model:
         values = group_to_dict("model", ModelConfig, model)
         check_typed_model(ModelConfig(**values), typed)
         trained_with = {
@@ -247,6 +256,8 @@ def build_for_weights(
             if f"model.{key}" not in typed
         }
         arguments = values | trained_with
+    elif resized is not None:
+        arguments |= {"image_size": resized}
     try:
         return build_model(arguments, weights.model.get("num_classes", 0))
     except ValueError as error:

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vit.evaluation.measurements import MeasuredModel
+from vit.evaluation.protocol import protocol_line
 from vit.files import write_text
 from vit.report import sections
 from vit.report.sections import Report
@@ -39,6 +40,7 @@ def write_report(
         title=f"{name} on {model.images.title}",
         model=model,
         numbers=numbers,
+        protocol=protocol_line(model.protocol),
         time=datetime.now(),
         tiles=sections.tiles(report),
         classes=sections.classes(report),

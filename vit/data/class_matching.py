@@ -1,0 +1,68 @@
+"""Which of a model's classes the folders of another data set mean: by name, or by wnid."""
+
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from vit.data.class_folders import readable_names
+from vit.data.splits import first_names
+from vit.errors import DataError
+
+# One a line, sorted, which is the order of the labels (Russakovsky et al. 2015, arXiv:1409.0575)
+WNIDS_FILE = Path(__file__).parent / "imagenet_wnids.txt"
+
+
+@functools.cache
+def imagenet_wnids() -> tuple[str, ...]:
+    """The wnids of ILSVRC 2012's 1,000 classes, in the order of the labels."""
+    return tuple(WNIDS_FILE.read_text(encoding="ascii").split())
+
+
+def knows_imagenet(classes: Sequence[str]) -> bool:
+    """Whether a model's classes are ImageNet's thousand in order: wnids, or names in English.
+
+    Of names with synonyms, "tench, Tinca tinca", the first counts; a few may be spelled otherwise.
+    """
+    wnids = list(imagenet_wnids())
+    if len(classes) != len(wnids) or list(classes) == wnids:
+        return list(classes) == wnids
+    pairs = zip(classes, readable_names(wnids), strict=True)
+    return sum(name.split(",")[0] == readable for name, readable in pairs) > 900
+
+
+def match_classes(found: Sequence[str], classes: Sequence[str], source: Path) -> list[int]:
+    """The index in a model's `classes` of every name that was found at `source`.
+
+    The thousand classes of ImageNet are known by wnid and by English name. Raises DataError for a
+    name that the model does not know, or that several of its classes have.
+    """
+    indices = indices_of_names(classes)
+    unknown = [name for name in found if name not in indices]
+    if unknown:
+        raise DataError(
+            f"{source.absolute()}: {len(unknown)} of its {len(found)} classes are not among the "
+            f"model's {len(classes):,}: {first_names(unknown)}; folders must have the names of "
+            f"the model's classes ({first_names(list(classes))})"
+        )
+    # ImageNet has two cranes: a bird and a machine
+    ambiguous = [name for name in found if len(indices[name]) > 1]
+    if ambiguous:
+        raise DataError(
+            f"{source.absolute()}: several of the model's classes are called {ambiguous[0]}; "
+            "call the folder by its wnid"
+        )
+    return [min(indices[name]) for name in found]
+
+
+def indices_of_names(classes: Sequence[str]) -> dict[str, set[int]]:
+    """{name: the indices of the classes that have it}."""
+    lists = [list(classes)]
+    if knows_imagenet(classes):
+        wnids = list(imagenet_wnids())
+        lists += [wnids, readable_names(wnids)]
+    indices: dict[str, set[int]] = defaultdict(set)
+    for names in lists:
+        for index, name in enumerate(names):
+            indices[name].add(index)
+    return dict(indices)

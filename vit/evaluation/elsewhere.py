@@ -1,0 +1,160 @@
+"""A model that is judged on other images than those of its run: evaluate.py with data=NAME.
+
+The run's own data set gives the run's own cut, so that no training image is measured as test. A
+folder of another data set is taken whole.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit.checkpoints.file import require_header_keys
+from vit.checkpoints.model import load_with_header
+from vit.config.config import Config, from_dict, group_to_dict
+from vit.config.data import DataConfig, data_arguments
+from vit.config.settings import check_ranges
+from vit.data.datasets import load_data
+from vit.data.preprocessing import Preprocessing
+from vit.data.splits import ImageDataset
+from vit.errors import DataError
+from vit.evaluation.resolution import with_changed_input
+from vit.evaluation.restore import RestoredModel, default_batch_size, restore, width_of
+from vit.evaluation.test_data import protocol_of, read_data
+from vit.model.vision_transformer import VisionTransformer
+from vit.runtime.precision import choose_precision
+
+
+def restore_elsewhere(
+    path: Path,
+    data: dict[str, Any],
+    changes: dict[str, Any],
+    device: torch.device,
+    precision: str | None = None,
+    batch_size: int | None = None,
+) -> RestoredModel:
+    """Restore a best checkpoint of this project on a data set that is named anew.
+
+    data: the group `data`, with a name. changes: {key: value} of the command line.
+    precision, batch_size: as for restore().
+
+    Raises CheckpointError, ConfigError or DataError as restore() does, and where a class is not one
+    of the model's, or images of the folder are some that the run was trained on.
+    """
+    model, header = load_with_header(path)
+    run = from_dict(header["config"], str(path))
+    given = DataConfig(**group_to_dict("data", DataConfig, data))
+    if is_of_the_run(given, run, model, header, device, typed="data.root" in changes):
+        # The group's file may give another root than the run's
+        typed = {key: value for key, value in changes.items() if key != "data"}
+        return restore(path, typed, device, precision, batch_size)
+
+    config = replace(run, data=given)
+    check_ranges(config, changes)
+    model = with_changed_input(model, header["config"]["model"], changes)
+    test_set = read_data(given, model, model.classes, device, changes)
+    refuse_training_images(test_set.data, given, run, model, device)
+    trained_in = require_header_keys(header, path, "precision")["precision"]
+    return RestoredModel(
+        model=model.to(device),
+        header=header,
+        config=replace(config, data=with_preprocessing(given, model.preprocessing)),
+        data=test_set.data,
+        precision=choose_precision(precision or trained_in, device, width_of(model)),
+        batch_size=batch_size or default_batch_size(config.train),
+        protocol=protocol_of(test_set),
+    )
+
+
+def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
+    """The group `data` as the images were prepared: as the model knows them."""
+    return replace(
+        data,
+        mean=list(preprocessing.mean),
+        std=list(preprocessing.std),
+        eval_crop=preprocessing.eval_crop,
+        interpolation=preprocessing.interpolation,
+    )
+
+
+def is_of_the_run(
+    given: DataConfig,
+    run: Config,
+    model: VisionTransformer,
+    header: dict[str, Any],
+    device: torch.device,
+    typed: bool,
+) -> bool:
+    """Whether a data set is the one that the run was trained on, so that its cut is the run's.
+
+    typed: whether data.root is. A folder is the run's where it lies at the same place, or where its
+    training images are the run's, by their checksum.
+    """
+    if given.name != run.data.name:
+        return False
+    if given.name != "folder" or not typed or given.root is None:
+        return True
+    if run.data.root is not None and os.path.realpath(given.root) == os.path.realpath(
+        run.data.root
+    ):
+        return True
+    try:
+        moved = load_run_data(replace(run.data, root=given.root), model, device)
+    except DataError:
+        # It lacks train/, for example
+        return False
+    return header.get("data") == moved.train.fingerprint()
+
+
+def load_run_data(data: DataConfig, model: VisionTransformer, device: torch.device) -> ImageDataset:
+    """The data set with the cuts of the run."""
+    num_channels = model.preprocessing.num_channels
+    arguments = data_arguments(data, num_channels)
+    return load_data(**arguments, image_size=model.preprocessing.image_size, device=device)
+
+
+def refuse_training_images(
+    data: ImageDataset,
+    given: DataConfig,
+    run: Config,
+    model: VisionTransformer,
+    device: torch.device,
+) -> None:
+    """Raise DataError where test images are files that the run was trained on.
+
+    Files are known by their place: a copy elsewhere can't be told from other images. Raises
+    DataError as well where the folder may hold training images, but the run's own images can't be
+    listed any more.
+    """
+    if not overlap(given.root, run.data.root) or data.test.paths is None:
+        return
+    # What is not there any more has no images in common with anything
+    if not os.path.isdir(str(run.data.root)):
+        return
+    try:
+        own = load_run_data(run.data, model, device)
+    except DataError as error:
+        raise DataError(
+            f"data.root={given.root}: may hold training images of the run, whose own data set is "
+            f"not as it was ({error})"
+        ) from None
+    if own.train.paths is None:
+        return
+    training = {os.path.realpath(path) for path in own.train.paths.tolist()}
+    shared = sum(os.path.realpath(path) in training for path in data.test.paths.tolist())
+    if shared:
+        raise DataError(
+            f"data.root={given.root}: {shared:,} of these {len(data.test):,} images are training "
+            "images of the run; checkpoint=FILE without data=… measures the images that were held "
+            "out"
+        )
+
+
+def overlap(first: str | None, second: str | None) -> bool:
+    """Whether one of two folders lies in the other, or they are the same."""
+    if first is None or second is None:
+        return False
+    paths = [os.path.realpath(first), os.path.realpath(second)]
+    return os.path.commonpath(paths) in paths
