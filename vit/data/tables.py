@@ -81,6 +81,8 @@ def list_table(path: Path, label_column: str | None = None) -> Splits:
     two ways, a row without a path or a label, an unknown split, a label that train does not have,
     fewer than two classes, and an image that is missing or named twice.
     """
+    # The name of the folder is a part of the fingerprint, from wherever the command is started
+    path = path.absolute()
     rows = Rows()
     for columns, line, cells in read_rows(path, label_column):
         add_row(rows, path, columns, line, cells)
