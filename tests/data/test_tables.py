@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,6 +144,13 @@ def test_an_archive_has_to_be_unpacked_first(tmp_path):
         list_images(tmp_path / "pets.zip")
 
 
+def test_where_the_command_is_started_makes_no_difference(pets, monkeypatch):
+    write(pets.parent / "images" / "x.csv", "path,label", "a.jpg,cat", "b.jpg,dog")
+    fingerprint = list_images(pets.parent / "images" / "x.csv").train.fingerprint()
+    monkeypatch.chdir(pets.parent / "images")
+    assert list_images(Path("x.csv")).train.fingerprint() == fingerprint
+
+
 def test_folders_have_no_label_column(tmp_path):
     make_images(tmp_path, {".": 2})
     with pytest.raises(ConfigError, match=r"data\.label_column does nothing here"):
@@ -200,4 +208,4 @@ def test_training_and_resuming_on_a_table(tmp_path):
 
     (tmp_path / "moved" / "flat" / "7.jpg").unlink()
     line = error_line(train(tmp_path, *TRAIN, "data.root=moved/table.tsv", "hydra.run.dir=bad"))
-    assert "line 9: no file moved/flat/7.jpg" in line
+    assert f"line 9: no file {tmp_path}/moved/flat/7.jpg" in line

@@ -176,10 +176,12 @@ def read_split(files: list[Path], label_column: str | None) -> tuple[np.ndarray,
         if labels.null_count:
             raise DataError(f"{path.absolute()}: {labels.null_count} rows have no {column}")
         values.append(np.array(labels.to_pylist()))
+        # With the folder's name, which is a part of the fingerprint, wherever a command is started
+        absolute = path.absolute()
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             largest = max(largest, file.metadata.row_group(group).total_byte_size)
-            paths += [os.fsencode(f"{path}!{group}+{row}") for row in range(size)]
+            paths += [os.fsencode(f"{absolute}!{group}+{row}") for row in range(size)]
     return np.array(paths), Labels(np.concatenate(values), names), largest
 
 

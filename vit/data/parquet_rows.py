@@ -65,11 +65,9 @@ def read_group(path: str, group: int) -> "pyarrow.ChunkedArray":
     (name,) = image_columns(file.schema_arrow)
     # One thread: a worker process has one core, and inherits no threads of its parent
     column = file.read_row_group(group, columns=[name], use_threads=False).column(0)
-    if column.type.num_fields:
-        from pyarrow import compute
-
-        column = compute.struct_field(column, "bytes")
-    return column
+    # Hugging Face's images are {bytes, path}
+    position = column.type.get_field_index("bytes") if column.type.num_fields else None
+    return column if position is None else column.flatten()[position]
 
 
 def open_row(path: str) -> io.BytesIO:

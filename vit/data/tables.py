@@ -81,6 +81,8 @@ def list_table(path: Path, label_column: str | None = None) -> Splits:
     two ways, a row without a path or a label, an unknown split, a label that train does not have,
     fewer than two classes, and an image that is missing or named twice.
     """
+    # The name of the folder is a part of the fingerprint, from wherever the command is started
+    path = path.absolute()
     rows = Rows()
     for columns, line, cells in read_rows(path, label_column):
         add_row(rows, path, columns, line, cells)
@@ -226,7 +228,8 @@ def refuse_duplicates(
     names = list(SPLIT_FOLDERS)
     raise DataError(
         f"{table.absolute()}: lines {lines[first]} ({names[splits[first]]}) and {lines[second]} "
-        f"({names[splits[second]]}) name the same image, {os.fsdecode(paths[first])}; remove one"
+        f"({names[splits[second]]}) name the same image, "
+        f"{os.fsdecode(bytes(paths[first]))}; remove one"
     )
 
 
@@ -248,12 +251,13 @@ def require_files(table: Path, paths: np.ndarray, lines: np.ndarray) -> None:
     for number, folder in enumerate(folders):
         rows = order[ends[number - 1] if number else 0 : ends[number]]
         names = files_in(folder)
-        missing += [row for row in rows if os.path.basename(paths[row]) not in names]
+        missing += [row for row in rows if os.path.basename(bytes(paths[row])) not in names]
     if missing:
         first = min(missing)
         others = f" (and {len(missing) - 1:,} others)" if len(missing) > 1 else ""
         raise DataError(
-            f"{table.absolute()}: line {lines[first]}: no file {os.fsdecode(paths[first])}"
+            f"{table.absolute()}: line {lines[first]}: no file "
+            f"{os.fsdecode(bytes(paths[first]))}"
             f"{others}; paths are relative to the folder of the table"
         )
 
