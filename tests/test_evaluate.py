@@ -142,7 +142,7 @@ def test_values_out_of_range_are_refused(override, key):
     [
         ([], "checkpoint="),
         (["checkpoint=a", "pretrained=b"], "checkpoint="),
-        (["checkpoint=a", "data=digits"], "data="),
+        (["checkpoint=a", "data=digits", "data.mirror=true"], r"data\.mirror="),
         (["checkpoint=a", "model=vit_s4"], "model="),
     ],
 )

@@ -238,7 +238,8 @@ KEYS_OF_EVALUATE = {
 
 OF_DATA = {
     "name": Change("digits", NOISE_TO_EVALUATE, says="data=digits"),
-    "root": Change("{folder}/train", FILES_TO_EVALUATE),
+    # A folder without train/ is taken whole, so that it has no val
+    "root": Change("{folder}/train", FILES_TO_EVALUATE, says="split=val"),
     "val_fraction": Change("0.3", NOISE_TO_EVALUATE),
     "test_fraction": Change("0.3", (*NOISE_TO_EVALUATE, "split=test")),
     "limit": Change("6", NOISE_TO_EVALUATE),

@@ -165,7 +165,8 @@ def measure_accuracy(model: MeasuredModel, needs: frozenset[str]) -> Result:
     logits, features = "logits" in needs or answers is not None, "features" in needs
     with record_outputs(restored.judge, logits, features) as outputs:
         start = time.perf_counter()
-        metrics = restored.measure(restored.judge, model.split, model.workers, outputs.keep)
+        metrics: dict[str, Any] = {}
+        metrics |= restored.measure(restored.judge, model.split, model.workers, outputs.keep)
         images_per_second = metrics["n"] / (time.perf_counter() - start)
     model.outputs = outputs
     if answers is not None:
