@@ -19,9 +19,21 @@ from vit.config.config import (
 )
 from vit.config.model import ModelConfig
 from vit.config.resume import command_line_changes, resumed_config
+from vit.data.test_sets import TEST_SETS
 from vit.errors import ConfigError
 
-FILES = [(group, name) for group in [*groups(), "experiment"] for name in files_of(group)]
+FILES = [
+    (group, name)
+    for group in [*groups(), "experiment"]
+    for name in files_of(group)
+    if (group, name) not in {("data", test_set) for test_set in TEST_SETS}
+]
+
+
+@pytest.mark.parametrize("name", TEST_SETS)
+def test_nothing_is_trained_on_a_test_set(name):
+    with pytest.raises(ConfigError, match=f"data={name} is a test set, for evaluate.py"):
+        check(configured(f"data={name}"))
 
 
 @pytest.mark.parametrize(("group", "name"), FILES)

@@ -516,9 +516,8 @@ class VisionTransformer(nn.Module):
         is_map = global_pool == "map"
         self.attention_pool = AttentionPool(*sizes, layer_norm_eps) if is_map else None
         width = hidden_size * (2 if global_pool == "cls_mean" else 1)
-        pooled_size = representation_size or width
-        self.pooler = Pooler(width, pooled_size) if representation_size else nn.Identity()
-        self.head = nn.Linear(pooled_size, num_classes)
+        self.pooler = Pooler(width, representation_size) if representation_size else nn.Identity()
+        self.head = nn.Linear(representation_size or width, num_classes)
         self.head_distill = nn.Linear(hidden_size, num_classes) if distill_token else None
 
         initialize(self, init, init_range)
