@@ -1,6 +1,8 @@
 """What the machine does to a run ends it in one line; everything else is a bug."""
 
 import errno
+import os
+import signal
 
 import pytest
 import torch
@@ -49,3 +51,24 @@ def test_a_bug_stays_what_it_is(error):
     with pytest.raises(type(error)) as raised, faults_end_training(16, lambda: "; kept"):
         raise error
     assert raised.value is error
+
+
+def test_a_lost_worker_is_reported_once():
+    """torch's handler raises its error again for every child that ends, so also meanwhile."""
+    message = "DataLoader worker (pid 7) is killed by signal"
+
+    def raise_again(number, frame):
+        raise RuntimeError(message)
+
+    before = signal.signal(signal.SIGCHLD, raise_again)
+    try:
+        with pytest.raises(TrainingFailed), faults_end_training(16, lambda: ""):
+            os.kill(os.getpid(), signal.SIGCHLD)
+        os.kill(os.getpid(), signal.SIGCHLD)
+        # As in a run where nothing was lost
+        signal.signal(signal.SIGCHLD, raise_again)
+        with pytest.raises(KeyError), faults_end_training(16, lambda: ""):
+            raise KeyError("planted")
+        assert signal.getsignal(signal.SIGCHLD) is raise_again
+    finally:
+        signal.signal(signal.SIGCHLD, before)

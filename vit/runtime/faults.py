@@ -6,6 +6,7 @@ traceback, which is why faults are recognized one by one and never by a broad `e
 
 import contextlib
 import errno
+import signal
 from collections.abc import Callable, Iterator
 
 import torch.distributed as dist
@@ -32,6 +33,8 @@ def faults_end_training(images_at_once: int, kept: Callable[[], str]) -> Iterato
         # A bug, which keeps its traceback
         if message is None:
             raise
+        if is_lost_worker(error):
+            stop_watching_workers()
         raise TrainingFailed(message + kept()) from None
 
 
@@ -48,9 +51,25 @@ def describe_fault(error: OSError | RuntimeError | MemoryError, images_at_once: 
     # gloo and the loader raise plain RuntimeErrors that only their text tells apart
     if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
         return f"another process of this run has ended ({first_line(error)})"
-    if str(error).startswith("DataLoader worker"):
+    if is_lost_worker(error):
         return (
             f"a process that decodes image files died ({first_line(error)}); "
             "if memory is short, lower runtime.workers"
         )
     return None
+
+
+def is_lost_worker(error: Exception) -> bool:
+    """Whether it is the loader's error for a worker process that has died."""
+    return str(error).startswith("DataLoader worker")
+
+
+def stop_watching_workers() -> None:
+    """Take torch's handler of ended children away.
+
+    It would raise the same error once more for every other child that ends, at whatever line the
+    program is then: while it reports the first.
+    """
+    # Windows has no such signal
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
