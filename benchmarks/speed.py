@@ -24,7 +24,7 @@ import torch
 # The script is started by its path, and the repository is not installed
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.contestants import OTHERS, SIZES, Contestant, flops_per_image, make_step
+from benchmarks.contestants import OTHERS, PROJECTS, SIZES, Contestant, flops_per_image, make_step
 from benchmarks.reporting import Report, table_header, table_row
 from benchmarks.timing import describe_machine, median_ratio, take_turns
 from vit.runtime.compiling import worth_compiling
@@ -42,7 +42,7 @@ DEFAULT_ROWS = [
     "infer:vit_s4:bf16:128",
 ]
 DEFAULT_COMPILED = ["ours", "vit_pytorch"]
-EVERYBODY = ["ours", *OTHERS]
+EVERYBODY = list(PROJECTS)
 COLUMNS = (
     "step, batch",
     "precision",

@@ -92,6 +92,22 @@ def train(cwd: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
     return run("train.py", *arguments, cwd=cwd, **options)
 
 
+def losses_by_workers(cwd: Path, *arguments: str) -> list[list[float]]:
+    """The losses of each step of training, without and with two processes that load the images.
+
+    The runs lie in cwd/run0 and cwd/run2.
+    """
+    losses = []
+    for workers in (0, 2):
+        folder = f"run{workers}"
+        own = ("train.log_every=1", f"runtime.workers={workers}", f"hydra.run.dir={folder}")
+        done = train(cwd, *arguments, *own)
+        assert done.returncode == 0, done.stderr
+        metrics = rows(cwd / folder / "metrics.jsonl")
+        losses.append([row["loss"] for row in metrics if row["split"] == "train"])
+    return losses
+
+
 def error_line(done: subprocess.CompletedProcess, code: int = 2) -> str:
     """The one line on standard error in which a mistake ends; fails for any other ending."""
     assert done.returncode == code, done.stdout + done.stderr

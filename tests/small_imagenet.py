@@ -1,7 +1,11 @@
 """What ImageNet's development kit holds, for three classes and four images of val."""
 
 import numpy as np
+import torch
 from scipy.io import savemat
+
+from vit.data.datasets import load_data
+from vit.data.splits import ImageDataset
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]
 # Ids of the development kit are in another order than the wnids, and there are parents above 1000
@@ -36,3 +40,18 @@ def write_devkit(root):
     write_meta(folder / "meta.mat")
     text = "".join(f"{number}\n" for number in IDS)
     (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(text)
+
+
+def load_imagenet(root, val_fraction) -> ImageDataset:
+    """data=imagenet of a folder."""
+    return load_data(
+        name="imagenet",
+        root=str(root),
+        val_fraction=val_fraction,
+        test_fraction=None,
+        limit=None,
+        image_size=(16, 16),
+        num_channels=3,
+        settings={},
+        device=torch.device("cpu"),
+    )

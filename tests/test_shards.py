@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import make_images, rows, train
+from helpers import losses_by_workers, make_images
 from PIL import Image
 
 from vit.data.datasets import load_data
@@ -97,24 +97,16 @@ def test_unreadable_images_are_named_and_the_others_written(tmp_path):
 
 def test_training_from_shards_learns_the_same_with_any_number_of_workers(tmp_path):
     out = write(tmp_path, splits={"train": 40})
-    losses = []
-    for workers in (0, 2):
-        done = train(
-            tmp_path,
-            "data=shards",
-            f"data.root={out}",
-            "model=vit_ti4",
-            "model.image_size=16",
-            "model.num_layers=1",
-            "train.batch_size=16",
-            "train.steps=6",
-            "train.log_every=1",
-            f"runtime.workers={workers}",
-            f"hydra.run.dir=run{workers}",
-        )
-        assert done.returncode == 0, done.stderr
-        metrics = rows(tmp_path / f"run{workers}" / "metrics.jsonl")
-        losses.append([row["loss"] for row in metrics if row["split"] == "train"])
+    losses = losses_by_workers(
+        tmp_path,
+        "data=shards",
+        f"data.root={out}",
+        "model=vit_ti4",
+        "model.image_size=16",
+        "model.num_layers=1",
+        "train.batch_size=16",
+        "train.steps=6",
+    )
     assert losses[0] == losses[1]
     assert losses[0][-1] < losses[0][0]
 

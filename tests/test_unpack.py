@@ -7,11 +7,9 @@ import tarfile
 import zipfile
 
 import pytest
-import torch
 from helpers import ROOT, error_line, run
-from small_imagenet import EXPECTED, WNIDS, image_name, write_devkit
+from small_imagenet import EXPECTED, WNIDS, image_name, load_imagenet, write_devkit
 
-from vit.data.datasets import load_data
 from vit.errors import ConfigError, DataError
 from vit.unpack import main, unpack
 
@@ -120,17 +118,7 @@ def test_imagenet_as_it_is_downloaded(tmp_path):
     root = tmp_path / "imagenet"
     for archive, out in (("train.tar", "train"), ("val.tar", "val"), ("devkit.tar.gz", ".")):
         unpack(tmp_path / archive, root / out)
-    data = load_data(
-        name="imagenet",
-        root=str(root),
-        val_fraction=0.25,
-        test_fraction=None,
-        limit=None,
-        image_size=(16, 16),
-        num_channels=3,
-        settings={},
-        device=torch.device("cpu"),
-    )
+    data = load_imagenet(root, val_fraction=0.25)
     assert data.classes == WNIDS
     assert [len(data.train), len(data.val), len(data.test)] == [9, 3, 4]
     assert data.test.labels.tolist() == EXPECTED

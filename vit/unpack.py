@@ -90,7 +90,7 @@ def tar_members(archive: Path, file: IO[bytes], counts: Counts) -> Iterator[Memb
             elif not member.isdir():
                 counts.links += 1
             # tarfile keeps every header for later, of a million files too
-            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # pyright: ignore[reportAttributeAccessIssue]
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
         require_end(tar)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vit.data.class_folders import is_imagenet, readable_names
-from vit.data.class_matching import imagenet_wnids, knows_imagenet, match_classes
+from vit.data.class_folders import imagenet_wnids, is_imagenet, readable_names
+from vit.data.class_matching import knows_imagenet, match_classes
 from vit.errors import DataError
 
 WNIDS = list(imagenet_wnids())

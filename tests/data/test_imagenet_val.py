@@ -6,10 +6,9 @@ import tarfile
 
 import pytest
 import torch
-from small_imagenet import EXPECTED, WNIDS, image_name, write_devkit
+from small_imagenet import EXPECTED, WNIDS, image_name, load_imagenet, write_devkit
 from torchvision.datasets import imagenet
 
-from vit.data.datasets import load_data
 from vit.data.imagenet_val import LABEL_FILES, list_flat_val
 from vit.errors import DataError
 
@@ -79,17 +78,7 @@ def test_torchvision_reads_the_same_development_kit(root, monkeypatch):
 
 def test_data_imagenet_takes_a_flat_val_as_test(root):
     write_devkit(root)
-    data = load_data(
-        name="imagenet",
-        root=str(root),
-        val_fraction=0.1,
-        test_fraction=None,
-        limit=None,
-        image_size=(16, 16),
-        num_channels=3,
-        settings={},
-        device=torch.device("cpu"),
-    )
+    data = load_imagenet(root, val_fraction=0.1)
     assert data.classes == WNIDS
     assert data.test.labels.tolist() == EXPECTED
     assert data.test.title == f"{root.name} val, used as test"

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from helpers import error_line, make_images, rows, train
+from helpers import error_line, losses_by_workers, make_images, train
 from PIL import Image
 from pyarrow import parquet
 
@@ -224,24 +224,16 @@ def test_shards_are_written_from_a_table(tmp_path):
 def test_training_on_parquet_files(tmp_path):
     """The same with any number of workers, and a damaged file ends it in one line."""
     write(tmp_path / "hf/data/train-00000-of-00001.parquet", [0, 1] * 16, group=5)
-    losses = []
-    for workers in (0, 2):
-        done = train(
-            tmp_path,
-            "data=folder",
-            "data.root=hf",
-            "model=vit_nano4",
-            "model.num_channels=3",
-            "model.num_layers=1",
-            "train.batch_size=8",
-            "train.steps=4",
-            "train.log_every=1",
-            f"runtime.workers={workers}",
-            f"hydra.run.dir=run{workers}",
-        )
-        assert done.returncode == 0, done.stderr
-        metrics = rows(tmp_path / f"run{workers}" / "metrics.jsonl")
-        losses.append([row["loss"] for row in metrics if row["split"] == "train"])
+    losses = losses_by_workers(
+        tmp_path,
+        "data=folder",
+        "data.root=hf",
+        "model=vit_nano4",
+        "model.num_channels=3",
+        "model.num_layers=1",
+        "train.batch_size=8",
+        "train.steps=4",
+    )
     assert losses[0] == losses[1]
     (tmp_path / "hf/data/train-00000-of-00001.parquet").write_bytes(b"PAR1")
     line = error_line(train(tmp_path, "data=folder", "data.root=hf"))

@@ -8,8 +8,7 @@ import pytest
 import torch
 from judged_models import write_classes, write_noise
 
-from vit.data.class_folders import readable_names
-from vit.data.class_matching import imagenet_wnids
+from vit.data.class_folders import imagenet_wnids, readable_names
 from vit.data.test_sets import TEST_SETS, read_test_set, read_whole_folder
 from vit.errors import DataError
 

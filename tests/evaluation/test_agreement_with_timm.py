@@ -16,7 +16,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from timm.utils import accuracy
 from torch import nn
 
-from vit.data.class_matching import imagenet_wnids
+from vit.data.class_folders import imagenet_wnids
 from vit.evaluation.measurements import MeasuredModel, in_views, measure_accuracy
 from vit.evaluation.restore import restore_pretrained
 

@@ -13,8 +13,7 @@ from vit.config.command_line import prepare_arguments
 from vit.config.config import CONF, from_composed, register
 from vit.config.resume import command_line_changes
 from vit.config.settings import check_settings
-from vit.data.class_folders import readable_names
-from vit.data.class_matching import imagenet_wnids
+from vit.data.class_folders import imagenet_wnids, readable_names
 from vit.errors import CheckpointError, ConfigError, DataError
 
 CLASSES = ["cat", "dog", "fox"]

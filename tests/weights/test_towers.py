@@ -29,6 +29,7 @@ SIZES = {
     "image_size": 64,
     "patch_size": 16,
 }
+SIZES_OF_DINOV3 = SIZES | {"intermediate_size": 256, "num_register_tokens": 4}
 TEXT = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
@@ -66,27 +67,19 @@ def loaded(folder) -> VisionTransformer:
         ),
         (
             "DINOv3ViTModel",
-            DINOv3ViTConfig(
-                **SIZES,
-                intermediate_size=256,
-                num_register_tokens=4,
-                use_gated_mlp=True,
-                hidden_act="silu",
-            ),
+            DINOv3ViTConfig(**SIZES_OF_DINOV3, use_gated_mlp=True, hidden_act="silu"),
         ),
         (
             "DINOv3ViTModel",
             DINOv3ViTConfig(
-                **SIZES,
-                intermediate_size=256,
-                num_register_tokens=4,
+                **SIZES_OF_DINOV3,
                 use_gated_mlp=True,
                 hidden_act="silu",
                 query_bias=False,
                 value_bias=False,
             ),
         ),
-        ("DINOv3ViTModel", DINOv3ViTConfig(**SIZES, intermediate_size=256, num_register_tokens=4)),
+        ("DINOv3ViTModel", DINOv3ViTConfig(**SIZES_OF_DINOV3)),
     ],
     ids=str,
 )

@@ -1,6 +1,6 @@
 """Images sorted into one folder per class, as ImageNet and most people keep them."""
 
-import hashlib
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ from vit.data.imagenet_val import list_flat_val
 from vit.data.splits import ImageSplit, check_classes
 from vit.errors import DataError
 
-# Of the 1,000 wnids of ILSVRC 2012 in order, joined by newlines
-IMAGENET_WNIDS_SHA256 = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
+# One a line, sorted, which is the order of the labels (Russakovsky et al. 2015, arXiv:1409.0575)
+WNIDS_FILE = Path(__file__).parent / "imagenet_wnids.txt"
 
 
 def class_names(folder: Path) -> list[str]:
@@ -37,14 +37,28 @@ def list_class_folders(
     Raises DataError for fewer than two classes or a class without images.
     """
     classes = require_two_classes(folder)
+    return classes, list_labeled(folder, classes, range(len(classes)), title, follow_links)
+
+
+def list_labeled(
+    folder: Path,
+    names: Sequence[str],
+    labels: Sequence[int],
+    title: str,
+    follow_links: bool = False,
+) -> ImageSplit:
+    """The images in folder/<name>/ at any depth, those of each name with its label.
+
+    Raises DataError for a folder without images.
+    """
     # Bytes, since an array of strings takes four bytes a character
     paths: list[bytes] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
+    of_images: list[int] = []
+    for name, label in zip(names, labels, strict=True):
         images = images_of_class(folder / name, follow_links)
         paths += [os.fsencode(path) for path in images]
-        labels += [label] * len(images)
-    return classes, ImageSplit(title, torch.tensor(labels), paths=np.array(paths))
+        of_images += [label] * len(images)
+    return ImageSplit(title, torch.tensor(of_images), paths=np.array(paths))
 
 
 def require_two_classes(folder: Path) -> list[str]:
@@ -106,12 +120,15 @@ def list_annotated(folder: Path, classes: list[str], title: str) -> ImageSplit:
     )
 
 
+@functools.cache
+def imagenet_wnids() -> tuple[str, ...]:
+    """The wnids of ILSVRC 2012's 1,000 classes, in the order of the labels."""
+    return tuple(WNIDS_FILE.read_text(encoding="ascii").split())
+
+
 def is_imagenet(classes: Sequence[str]) -> bool:
-    """Whether the classes are the 1,000 wnids of ILSVRC 2012."""
-    # Other class names need not even be valid text
-    if len(classes) != 1000:
-        return False
-    return hashlib.sha256("\n".join(classes).encode()).hexdigest() == IMAGENET_WNIDS_SHA256
+    """Whether the classes are the 1,000 wnids of ILSVRC 2012, in order."""
+    return tuple(classes) == imagenet_wnids()
 
 
 def readable_names(classes: list[str]) -> list[str]:

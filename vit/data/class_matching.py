@@ -1,22 +1,12 @@
 """Which of a model's classes the folders of another data set mean: by name, or by wnid."""
 
-import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from vit.data.class_folders import readable_names
+from vit.data.class_folders import imagenet_wnids, is_imagenet, readable_names
 from vit.data.splits import first_names
 from vit.errors import DataError
-
-# One a line, sorted, which is the order of the labels (Russakovsky et al. 2015, arXiv:1409.0575)
-WNIDS_FILE = Path(__file__).parent / "imagenet_wnids.txt"
-
-
-@functools.cache
-def imagenet_wnids() -> tuple[str, ...]:
-    """The wnids of ILSVRC 2012's 1,000 classes, in the order of the labels."""
-    return tuple(WNIDS_FILE.read_text(encoding="ascii").split())
 
 
 def knows_imagenet(classes: Sequence[str]) -> bool:
@@ -25,8 +15,8 @@ def knows_imagenet(classes: Sequence[str]) -> bool:
     Of names with synonyms, "tench, Tinca tinca", the first counts; a few may be spelled otherwise.
     """
     wnids = list(imagenet_wnids())
-    if len(classes) != len(wnids) or list(classes) == wnids:
-        return list(classes) == wnids
+    if len(classes) != len(wnids) or is_imagenet(classes):
+        return is_imagenet(classes)
     pairs = zip(classes, readable_names(wnids), strict=True)
     return sum(name.split(",")[0] == readable for name, readable in pairs) > 900
 

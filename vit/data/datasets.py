@@ -25,7 +25,7 @@ from vit.data.class_folders import (
 )
 from vit.data.layouts import folder_name
 from vit.data.listing import list_images
-from vit.data.splits import ImageDataset, ImageSplit, Splits, hold_out, sample_evenly
+from vit.data.splits import ImageDataset, ImageSplit, Splits, hold_out
 from vit.data.tar_index import CLASSES, SPLITS, index_split
 from vit.data.test_sets import TEST_SETS
 from vit.errors import ConfigError, DataError
@@ -170,9 +170,9 @@ def load_data(
         train, val = hold_out(train, val_fraction, f"{train.title}, held out for validation")
 
     # After the cuts, so that a limited test split is part of the whole one
-    train = limited(train, limit)
-    val = None if val is None else limited(val, limit)
-    test = limited(test, limit)
+    train = train.limited(limit)
+    val = None if val is None else val.limited(limit)
+    test = test.limited(limit)
     # Few images or many classes may leave nothing, which would fail later with less to go by
     for images in (train, val, test):
         if images is not None and len(images) == 0:
@@ -181,13 +181,6 @@ def load_data(
                 "data.val_fraction or data.test_fraction, or raise data.limit"
             )
     return ImageDataset(classes, train, val, test, layout)
-
-
-def limited(images: ImageSplit, limit: int | None) -> ImageSplit:
-    """At most `limit` images, spread evenly over the classes; None: all."""
-    if limit is None or len(images) == 0:
-        return images
-    return images.subset(sample_evenly(images.labels, limit))
 
 
 def read_digits(request: Request) -> Splits:

@@ -49,6 +49,12 @@ class ImageSplit:
             None if paths is None else paths[indices.numpy()],
         )
 
+    def limited(self, limit: int | None) -> "ImageSplit":
+        """At most `limit` images, spread evenly over the classes; None: all."""
+        if limit is None or len(self) == 0:
+            return self
+        return self.subset(sample_evenly(self.labels, limit))
+
     def fingerprint(self) -> int:
         """A checksum that other images or labels would hardly have.
 

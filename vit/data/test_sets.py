@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vit.data.class_folders import class_names, images_of_class
-from vit.data.class_matching import imagenet_wnids, knows_imagenet, match_classes
+from vit.data.class_folders import class_names, imagenet_wnids, list_labeled
+from vit.data.class_matching import knows_imagenet, match_classes
 from vit.data.image_files import iter_image_files
 from vit.data.layouts import SPLIT_FOLDERS, folder_name, require_no_classes_beside, split_folder
 from vit.data.splits import ImageDataset, ImageSplit, sample_evenly
@@ -49,13 +49,15 @@ class TestSet:
         if limit is None:
             return self
         data, answers = self.data, self.answers
-        kept = sample_evenly(data.test.labels, limit)
-        train = data.train
-        if len(train) > 0:
-            train = train.subset(sample_evenly(train.labels, limit))
-        val = None if data.val is None else data.val.subset(sample_evenly(data.val.labels, limit))
-        data = replace(data, train=train, val=val, test=data.test.subset(kept))
-        return replace(self, data=data, answers=None if answers is None else answers[kept])
+        if answers is not None:
+            answers = answers[sample_evenly(data.test.labels, limit)]
+        data = replace(
+            data,
+            train=data.train.limited(limit),
+            val=None if data.val is None else data.val.limited(limit),
+            test=data.test.limited(limit),
+        )
+        return replace(self, data=data, answers=answers)
 
 
 def of_test_images(classes: Sequence[str], images: ImageSplit) -> ImageDataset:
@@ -126,19 +128,6 @@ def list_matched(folder: Path, classes: Sequence[str], title: str) -> ImageSplit
     if not names:
         raise DataError(f"{folder.absolute()}: no class folders; expected <class>/*.jpg in it")
     return list_labeled(folder, names, match_classes(names, classes, folder), title)
-
-
-def list_labeled(
-    folder: Path, names: Sequence[str], indices: Sequence[int], title: str
-) -> ImageSplit:
-    """The images in folder/<name>/ at any depth, with these labels."""
-    paths: list[bytes] = []
-    labels: list[int] = []
-    for name, index in zip(names, indices, strict=True):
-        images = images_of_class(folder / name)
-        paths += [os.fsencode(path) for path in images]
-        labels += [index] * len(images)
-    return ImageSplit(title, torch.tensor(labels), paths=np.array(paths))
 
 
 def require_folder(root: Path, name: str, advice: str) -> Path:

@@ -21,7 +21,7 @@ from vit.data.preprocessing import Preprocessing
 from vit.data.splits import ImageDataset
 from vit.errors import DataError
 from vit.evaluation.resolution import with_changed_input
-from vit.evaluation.restore import RestoredModel, default_batch_size, restore, width_of
+from vit.evaluation.restore import RestoredModel, default_batch_size, restore_loaded, width_of
 from vit.evaluation.test_data import protocol_of, read_data
 from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.precision import choose_precision
@@ -49,7 +49,7 @@ def restore_elsewhere(
     if is_of_the_run(given, run, model, header, device, typed="data.root" in changes):
         # The group's file may give another root than the run's
         typed = {key: value for key, value in changes.items() if key != "data"}
-        return restore(path, typed, device, precision, batch_size)
+        return restore_loaded(path, model, header, typed, device, precision, batch_size)
 
     config = replace(run, data=given)
     check_ranges(config, changes)

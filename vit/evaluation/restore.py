@@ -136,7 +136,19 @@ def restore(
     Raises CheckpointError, ConfigError or DataError where the file, a change or the data set is
     not what it should be.
     """
-    model, header = load_with_header(path)
+    return restore_loaded(path, *load_with_header(path), changes, device, precision, batch_size)
+
+
+def restore_loaded(
+    path: Path,
+    model: VisionTransformer,
+    header: dict[str, Any],
+    changes: dict[str, Any],
+    device: torch.device,
+    precision: str | None,
+    batch_size: int | None,
+) -> RestoredModel:
+    """restore() of a checkpoint that is loaded already: its model and header."""
     config = from_dict(with_changes(header["config"], changes), str(path))
     check_ranges(config, changes)
     model = with_changed_input(model, header["config"]["model"], changes)

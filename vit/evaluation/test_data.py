@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from vit.config.data import DataConfig, data_arguments
-from vit.data.class_folders import class_names
-from vit.data.class_matching import imagenet_wnids, match_classes
+from vit.data.class_folders import class_names, imagenet_wnids
+from vit.data.class_matching import match_classes
 from vit.data.datasets import load_data
 from vit.data.splits import ImageDataset, ImageSplit
 from vit.data.test_sets import TEST_SETS, TestSet, read_test_set, splits_in

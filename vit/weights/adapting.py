@@ -3,7 +3,9 @@
 Each function takes tensors under this project's names, and returns all of them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +14,19 @@ from vit.errors import CheckpointError
 from vit.weights.names import BLOCK, DISTILL, PATCHES, POSITIONS, QKV
 
 FIRST_BIAS = BLOCK.format(0) + "attention.query.bias"
+
+
+def adapt_common(
+    tensors: dict[str, Tensor], known: Mapping[str, Any], path: Path
+) -> dict[str, Tensor]:
+    """All that timm and Hugging Face hold in the same other way; known: what config.json states.
+
+    Raises CheckpointError as pair_channels does.
+    """
+    tensors = with_key_bias(join_gates(with_patch_bias(tensors)))
+    if known.get("position") == "rope_dinov3":
+        tensors = pair_channels(tensors, known["num_heads"], path)
+    return fold_distill_position(tensors)
 
 
 def with_patch_bias(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,13 +14,7 @@ from torch import Tensor
 
 from vit.errors import CheckpointError
 from vit.files import write_json
-from vit.weights.adapting import (
-    fold_distill_position,
-    join_gates,
-    pair_channels,
-    with_key_bias,
-    with_patch_bias,
-)
+from vit.weights.adapting import adapt_common
 from vit.weights.config_file import read_config_of
 from vit.weights.description import (
     Weights,
@@ -128,10 +122,7 @@ def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
 
 def adapt(tensors: dict[str, Tensor], known: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """Bring what timm holds in another way to this project's; known: what config.json states."""
-    tensors = with_key_bias(join_gates(with_patch_bias(tensors)))
-    if known.get("position") == "rope_dinov3":
-        tensors = pair_channels(tensors, known["num_heads"], path)
-    return fold_register_positions(fold_distill_position(tensors), known, path)
+    return fold_register_positions(adapt_common(tensors, known, path), known, path)
 
 
 def check_unambiguous(

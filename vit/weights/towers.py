@@ -14,13 +14,7 @@ from torch import Tensor
 
 from vit.errors import CheckpointError
 from vit.weights import huggingface
-from vit.weights.adapting import (
-    fold_distill_position,
-    join_gates,
-    pair_channels,
-    with_key_bias,
-    with_patch_bias,
-)
+from vit.weights.adapting import adapt_common
 from vit.weights.config_file import COUNT, FLAG, POSITIVE, SIZE, TEXT, ConfigFile, read_config
 from vit.weights.description import Weights, as_pair, describe, int_or_pair
 from vit.weights.names import (
@@ -275,13 +269,10 @@ def known_arguments(config: ConfigFile, family: Family) -> dict[str, Any]:
 
 def adapt(tensors: dict[str, Tensor], known: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """Bring what these models hold in another way to this project's."""
-    tensors = with_key_bias(join_gates(with_patch_bias(tensors)))
     # A model without registers has a tensor of none
     if REGISTERS in tensors and tensors[REGISTERS].numel() == 0:
         tensors = {name: tensor for name, tensor in tensors.items() if name != REGISTERS}
-    if known.get("position") == "rope_dinov3":
-        tensors = pair_channels(tensors, known["num_heads"], path)
-    tensors = fold_distill_position(tensors)
+    tensors = adapt_common(tensors, known, path)
     if DISTILL in tensors and "head_distill.weight" not in tensors:
         # DeiT's other models carry the token along and read the class token alone
         tensors = {
