@@ -10,6 +10,7 @@ failed and the last checkpoint is kept, 75 stopped by a signal and resumable.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from vit.errors import ConfigError
 from vit.runs import sweep
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
-from vit.runtime.launch import launch_processes, process_rank, started_by_torchrun
+from vit.runtime.launch import launch_processes, process_rank, started_by_torchrun, wait_for_first
 from vit.runtime.signals import StopSignal
 
 
@@ -57,7 +58,8 @@ def main(composed: DictConfig) -> float | None:
 
     # All processes of a run end in the same errors, so one of them is enough to report them
     is_first = process_rank() == 0
-    with task_errors(speaks=is_first):
+    stop = StopSignal()
+    with task_errors(None if is_first else partial(wait_for_first, stop)):
         # Before any value is read, which would raise where it refers to a key that is not there
         require_resolvable(composed)
         count = requested_processes(composed, folder, overrides)
@@ -66,7 +68,7 @@ def main(composed: DictConfig) -> float | None:
             raise SystemExit(run_in_processes(count, device, folder, overrides))
 
         # Before torch is imported, which takes seconds in which a signal may come already
-        stop = StopSignal().install()
+        stop.install()
 
         # The folder is locked before anything in it is read
         with RunFolder(folder, overrides, writes=is_first).outcome() as run:

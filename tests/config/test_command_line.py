@@ -198,9 +198,9 @@ def test_a_bug_before_the_task_keeps_its_traceback():
         run_main(fail(KeyError("planted")), Config)
 
 
-def task(error, speaks=True):
+def task(error, wait_for_first=None):
     """The body of a Hydra main that ends in an error."""
-    with task_errors(speaks):
+    with task_errors(wait_for_first):
         raise error
 
 
@@ -222,13 +222,33 @@ def test_errors_of_the_task_end_in_one_line_and_their_code(capsys, error, code):
     assert capsys.readouterr().err == f"train.py: {error}\n"
 
 
-def test_of_several_processes_the_first_speaks_and_all_about_their_own_files(capsys):
-    for error in (ConfigError("wrong"), TrainingFailed("nan")):
-        with pytest.raises(SystemExit):
-            task(error, speaks=False)
+@pytest.mark.parametrize(
+    ("error", "first_reports", "reported_here"),
+    [
+        (ConfigError("wrong"), True, False),
+        (ConfigError("wrong"), False, False),
+        (TrainingFailed("nan"), True, False),
+        # Out of memory in this process alone
+        (TrainingFailed("out of memory"), False, True),
+    ],
+)
+def test_another_process_leaves_to_the_first_what_both_end_in(
+    capsys, error, first_reports, reported_here
+):
+    waited = []
+    with pytest.raises(SystemExit) as exited:
+        task(error, wait_for_first=lambda: waited.append(error) or first_reports)
+    assert exited.value.code == error.exit_code
+    assert waited == [error]
+    assert (str(error) in capsys.readouterr().err) == reported_here
+
+
+def test_another_process_speaks_at_once_of_its_own_files_and_never_of_a_signal(capsys):
+    with pytest.raises(SystemExit):
+        task(Stopped("stopped by SIGTERM"), wait_for_first=fail(AssertionError("waited")))
     assert capsys.readouterr().err == ""
     with pytest.raises(SystemExit):
-        task(DataError("x.jpg: damaged"), speaks=False)
+        task(DataError("x.jpg: damaged"), wait_for_first=fail(AssertionError("waited")))
     assert "x.jpg" in capsys.readouterr().err
 
 

@@ -154,9 +154,26 @@ def test_a_mistake_is_printed_by_one_process(tmp_path):
     assert second == ""
 
 
-def test_the_launcher_ends_with_the_exit_code_of_its_processes(tmp_path):
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_the_launcher_ends_with_the_exit_code_of_its_processes(tmp_path, late):
+    # Whichever of the processes is first to find the mistake
+    plant(tmp_path, f"import os, time; os.environ.get('RANK') == '{late}' and time.sleep(2)")
     arguments = ["experiment=digits", "hydra.run.dir=run", "optimizer.lr=-1"]
-    done = run("train.py", *arguments, "runtime.processes=2", cwd=tmp_path)
+    done = run(
+        "train.py",
+        *arguments,
+        "runtime.processes=2",
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+    )
     assert "optimizer.lr" in error_line(done)
+
+
+def plant(folder, code):
+    """Have every Python process that has the folder in its path run the code as it starts."""
+    (folder / "sitecustomize.py").write_text(code)
+
+
+def test_a_number_of_processes_below_one_is_refused(tmp_path):
     done = run("train.py", "experiment=digits", "runtime.processes=0", cwd=tmp_path)
     assert "runtime.processes" in error_line(done)

@@ -1,15 +1,17 @@
 """The hardware a run is told of: device, threads, workers."""
 
 import os
+import threading
 
 import pytest
 import torch
 
 import train
 from vit.errors import ConfigError
+from vit.runtime import launch
 from vit.runtime.cores import loader_workers, usable_cores
 from vit.runtime.device import choose_device, describe_device, peak_memory, product_rate
-from vit.runtime.launch import process_rank, started_by_torchrun
+from vit.runtime.launch import process_rank, started_by_torchrun, wait_for_first
 from vit.runtime.machine import Machine, require_gpus_of
 from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
@@ -56,6 +58,26 @@ def test_several_processes_are_counted_and_the_first_speaks():
     machine = Machine(CPU, Processes(rank=1, count=2), workers=0, sharded=False)
     assert not machine.is_first
     assert machine.describe().startswith("2 processes, each cpu")
+
+
+def test_another_process_waits_for_the_first_until_its_launcher_ends_it(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "vit-1")
+    stop = StopSignal()
+    threading.Timer(0.2, lambda: setattr(stop, "name", "SIGTERM")).start()
+    assert wait_for_first(stop)
+    # Not earlier: the launcher would have ended the first before its message
+    assert stop
+
+
+def test_another_process_waits_for_a_while_where_the_first_goes_on(monkeypatch):
+    monkeypatch.setattr(launch, "SECONDS_TO_REPORT", 0.1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "vit-1")
+    assert not wait_for_first(StopSignal())
+
+
+def test_nobody_waits_where_no_launcher_ends_the_others(monkeypatch):
+    monkeypatch.setattr(launch, "SECONDS_TO_REPORT", 3600)
+    assert wait_for_first(StopSignal())
 
 
 def test_deterministic_kernels_are_asked_for():

@@ -77,23 +77,35 @@ def run_main(main: Callable[[], None], schema: type) -> int:
 
 
 @contextlib.contextmanager
-def task_errors(speaks: bool = True) -> Iterator[None]:
+def task_errors(wait_for_first: Callable[[], bool] | None = None) -> Iterator[None]:
     """End the process with one line for every error of the block that is not a bug.
 
-    It goes around the body of a Hydra main. speaks: false in all but the first of several processes
-    of a run, which end in the same errors.
+    It goes around the body of a Hydra main. wait_for_first: in all but the first of several
+    processes of a run, which end in the same errors. It gives the first time to report one and
+    returns whether the first has done so.
     """
     try:
         yield
     except (UserError, TrainingFailed, Stopped) as error:
-        # Only this process may have read the image file that can't be read
-        if speaks or isinstance(error, DataError):
+        if is_reported_here(error, wait_for_first):
             print_error(str(error))
         # SystemExit passes through Hydra, which would add lines of its own to another exception
         raise SystemExit(error.exit_code) from None
     except (HydraException, OmegaConfBaseException, OSError) as error:
         # Bugs of the kinds that Hydra raises: run_main would take them for the user's mistakes
         raise RuntimeError(f"unexpected {type(error).__name__}: {error}") from error
+
+
+def is_reported_here(error: Exception, wait_for_first: Callable[[], bool] | None) -> bool:
+    """Whether this process prints the error; see task_errors()."""
+    # Only this process may have read the image file that can't be read
+    if wait_for_first is None or isinstance(error, DataError):
+        return True
+    # A signal came to every process
+    if isinstance(error, Stopped):
+        return False
+    # Every process finds a mistake of the user, but memory may be short in this one alone
+    return not wait_for_first() and isinstance(error, TrainingFailed)
 
 
 def print_error(message: str) -> None:

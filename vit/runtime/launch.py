@@ -7,18 +7,37 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
 from vit.runtime.cores import usable_cores
+from vit.runtime.signals import StopSignal
 
 TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 # How long the processes may take to save after a signal
 SECONDS_TO_SAVE = 600
+# How much later than the others the first process may report the same error
+SECONDS_TO_REPORT = 10.0
 
 
 def started_by_torchrun() -> bool:
     """Whether torchrun, or launch_processes through its API, has started this process."""
     return os.environ.keys() >= TORCHRUN_VARIABLES
+
+
+def wait_for_first(stop: StopSignal) -> bool:
+    """Wait while the first process reports an error that all end in; whether it can have done so.
+
+    An agent of torchrun ends all the others as soon as one process has ended, so one that were
+    quicker than the first would take the message with it. stop: the signal of the agent.
+    """
+    # The variables of torchrun may be set by hand or by a scheduler, which ends nobody
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    deadline = time.monotonic() + SECONDS_TO_REPORT
+    while not stop and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(stop)
 
 
 def process_rank() -> int:
