@@ -96,7 +96,7 @@ def test_the_column_of_the_classes_can_be_chosen(pets):
         (["path,label", ",cat"], "line 2 has no path"),
         (["path,label,split", "images/a.jpg,cat,holdout"], "line 2 has an unknown split 'holdout'"),
         (["path,label,split", "images/a.jpg,cat,"], "unknown split ''; expected train, val, test"),
-        (["path,label", "images/a.jpg,cat"], "train has 1 classes"),
+        (["path,label", "images/a.jpg,cat"], "train has the class 'cat' alone"),
         (["path,label,split", "images/a.jpg,cat,test"], "train has no images"),
         (["path,label", '"images/a.jpg,cat'], "can't read this table"),
     ],

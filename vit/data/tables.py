@@ -200,7 +200,7 @@ def sort_classes(table: Path, rows: Rows, splits: np.ndarray) -> tuple[list[str]
     whole = all(name.isdecimal() for name in of_train)
     classes = sorted(of_train, key=lambda name: (int(name) if whole else 0, name))
     if len(classes) < 2:
-        found = f"{len(classes)} classes" if classes else "no images"
+        found = f"the class {classes[0]!r} alone" if classes else "no images"
         raise DataError(f"{table.absolute()}: train has {found}; expected two classes at least")
     positions = {name: position for position, name in enumerate(classes)}
     ranks = np.array([positions.get(name, -1) for name in written], dtype=np.int64)
