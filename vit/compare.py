@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 # Keys of result.json, in the order of the table
 METRICS = (
     "status",
+    "select",
     "val_top1",
+    "val_balanced_top1",
+    "val_macro_f1",
+    "val_loss",
     "test_top1",
+    "test_balanced_top1",
+    "test_macro_f1",
     "test_loss",
     "best_step",
     "steps",
