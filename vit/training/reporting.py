@@ -88,7 +88,7 @@ def note_on_classes(config: Config, data: ImageDataset) -> str | None:
     sizes = training_sizes(data)
     if not are_unbalanced(sizes):
         return None
-    text = f"note   the classes are unbalanced, {describe_sizes(sizes, data.classes)} to train on"
+    text = f"note   unbalanced classes, in train {describe_sizes(sizes, data.classes)}"
     advice = []
     if not config.data.balance:
         advice.append("data.balance=1 draws all equally often")
