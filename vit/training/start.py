@@ -276,7 +276,6 @@ def make_observer(
         command = cheaper_command(macs, config, small_images=in_memory)
         slow_advice = f"  that is long without a GPU; cheaper: {command}"
 
-    unbalanced = are_unbalanced(training_sizes(batches.data))
     clock = Clock(first_step, state.progress.seconds)
     return Observer(
         state=state,
@@ -298,7 +297,7 @@ def make_observer(
         board=board,
         validation_board=validation_board,
         slow_advice=slow_advice,
-        beside=logged_beside(config.train.select, unbalanced),
+        beside=logged_beside(config.train.select, are_unbalanced(training_sizes(batches.data))),
     )
 
 
