@@ -106,7 +106,10 @@ def metrics_table(folders: Sequence[Path]) -> str:
     results = [read_json(folder / "result.json") for folder in folders]
     rows = [["", *map(str, folders)]]
     for key in METRICS:
-        rows.append([key, *(format_metric(result.get(key)) for result in results)])
+        values = [result.get(key) for result in results]
+        # Earlier versions measured less
+        if any(value is not None for value in values):
+            rows.append([key, *map(format_metric, values)])
     return markdown_table(rows)
 
 

@@ -128,7 +128,8 @@ def test_without_draws_the_order_is_one_permutation_an_epoch():
 
 def test_sizes_are_told_and_compared():
     names = ["owl", "cat", "dog"]
-    assert describe_sizes(torch.tensor([12, 1200, 0]), names) == "1,200 cat, 12 owl, none of 1 more"
+    text = "1,200 cat, 12 owl, and no image of 1 more"
+    assert describe_sizes(torch.tensor([12, 1200, 0]), names) == text
     many = torch.tensor([5, 900, 7, 6, 5])
     assert describe_sizes(many, list("abcde")) == "from 900 b to 5 e of 5 classes"
     assert are_unbalanced(many)

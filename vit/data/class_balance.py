@@ -45,7 +45,7 @@ def describe_sizes(sizes: Tensor, classes: Sequence[str]) -> str:
         text = f"from {named[0]} to {named[-1]} of {len(named):,} classes"
     else:
         text = ", ".join(named)
-    return f"{text}, none of {missing:,} more" if missing else text
+    return f"{text}, and no image of {missing:,} more" if missing else text
 
 
 def largest_share(labels: Tensor) -> tuple[int, float]:

@@ -117,7 +117,8 @@ def begin(config: Config, run: RunFolder, state: TrainingState) -> str:
     def describe_progress() -> dict:
         return {
             "steps": progress.step,
-            "select": state.select,
+            # Nothing is selected before an evaluation, or where nothing is held out
+            "select": None if progress.best_top1 is None else state.select,
             **{f"val_{name}": value for name, value in progress.best().items()},
             "best_step": progress.best_step,
             "seconds": round(progress.seconds, 2),
