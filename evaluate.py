@@ -33,6 +33,7 @@ CHANGES_OF_CHECKPOINTS = (
 OF_TRAINING = (
     "data.unreadable",
     "data.mirror",
+    "data.balance",
     "model.name",
     "model.dropout",
     "model.embedding_dropout",

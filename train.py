@@ -42,7 +42,8 @@ from vit.runtime.signals import StopSignal
 def main(composed: DictConfig) -> float | None:
     """Run one training, or under -m one job of a sweep.
 
-    Returns the best validation top-1, which a sweeper maximizes, or None where there is none.
+    Returns what a sweeper maximizes, or None where there is none: the number of the validation
+    split that train.select names, of the best checkpoint, and of the loss its negative.
     """
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
@@ -186,7 +187,7 @@ def train(
 ) -> float | None:
     """Build the parts of a run from its configuration, fit, and report the result.
 
-    Returns the best validation top-1, or None where nothing is held out.
+    Returns what a sweeper maximizes, see main(), or None where nothing is held out.
     """
     # Late, so that --help and a mistaken command are answered before torch is imported
     from vit.training import prepare, reporting, start
@@ -240,7 +241,7 @@ def train(
 
     # Leaving waits for all, since the others would take an early end of this one for a fault
     machine.processes.leave()
-    return state.progress.best_top1
+    return state.progress.best_score(config.train.select)
 
 
 if __name__ == "__main__":

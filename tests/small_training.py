@@ -149,7 +149,7 @@ class MadeUpBatches:
         result = self.evaluations.pop(0)
         if isinstance(result, Exception):
             raise result
-        return {"n": 10, "top5": 1.0, **result}
+        return {"n": 10, "top5": 1.0, "balanced_top1": 0.5, "macro_f1": 0.5, **result}
 
 
 @dataclass

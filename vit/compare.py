@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 # Keys of result.json, in the order of the table
 METRICS = (
     "status",
+    "select",
     "val_top1",
+    "val_balanced_top1",
+    "val_macro_f1",
+    "val_loss",
     "test_top1",
+    "test_balanced_top1",
+    "test_macro_f1",
     "test_loss",
     "best_step",
     "steps",
@@ -100,7 +106,10 @@ def metrics_table(folders: Sequence[Path]) -> str:
     results = [read_json(folder / "result.json") for folder in folders]
     rows = [["", *map(str, folders)]]
     for key in METRICS:
-        rows.append([key, *(format_metric(result.get(key)) for result in results)])
+        values = [result.get(key) for result in results]
+        # Earlier versions measured less
+        if any(value is not None for value in values):
+            rows.append([key, *map(format_metric, values)])
     return markdown_table(rows)
 
 

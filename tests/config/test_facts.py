@@ -25,6 +25,7 @@ from vit.evaluation.protocol import VIEWS
 from vit.model.activations import ACTIVATIONS
 from vit.model.positions import resize_positions
 from vit.model.vision_transformer import VisionTransformer
+from vit.runs.selection import CRITERIA
 from vit.runtime.precision import DTYPES
 from vit.training.losses import build_loss
 from vit.training.optimizers import COMMON_KEYS, OPTIMIZERS, keys_of
@@ -153,6 +154,7 @@ def test_choices_that_tables_of_the_code_hold():
     assert choices_of("model.activation") == ACTIVATIONS.keys()
     assert choices_of("data.interpolation") == PIL_RESAMPLING.keys()
     assert choices_of("train.precision") == {"auto", *DTYPES}
+    assert choices_of("train.select") == CRITERIA.keys()
     assert choices_of("views", EvaluateConfig) == VIEWS.keys()
     for word in choices_of("runtime.device") - {"auto"}:
         torch.device(word)

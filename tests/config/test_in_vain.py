@@ -4,7 +4,15 @@ import pytest
 from composing import configured
 from helpers import error_line, train
 
-from vit.config.in_vain import CASES, CASES_OF_FILES, CASES_OF_MEMORY, check_typed
+from vit.config.in_vain import (
+    CASES,
+    CASES_OF_EQUAL_CLASSES,
+    CASES_OF_FILES,
+    CASES_OF_MEMORY,
+    CASES_WITHOUT_VALIDATION,
+    check_typed,
+    check_typed_with_data,
+)
 from vit.errors import ConfigError
 
 FILES = "data=imagenet"
@@ -24,6 +32,7 @@ REFUSED = [
     ("optimizer.layer_decay=0.7", ["train.freeze=backbone"]),
     ("optimizer.momentum=0.5", ["optimizer=muon", "train.freeze=backbone"]),
     ("optimizer.nesterov=false", ["optimizer=muon", "train.freeze=backbone"]),
+    ("train.class_weights=balanced", ["data.balance=1"]),
     ("runtime.compile=true", ["runtime.sharding=fsdp"]),
     ("runtime.compile=blocks", ["runtime.sharding=fsdp"]),
     ("pretrained_positions=linear", []),
@@ -46,6 +55,8 @@ ACCEPTED = [
     ("optimizer.layer_decay=0.7", []),
     ("optimizer.momentum=0.5", ["optimizer=muon"]),
     ("optimizer.nesterov=false", ["optimizer=sgd", "train.freeze=backbone"]),
+    ("train.class_weights=balanced", ["data.balance=0.5"]),
+    ("train.class_weights=none", ["data.balance=1"]),
     ("runtime.compile=true", []),
     ("runtime.compile=false", ["runtime.sharding=fsdp"]),
     ("pretrained_positions=linear", ["pretrained=x"]),
@@ -79,6 +90,32 @@ def test_what_has_an_effect_is_accepted(override, beside):
 def test_every_case_is_tried_above():
     keys = {case.key for case in (*CASES, *CASES_OF_FILES, *CASES_OF_MEMORY)}
     assert keys == {override.partition("=")[0] for override, _ in REFUSED}
+    keys = {case.key for case in CASES_OF_EQUAL_CLASSES + CASES_WITHOUT_VALIDATION}
+    assert keys == {override.partition("=")[0] for override in REFUSED_WITH_DATA}
+
+
+REFUSED_WITH_DATA = {
+    "data.balance=0.5": {"equal_classes": True, "has_validation": True},
+    "train.class_weights=balanced": {"equal_classes": True, "has_validation": True},
+    "train.select=loss": {"equal_classes": False, "has_validation": False},
+}
+ACCEPTED_WITH_DATA = ("data.balance=0", "train.class_weights=none")
+
+
+@pytest.mark.parametrize(("override", "facts"), REFUSED_WITH_DATA.items())
+def test_what_the_data_leaves_nothing_to_do_is_refused(override, facts):
+    config = configured(override)
+    with pytest.raises(ConfigError, match=rf"^{override.partition('=')[0]} does nothing here"):
+        check_typed_with_data(config, [override], **facts)
+    check_typed_with_data(config, [], **facts)
+    others = {name: not value for name, value in facts.items()}
+    check_typed_with_data(config, [override], **{**others, "has_validation": True})
+
+
+@pytest.mark.parametrize("override", ACCEPTED_WITH_DATA)
+def test_what_is_the_case_anyway_is_accepted_with_any_data(override):
+    facts = {"equal_classes": True, "has_validation": True}
+    check_typed_with_data(configured(override), [override], **facts)
 
 
 @pytest.mark.parametrize(

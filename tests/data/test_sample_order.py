@@ -7,7 +7,7 @@ from vit.data.sample_order import SampleOrder
 def whole_stream(num_epochs):
     """The samples of the first epochs, whatever the batch size."""
     order = SampleOrder(100, 1, seed=1)
-    return torch.cat([order.epoch_order(epoch) for epoch in range(num_epochs)])
+    return torch.cat([order.epoch_samples(epoch)[1] for epoch in range(num_epochs)])
 
 
 @pytest.mark.parametrize("batch_size", [7, 10, 32, 100])
@@ -43,4 +43,4 @@ def test_two_epochs_are_kept_at_most():
     order = SampleOrder(10, 5, seed=0)
     for step in range(20):
         order.batch(step)
-    assert len(order.cached_orders) <= 2
+    assert len(order.cached_epochs) <= 2

@@ -1,9 +1,17 @@
 """Loss and accuracy against scikit-learn, and the interval of an accuracy."""
 
+import warnings
+
 import pytest
 import torch
 from limited_memory import memory_of
-from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    top_k_accuracy_score,
+)
 from torch import nn
 
 from vit.evaluation.accuracy import evaluate, wilson_interval
@@ -28,6 +36,32 @@ def test_metrics_are_scikit_learns_whatever_the_batches(batch_size):
     assert metrics["top5"] == top_k_accuracy_score(labels, logits, k=5)
     expected = log_loss(labels, logits.double().softmax(1).numpy())
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [300, 7])
+def test_means_over_the_classes_are_scikit_learns(batch_size):
+    """Of classes of very unequal size; one has no image, and is predicted nevertheless."""
+    logits = random_logits(300, 6)
+    labels = torch.tensor([0] * 250 + [1] * 40 + [2, 2, 3, 4] + [0] * 6)
+    batches = zip(logits.split(batch_size), labels.split(batch_size), strict=True)
+    metrics = evaluate(nn.Identity(), batches, FP32)
+    predicted = logits.argmax(1)
+    assert (predicted == 5).any()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
+        expected = balanced_accuracy_score(labels, predicted)
+    assert metrics["balanced_top1"] == pytest.approx(expected, rel=1e-12)
+    expected = f1_score(labels, predicted, labels=range(5), average="macro")
+    assert metrics["macro_f1"] == pytest.approx(expected, rel=1e-12)
+    assert metrics["balanced_top1"] != pytest.approx(metrics["top1"], abs=0.01)
+
+
+def test_a_model_that_names_the_largest_class_alone_is_found_out():
+    logits = torch.tensor([[1.0, 0.0]]).repeat(7, 1)
+    metrics = evaluate(nn.Identity(), [(logits, torch.tensor([0] * 6 + [1]))], FP32)
+    assert metrics["top1"] == pytest.approx(6 / 7)
+    assert metrics["balanced_top1"] == 0.5
+    assert metrics["macro_f1"] == pytest.approx(6 / 13)
 
 
 def test_fewer_than_five_classes():

@@ -17,6 +17,8 @@ WORDS = [
     "model.global_pool",
     "augment.policy",
     "train.loss",
+    "train.class_weights",
+    "train.select",
     "data.interpolation",
     "model.init",
     "model.position",

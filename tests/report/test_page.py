@@ -29,6 +29,8 @@ def write_page(
         "images_per_second": 1.0,
         "top1": correct.double().mean().item(),
         "top5": 1.0,
+        "balanced_top1": 0.5,
+        "macro_f1": 0.4,
     }
     folder.mkdir()
     return write_report(folder, model, numbers, run).read_text()
@@ -123,7 +125,7 @@ def test_the_page_is_about_the_split_that_was_measured(tmp_path):
     model = MeasuredModel(Path("x.safetensors"), restored, "val", workers=0)
     model.outputs.logit_batches.append(torch.randn(8, 2))
     numbers, _ = measure_calibration(model)
-    numbers |= {"top1": 0.5, "images_per_second": 1.0}
+    numbers |= {"top1": 0.5, "balanced_top1": 0.5, "macro_f1": 0.4, "images_per_second": 1.0}
     text = write_report(tmp_path, model, numbers, None).read_text()
     assert "Measured on noise val, 8 images" in text
     assert "these figures flatter" in text

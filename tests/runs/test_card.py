@@ -33,11 +33,15 @@ SETTINGS = {
 RESULT = {
     "status": "finished",
     "steps": 1200,
+    "select": "top1",
     "val_top1": 0.75,
+    "val_macro_f1": 0.7,
     "best_step": 900,
     "seconds": 3725.0,
     "test_top1": 0.7,
     "test_loss": 1.25,
+    "test_balanced_top1": 0.65,
+    "test_macro_f1": 0.6,
     "params": 1234567,
     "images_per_second": 20.5,
     "pflops": 0.5612,
@@ -93,6 +97,15 @@ def test_the_card_says_what_the_files_hold(tmp_path):
     assert values["peak memory"] == "2.00 GiB"
     assert "a\\|b, 500 images" in text  # a bar would end the cell
     assert text.startswith("# vit_x on folder: 70.00% test top-1\n")
+
+
+def test_the_card_says_what_was_selected_by_and_tells_of_unbalanced_classes(tmp_path):
+    assert "test macro F1" not in cells(write(tmp_path))
+    metrics = [{**row, "balanced_top1": 0.5} for row in METRICS]
+    values = cells(write(tmp_path, {**RESULT, "select": "macro_f1"}, metrics))
+    assert values["validation top-1"].startswith("75.00%")
+    assert values["validation top-1"].endswith("selected for being the best in macro F1, 70.00%")
+    assert (values["test balanced accuracy"], values["test macro F1"]) == ("65.00%", "60.00%")
 
 
 def test_nothing_held_out(tmp_path):

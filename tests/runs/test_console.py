@@ -125,6 +125,13 @@ def test_an_evaluations_line_has_the_latest_numbers(screen, clock, log_lines):
     assert "0:15 left" in line
 
 
+def test_an_evaluations_line_has_what_is_selected_by(screen, log_lines):
+    metrics = {"loss": 0.5, "top1": 0.857, "balanced_top1": 0.5, "macro_f1": 0.4615}
+    make_console(screen).evaluated(8, 1, metrics, True, ("balanced_top1", "macro_f1"))
+    (line,) = log_lines
+    assert "top-1 85.70%  balanced accuracy 50.00%  macro F1 46.15%  best so far" in line
+
+
 def test_of_many_evaluations_at_most_twenty_have_a_line(screen, log_lines):
     console = make_console(screen, total_steps=1000, evaluations=1000)
     for number in range(1, 1001):

@@ -46,6 +46,15 @@ def test_rows(tmp_path):
     log.close()
 
 
+def test_metrics_beside_the_usual_ones_come_last(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    metrics = {"n": 7, "loss": 1.0, "macro_f1": 0.25, "top1": 0.5, "top5": 0.9}
+    log.evaluation(3, "val", metrics, ("macro_f1",))
+    (row,) = rows(tmp_path / "metrics.jsonl")
+    assert list(row) == ["step", "split", "n", "loss", "top1", "top5", "macro_f1"]
+    log.close()
+
+
 def test_what_depends_on_the_clock_stands_apart(tmp_path):
     log = MetricsLog(tmp_path, 0)
     log.speed(2, images_per_second=10.126, mfu=0.12346, data_wait=0.5, memory=2**30)

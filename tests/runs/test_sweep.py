@@ -155,6 +155,46 @@ def test_without_validation_the_mean_is_that_of_test_alone(tmp_path):
     assert "|           | 65.00 ± 7.07 % | (none)" in table(rows)
 
 
+def write_selected(folder, select, value, val_top1):
+    result = {"select": select, f"val_{select}": value, f"test_{select}": value}
+    result |= {"val_top1": val_top1, "test_top1": val_top1}
+    write_job(folder, [f"seed={folder.name}"], status="finished", **result)
+
+
+def test_jobs_are_ranked_by_what_they_were_selected_by(tmp_path):
+    write_selected(tmp_path / "0", "macro_f1", 0.4, 0.9)
+    write_selected(tmp_path / "1", "macro_f1", 0.6, 0.8)
+    write_job(tmp_path / "2", ["seed=2"], exit_code=-9)
+    rows = collect(tmp_path)
+    assert [row["job"] for row in rows] == ["1", "0", "2"]
+    text = table(rows)
+    assert "| rank | job | val macro F1 | test macro F1 | val top-1 |" in text
+    assert "ranked by validation macro F1 (train.select=macro_f1)" in text
+    assert "best: python train.py seed=1" in text
+    assert "50.00 ± 14.14 %" in text
+    # What a search maximizes
+    assert run_job(tmp_path / "1", ["seed=1"]) == 0.6
+
+
+def test_of_losses_the_lowest_is_ranked_first_and_its_negative_maximized(tmp_path):
+    write_selected(tmp_path / "0", "loss", 1.5, 0.9)
+    write_selected(tmp_path / "1", "loss", 0.5, 0.8)
+    rows = collect(tmp_path)
+    assert [row["job"] for row in rows] == ["1", "0"]
+    assert "ranked by validation loss, the lowest first" in table(rows)
+    assert "| 0.5000 " in table(rows)
+    assert "| 1.0000 ± 0.7071 " in table(rows)
+    assert run_job(tmp_path / "1", ["seed=1"]) == -0.5
+
+
+def test_jobs_that_differ_in_what_they_select_by_are_ranked_by_top1(tmp_path):
+    write_selected(tmp_path / "0", "loss", 0.5, 0.7)
+    write_selected(tmp_path / "1", "macro_f1", 0.4, 0.9)
+    rows = collect(tmp_path)
+    assert [row["job"] for row in rows] == ["1", "0"]
+    assert "since the jobs differ in train.select" in table(rows)
+
+
 def test_so_many_jobs_work_at_once_each_in_a_slot_of_its_own(tmp_path):
     working, most, taken = set(), [], []
 

@@ -288,6 +288,20 @@ def test_the_best_on_validation_images_is_kept(tmp_path):
     assert [(row["step"], row["top1"]) for row in validation] == [(3, 0.5), (6, 0.4)]
 
 
+def test_the_best_is_what_train_select_names(tmp_path):
+    evaluations = [
+        {"loss": 1.0, "top1": 0.9, "macro_f1": 0.5},
+        {"loss": 2.0, "top1": 0.4, "macro_f1": 0.6},
+    ]
+    for select, best in (("top1", [3]), ("loss", [3]), ("macro_f1", [3, 6])):
+        state = make_state()
+        state.select = select
+        batches = MadeUpBatches(evaluations=list(evaluations))
+        trainer = make_trainer(tmp_path / select, state=state, batches=batches)
+        trainer.fit()
+        assert trainer.checkpoints.best == best, select
+
+
 def test_a_signal_in_an_evaluation_saves_and_a_resumed_run_evaluates_anew(tmp_path):
     checkpoints = NotedCheckpoints()
     batches = MadeUpBatches(evaluations=[Stopped("stopped by SIGTERM in an evaluation")])

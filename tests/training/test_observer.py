@@ -78,6 +78,20 @@ def test_curves_hold_what_the_rows_hold(tmp_path):
     assert {"speed/MFU", "speed/data_wait_share", "speed/peak_memory_GiB"} <= curves.keys()
 
 
+def test_metrics_beside_the_usual_ones_are_logged_where_they_are_asked_for(tmp_path):
+    evaluations = [{"loss": 1.5, "top1": 0.25, "macro_f1": 0.125}, {"loss": 1.0, "top1": 0.5}]
+    trainer = make_trainer(tmp_path, batches=MadeUpBatches(evaluations=evaluations))
+    trainer.observer.beside = ("macro_f1",)
+    trainer.observer.board = TensorBoard(tmp_path / "tensorboard", None)
+    trainer.fit()
+    trainer.observer.close()
+    validation = [row for row in rows(tmp_path / "metrics.jsonl") if row["split"] == "val"]
+    assert [row["macro_f1"] for row in validation] == [0.125, 0.5]
+    curves = scalars(tmp_path / "tensorboard")
+    assert curves["macro_f1/val"] == {3: 0.125, 6: 0.5}
+    assert "balanced_top1/val" not in curves
+
+
 def test_rates_that_differ_have_a_curve_each(tmp_path):
     train(tmp_path / "alike")
     names = scalars(tmp_path / "alike" / "tensorboard")

@@ -229,14 +229,50 @@ def test_weights_of_another_model_are_refused():
         restored(state.tensors(), header_of(state), ADAMW)
 
 
+def measured(**metrics):
+    """The metrics of an evaluation, of which some are given."""
+    return {"top1": 0.5, "balanced_top1": 0.5, "macro_f1": 0.5, "loss": 1.0, **metrics}
+
+
 def test_best_is_higher_accuracy_then_lower_loss():
     progress = Progress(step=1)
-    assert progress.improve({"top1": 0.5, "loss": 1.0})
-    assert not progress.improve({"top1": 0.5, "loss": 1.1})
+    assert progress.improve(measured(top1=0.5, loss=1.0))
+    assert not progress.improve(measured(top1=0.5, loss=1.1))
     progress.step = 2
-    assert progress.improve({"top1": 0.5, "loss": 0.9})
+    assert progress.improve(measured(top1=0.5, loss=0.9))
     assert (progress.best_step, progress.best_loss) == (2, 0.9)
-    assert not progress.improve({"top1": 0.4, "loss": 0.1})
+    assert not progress.improve(measured(top1=0.4, loss=0.1))
+
+
+@pytest.mark.parametrize("select", ["balanced_top1", "macro_f1"])
+def test_best_is_what_is_selected_by(select):
+    progress = Progress(step=1)
+    assert progress.improve(measured(top1=0.9), select)
+    progress.step = 2
+    assert progress.improve(measured(top1=0.1, loss=9.0, **{select: 0.6}), select)
+    assert not progress.improve(measured(top1=1.0, loss=0.0), select)
+    assert progress.improve(measured(loss=8.0, **{select: 0.6}), select)
+    assert progress.best_score(select) == 0.6
+    assert progress.best()["top1"] == 0.5
+
+
+def test_of_the_loss_the_lowest_is_best_and_its_negative_is_maximized():
+    progress = Progress(step=1)
+    assert progress.best_score("loss") is None
+    assert progress.improve(measured(top1=0.9, loss=1.0), "loss")
+    assert not progress.improve(measured(top1=1.0, loss=1.0), "loss")
+    progress.step = 2
+    assert progress.improve(measured(top1=0.1, loss=0.9), "loss")
+    assert (progress.best_step, progress.best_score("loss")) == (2, -0.9)
+
+
+def test_a_best_of_an_earlier_version_gives_way_to_what_can_be_compared():
+    """It noted top-1 and loss alone."""
+    progress = Progress(step=5, best_step=4, best_top1=0.9, best_loss=0.1)
+    assert not progress.improve(measured(), "top1")
+    assert not progress.improve(measured(), "loss")
+    assert progress.improve(measured(), "macro_f1")
+    assert progress.best_step == 5
 
 
 def test_progress_survives_a_dictionary():
@@ -246,7 +282,8 @@ def test_progress_survives_a_dictionary():
 
 def test_progress_of_an_earlier_version_is_understood():
     values = Progress(step=3).to_dict()
-    del values["micro_batch_size"]
+    for name in ("micro_batch_size", "best_balanced_top1", "best_macro_f1"):
+        del values[name]
     assert Progress.from_dict(values, "file") == Progress(step=3)
 
 

@@ -8,6 +8,7 @@ from vit.config.settings import (
     FRACTION,
     FREE,
     POSITIVE,
+    PROBABILITY,
     Range,
     one_of,
     setting,
@@ -48,6 +49,8 @@ class DataConfig:
     unreadable: str = setting(one_of("refuse", "skip"))
     # Whether a mirrored image is of the same class, as that of a digit is not
     mirror: bool = setting()
+    # How often classes are drawn in training: 0 as they come, 1 all equally often
+    balance: float = setting(PROBABILITY)
     # Of a table of images: the column with the classes; null: found by its name
     label_column: str | None = setting()
     # Of the synthetic data set alone
@@ -55,10 +58,12 @@ class DataConfig:
     num_images: int | None = setting(POSITIVE)
 
 
-# What load_data takes for every data set, and what is for the preprocessing of their images. The
-# other keys belong to some data sets alone, whose readers take them
+# What load_data takes for every data set, what is for the preprocessing of their images, and for
+# the order in which these are drawn. The other keys belong to some data sets alone, whose readers
+# take them
 COMMON_KEYS = ("name", "root", "val_fraction", "test_fraction", "limit")
 KEYS_OF_PREPROCESSING = ("mean", "std", "eval_crop", "interpolation", "unreadable", "mirror")
+KEYS_OF_ORDER = ("balance",)
 
 
 def data_arguments(data: DataConfig, num_channels: int) -> dict[str, Any]:
@@ -68,6 +73,6 @@ def data_arguments(data: DataConfig, num_channels: int) -> dict[str, Any]:
     """
     values = {key.name: getattr(data, key.name) for key in fields(data)}
     common = {key: values.pop(key) for key in COMMON_KEYS}
-    for key in KEYS_OF_PREPROCESSING:
+    for key in KEYS_OF_PREPROCESSING + KEYS_OF_ORDER:
         del values[key]
     return {**common, "num_channels": num_channels, "settings": values}

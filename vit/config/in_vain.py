@@ -84,6 +84,11 @@ CASES = (
         "with train.freeze=backbone, which leaves Muon no matrix",
     ),
     Case(
+        "train.class_weights",
+        lambda config: config.train.class_weights != "none" and config.data.balance == 1,
+        "with data.balance=1, which draws all classes equally often",
+    ),
+    Case(
         "runtime.compile",
         lambda config: (
             config.runtime.compile not in (False, "auto") and config.runtime.sharding != "none"
@@ -118,6 +123,27 @@ CASES_OF_FILES = (
     ),
 )
 
+# What the data shows: classes of equal size, and nothing to select a checkpoint by
+CASES_OF_EQUAL_CLASSES = (
+    Case(
+        "data.balance",
+        lambda config: config.data.balance > 0,
+        "here: all classes have equally many training images",
+    ),
+    Case(
+        "train.class_weights",
+        lambda config: config.train.class_weights != "none",
+        "here: all classes have equally many training images",
+    ),
+)
+CASES_WITHOUT_VALIDATION = (
+    Case(
+        "train.select",
+        lambda config: True,
+        "here: nothing is held out to select by, and the last weights are taken",
+    ),
+)
+
 
 def check_typed_model(model: ModelConfig, typed: Collection[str]) -> None:
     """check_typed() for the group `model` alone; typed: keys with dots, such as model.mlp_ratio."""
@@ -132,6 +158,19 @@ def check_typed(config: Config, overrides: Sequence[str], reads_files: bool) -> 
     """
     of_data = CASES_OF_FILES if reads_files else CASES_OF_MEMORY
     check_cases(CASES + of_data, config, overridden_keys(overrides))
+
+
+def check_typed_with_data(
+    config: Config, overrides: Sequence[str], *, equal_classes: bool, has_validation: bool
+) -> None:
+    """check_typed() for what shows only once the data is read.
+
+    equal_classes: all classes have equally many training images.
+    """
+    cases = CASES_OF_EQUAL_CLASSES if equal_classes else ()
+    if not has_validation:
+        cases += CASES_WITHOUT_VALIDATION
+    check_cases(cases, config, overridden_keys(overrides))
 
 
 def check_cases(cases: Sequence[Case], config: Config, typed: Collection[str]) -> None:

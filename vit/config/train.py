@@ -12,6 +12,7 @@ from vit.config.settings import (
 )
 
 PRECISION = one_of("auto", "bf16", "fp16", "fp32")
+SELECT = one_of("top1", "balanced_top1", "macro_f1", "loss")
 
 
 @dataclass
@@ -31,6 +32,8 @@ class TrainConfig:
 
     loss: str = setting(one_of("cross_entropy", "bce"))
     label_smoothing: float = setting(BELOW_ONE)
+    # balanced: the images of rare classes count more, see vit.training.losses
+    class_weights: str = setting(one_of("none", "balanced"))
     # Of model.drop_path: rising over the blocks, or the same in all
     drop_path_schedule: str = setting(one_of("linear", "constant"))
     # Largest norm of the whole gradient; null: no clipping
@@ -45,6 +48,8 @@ class TrainConfig:
 
     # Epochs. Not free on a resume: the times of evaluation decide which checkpoint is the best
     eval_every: float = setting(POSITIVE)
+    # What the best checkpoint is best in, on the validation split; see vit.runs.selection
+    select: str = setting(SELECT)
     # Epochs; null: never
     attention_every: float | None = setting(POSITIVE, on_resume=FREE)
     # Steps

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vit.data.class_balance import ClassDraws
 from vit.randomness import permutation
 
 
@@ -15,28 +16,46 @@ class SampleOrder:
     repeats: times a sample comes in a row, augmented differently each time (Hoffer et al. 2020,
     arXiv:1901.09335). Within a batch its copies stand apart, so that they are not mixed with each
     other.
+    draws: which samples an epoch holds, where classes are drawn more or less often than they come
+    in the data; None: each sample once.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, repeats: int = 1):
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        repeats: int = 1,
+        draws: ClassDraws | None = None,
+    ):
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
         self.repeats = repeats
-        self.cached_orders: dict[int, Tensor] = {}  # by epoch
+        self.draws = draws
+        self.cached_epochs: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def epoch_order(self, epoch: int) -> Tensor:
-        """The order of an epoch's samples, int64 (num_samples,)."""
-        if epoch not in self.cached_orders:
+    def epoch_samples(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """(rounds, indices) of an epoch's samples in their order, int64 (num_samples,) each.
+
+        A round says for the how-many-th time the sample comes, and is the epoch without `draws`.
+        """
+        if epoch not in self.cached_epochs:
             # A batch needs two epochs at most
-            previous = {e: order for e, order in self.cached_orders.items() if e == epoch - 1}
+            previous = {e: kept for e, kept in self.cached_epochs.items() if e == epoch - 1}
             order = permutation(self.num_samples, self.seed, "order", epoch)
-            self.cached_orders = {**previous, epoch: order}
-        return self.cached_orders[epoch]
+            if self.draws is None:
+                samples = torch.full_like(order, epoch), order
+            else:
+                rounds, indices = self.draws.epoch(epoch)
+                samples = rounds[order], indices[order]
+            self.cached_epochs = {**previous, epoch: samples}
+        return self.cached_epochs[epoch]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """(passes, indices) of the samples of a step, counted from 0; int64 (batch_size,) each.
 
-        A pass is an epoch or, with repeats, one of the copies of an epoch's samples: (pass, index)
+        A pass is a round or, with repeats, one of the copies of a round's samples: (pass, index)
         names one augmented image of the whole run.
         """
         positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
@@ -47,8 +66,10 @@ class SampleOrder:
         epochs = samples // self.num_samples
         offsets = samples % self.num_samples
 
-        indices = torch.empty_like(offsets)
+        rounds, indices = torch.empty_like(offsets), torch.empty_like(offsets)
         for epoch in epochs.unique().tolist():
             in_epoch = epochs == epoch
-            indices[in_epoch] = self.epoch_order(epoch)[offsets[in_epoch]]
-        return epochs * self.repeats + copies, indices
+            of_epoch = offsets[in_epoch]
+            epoch_rounds, epoch_indices = self.epoch_samples(epoch)
+            rounds[in_epoch], indices[in_epoch] = epoch_rounds[of_epoch], epoch_indices[of_epoch]
+        return rounds * self.repeats + copies, indices

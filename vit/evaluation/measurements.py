@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vit.data.class_balance import are_unbalanced, largest_share
 from vit.data.loader import evaluation_batches
 from vit.data.splits import ImageSplit
 from vit.errors import CheckpointError, ConfigError
@@ -24,7 +25,6 @@ from vit.evaluation.metrics import (
     fit_temperature,
     nearest_neighbors,
     negative_log_likelihood,
-    per_class,
     reliability,
     top_of_answers,
 )
@@ -170,8 +170,9 @@ def measure_accuracy(model: MeasuredModel, needs: frozenset[str]) -> Result:
         images_per_second = metrics["n"] / (time.perf_counter() - start)
     model.outputs = outputs
     if answers is not None:
-        # Cross-entropy is not defined where several classes are right
+        # Neither cross-entropy nor a class's recall is defined where several classes are right
         metrics |= {"loss": None, **top_of_answers(outputs.logits, answers)}
+        metrics |= {"balanced_top1": None, "macro_f1": None}
 
     low, high = wilson_interval(metrics["top1"], int(metrics["n"]))
     protocol = model.protocol
@@ -189,10 +190,26 @@ def measure_accuracy(model: MeasuredModel, needs: frozenset[str]) -> Result:
     line = (
         f"{images}: {loss}top-1 {metrics['top1']:.2%} "
         f"(95 % interval {low:.2%} to {high:.2%}), top-5 {metrics['top5']:.2%}, "
+        f"{of_unbalanced_classes(model, metrics)}"
         f"n {metrics['n']:,}, {images_per_second:.0f} images/s ({restored.precision.name}); "
         f"{protocol_line(protocol)}"
     )
     return numbers, line
+
+
+def of_unbalanced_classes(model: MeasuredModel, metrics: dict[str, Any]) -> str:
+    """What to know beside top-1 where the images' classes are of very unequal size, for the line.
+
+    Empty where they are not, and where an image has several labels.
+    """
+    labels = model.images.labels
+    if model.restored.protocol.answers is not None or not are_unbalanced(labels.bincount()):
+        return ""
+    label, share = largest_share(labels)
+    return (
+        f"balanced accuracy {metrics['balanced_top1']:.2%}, macro F1 {metrics['macro_f1']:.2%} "
+        f"(always {model.classes[label]} would have top-1 {share:.2%}), "
+    )
 
 
 def in_views(model: MeasuredModel, views: str) -> MeasuredModel:
@@ -334,7 +351,7 @@ def load_pixels(restored: RestoredModel, images: ImageSplit, workers: int) -> Im
 
 
 def measure_calibration(model: MeasuredModel) -> Result:
-    """Macro F1, loss and ECE, and the two last with the temperature fitted on the validation split.
+    """Loss and ECE, also with the temperature fitted on the validation split.
 
     The temperature is None where nothing is held out. Raises CheckpointError where the logits are
     not finite.
@@ -347,12 +364,11 @@ def measure_calibration(model: MeasuredModel) -> Result:
         )
     ece = reliability(logits, labels, CALIBRATION_BINS).expected_calibration_error()
     numbers: dict[str, Any] = {
-        "macro_f1": per_class(logits.argmax(dim=1), labels, logits.shape[1]).macro_f1(),
         "nll": negative_log_likelihood(logits, labels),
         "ece": ece,
         "temperature": None,
     }
-    line = f"macro F1 {numbers['macro_f1']:.2%}, expected calibration error {ece:.2%}"
+    line = f"expected calibration error {ece:.2%}"
 
     # Fitted on the images that are measured, the temperature would flatter
     held_out = model.restored.data.val

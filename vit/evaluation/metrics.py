@@ -43,10 +43,6 @@ class PerClass:
     f1: np.ndarray  # harmonic mean of precision and recall
     support: np.ndarray
 
-    def macro_f1(self) -> float:
-        """The mean F1 of the classes that have samples, each with the same weight."""
-        return float(self.f1[self.support > 0].mean())
-
 
 def per_class(predicted: Tensor, labels: Tensor, num_classes: int) -> PerClass:
     """Precision, recall, F1 and support of every class from predicted and true classes, (n,)."""

@@ -82,12 +82,14 @@ def draw_accuracies(axes: Axes, label: str, bins: Reliability) -> None:
 
 
 def draw_curves(theme: Theme, rows: Sequence[dict[str, Any]], best_step: int | None) -> Figure:
-    """Loss and top-1 over the steps, from the rows of metrics.jsonl.
+    """Loss, top-1 and where it is logged balanced accuracy, from the rows of metrics.jsonl.
 
     best_step: where a dotted line marks the best checkpoint; None: nowhere.
     """
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
+    balanced = points_of(rows, "val", "balanced_top1")
+    draw_curve(right, balanced, "val, balanced accuracy", theme.text)
     for axes, key, title in ((left, "loss", "loss"), (right, "top1", "top-1")):
         # Colors by name, since train may have no top-1
         for split, color in (("train", theme.first), ("val", theme.second)):

@@ -51,6 +51,7 @@ from vit.report.drawings import (
 )
 from vit.report.images import save_figure, save_pixels
 from vit.report.values import interval, percent
+from vit.runs.selection import CRITERIA
 from vit.runtime.device import describe_device
 from vit.text import format_duration
 
@@ -106,6 +107,7 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
     if len(report.model.classes) > 5:
         shown.append(accuracy("top-5", "top5"))
     shown += [
+        ("balanced accuracy", percent(numbers["balanced_top1"]), "mean recall of the classes"),
         ("macro F1", percent(numbers["macro_f1"]), "mean over the classes"),
         ("loss", f"{numbers['nll']:.3f}", "cross-entropy, nats"),
         ("calibration error", percent(numbers["ece"]), f"ECE, {CALIBRATION_BINS} bins"),
@@ -347,11 +349,17 @@ def learning_curves(report: Report) -> dict[str, Any] | None:
     if not rows:
         return None
     # None where nothing was held out to select a checkpoint on
-    best_step = read_result(report.run).get("best_step")
+    result = read_result(report.run)
+    best_step = result.get("best_step")
     if not isinstance(best_step, int):
         best_step = None
     draw = partial(draw_curves, rows=rows, best_step=best_step)
-    return {"figure": save_figure(report.folder, "curves", "learning curves", draw)}
+    selected = best_step is not None and result.get("val_top1") is not None
+    return {
+        "figure": save_figure(report.folder, "curves", "learning curves", draw),
+        # Earlier versions selected by top-1 alone
+        "best_in": CRITERIA.get(result.get("select", "top1")) if selected else None,
+    }
 
 
 def read_metrics(run: Path | None) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from vit.evaluation.accuracy import wilson_interval
 from vit.files import read_json, read_jsonl, write_text
+from vit.runs.selection import CRITERIA, OF_CLASSES, describe_value
 from vit.text import format_duration, markdown_table
 
 ROOT = Path(__file__).parents[2]
@@ -91,8 +92,16 @@ def result_section(result: dict[str, Any], metrics: list[dict[str, Any]]) -> Sec
     section = {"test top-1": f"{test}, read once, at the end; loss {result['test_loss']:.4f}"}
     if result["val_top1"] is not None:
         val = accuracy_with_interval(result["val_top1"], images["val"])
-        step = result["best_step"]
-        section["validation top-1"] = f"{val}, after step {step:,}, selected for being the best"
+        step, best_in = result["best_step"], ""
+        if result["select"] != "top1":
+            value = result[f"val_{result['select']}"]
+            best_in = f" in {CRITERIA[result['select']]}, {describe_value(result['select'], value)}"
+        text = f"{val}, after step {step:,}, selected for being the best{best_in}"
+        section["validation top-1"] = text
+    # Classes of equal size have a balanced accuracy that says nothing new
+    if any("balanced_top1" in row for row in metrics):
+        told = {name: describe_value(name, result[f"test_{name}"]) for name in OF_CLASSES}
+        section |= {f"test {CRITERIA[name]}": text for name, text in told.items()}
     return section
 
 

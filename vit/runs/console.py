@@ -3,11 +3,13 @@
 import logging
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from vit.runs.screen import Screen
+from vit.runs.selection import describe
 from vit.runs.timing import Clock
 from vit.text import format_duration
 
@@ -140,13 +142,24 @@ class Console:
         """Remember the numbers of the last steps for the next line."""
         self.latest = numbers.describe()
 
-    def evaluated(self, step: int, number: int, metrics: dict[str, float], improved: bool) -> None:
-        """Report an evaluation on the validation split, the `number`-th of the run."""
+    def evaluated(
+        self,
+        step: int,
+        number: int,
+        metrics: Mapping[str, float],
+        improved: bool,
+        beside: Sequence[str] = (),
+    ) -> None:
+        """Report an evaluation on the validation split, the `number`-th of the run.
+
+        beside: names of metrics to show beside loss and top-1.
+        """
         self.since_best = 0 if improved else self.since_best + 1
         if self.is_shown(number):
             best = "  best so far" if improved else ""
             loss, top1 = metrics["loss"], metrics["top1"]
-            self.line(step, f"  val loss {loss:.3f}  val top-1 {top1:.2%}{best}")
+            more = "".join(f"  {describe(name, metrics[name])}" for name in beside)
+            self.line(step, f"  val loss {loss:.3f}  val top-1 {top1:.2%}{more}{best}")
         self.say_stale_once()
 
     def is_shown(self, number: int) -> bool:

@@ -7,6 +7,7 @@ in timing.jsonl.
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -48,9 +49,14 @@ class MetricsLog:
             values["top1"] = top1
         self.write(step, "train", **values, lr=lr, grad_norm=grad_norm)
 
-    def evaluation(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Write what vit.evaluation.accuracy.evaluate measured on a split."""
-        self.write(step, split, **{name: metrics[name] for name in KEPT_METRICS})
+    def evaluation(
+        self, step: int, split: str, metrics: Mapping[str, float], beside: Sequence[str] = ()
+    ) -> None:
+        """Write what vit.evaluation.accuracy.evaluate measured on a split.
+
+        beside: names of further metrics to write, see vit.runs.selection.logged_beside.
+        """
+        self.write(step, split, **{name: metrics[name] for name in (*KEPT_METRICS, *beside)})
 
     def write(self, step: int, split: str, **values: float) -> None:
         self.metrics.write(json.dumps({"step": step, "split": split, **values}) + "\n")

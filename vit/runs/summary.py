@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from vit.config.config import Config
 from vit.evaluation.accuracy import wilson_interval
 from vit.runs.folder import RunFolder
+from vit.runs.selection import CRITERIA, describe, describe_value
 from vit.text import format_duration
 
 log = logging.getLogger("vit")
@@ -34,27 +35,43 @@ def cheaper_command(macs: int, config: Config, small_images: bool) -> str:
 def log_result(
     run: RunFolder,
     *,
-    best_top1: float | None,
+    best: Mapping[str, float | None],
     best_step: int | None,
+    select: str,
     test: Mapping[str, float],
     seconds: float,
     val_title: str,
     test_title: str,
+    note: str = "",
 ) -> None:
     """Log what a run reached, where its folder is, and what to do next.
 
-    best_top1: on the validation split, None where nothing is held out; test: the metrics of
-    vit.evaluation.accuracy.evaluate; val_title, test_title: names and sizes of the splits.
+    best: the metrics on the validation split, None where nothing is held out; select: what was
+    best in it; test: the metrics of vit.evaluation.accuracy.evaluate; val_title, test_title: names
+    and sizes of the splits. note: what to compare the test accuracy with where classes are
+    unbalanced, whose balanced accuracy is then told too; empty: they are not.
     """
     # Every reported number names its split, its size and its uncertainty
     low, high = wilson_interval(test["top1"], int(test["n"]))
-    if best_top1 is not None:
-        log.info(f"best validation top-1  {best_top1:.2%}, after step {best_step} ({val_title})")
+    if (value := best[select]) is not None:
+        shown = describe_value(select, value) + others(best, select, unbalanced=bool(note))
+        title = f"best validation {CRITERIA[select]}"
+        log.info(f"{title:22} {shown}, after step {best_step} ({val_title})")
+    shown = describe_value("top1", test["top1"]) + others(test, "top1", unbalanced=bool(note))
     interval = f"95 % interval {low:.2%} to {high:.2%}"
-    log.info(f"test top-1             {test['top1']:.2%}, {interval} ({test_title})")
+    compared = f"; {note}" if note else ""
+    log.info(f"test top-1             {shown}, {interval} ({test_title}){compared}")
     log.info(f"trained in             {format_duration(seconds)}; the run is in {run.path}")
 
     log_next_commands(run)
+
+
+def others(metrics: Mapping[str, float | None], told: str, unbalanced: bool) -> str:
+    """Return what belongs beside a metric: top-1, and the balanced accuracy where it differs."""
+    names = ("top1", "balanced_top1") if unbalanced else ("top1",)
+    known = {name: metrics[name] for name in names if name != told}
+    texts = [describe(name, value) for name, value in known.items() if value is not None]
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 def log_next_commands(run: RunFolder) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from vit.errors import ConfigError, Stopped
 from vit.files import atomic_write, read_json, write_json, write_text
 from vit.runs.folder import wait_until_free
+from vit.runs.selection import CRITERIA, describe_value, score, score_of
 from vit.text import markdown_table, shorten
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -38,12 +39,15 @@ SETTINGS_OF_SWEEPS = ("search=", "+search=", "jobs_at_once=")
 VISIBLE_TO_THE_SWEEP = "VIT_VISIBLE_DEVICES"
 ALL_GPUS = "all"
 COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
-COLUMNS = ["job", "overrides", "val_top1", "test_top1", "status", "reason", "seconds"]
+MEASURED = [f"{split}_{name}" for name in CRITERIA for split in ("val", "test")]
+COLUMNS = ["job", "overrides", "select", *MEASURED, "status", "reason", "seconds"]
 Row = dict[str, Any]
 
 
 def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None) -> float:
-    """Train one job in a child process, and return its validation top-1, or NaN where it has none.
+    """Train one job in a child process, and return what is maximized, or NaN where it has none.
+
+    That is the number of the validation split that train.select names, of the loss its negative.
 
     Where the folder holds the same job from an earlier start of the sweep, the job is left alone if
     it is finished, resumed if it has a checkpoint, and else started over. jobs_at_once: of this
@@ -73,8 +77,8 @@ def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None)
             train_job(folder, overrides, gpus)
 
     # NaN tells a sweeper that the job failed, without ending the sweep
-    top1 = read_json(folder / "result.json").get("val_top1")
-    return math.nan if top1 is None else top1
+    value = score_of(read_json(folder / "result.json"))
+    return math.nan if value is None else value
 
 
 @contextlib.contextmanager
@@ -211,13 +215,22 @@ def wait_passing_signals_on(child: subprocess.Popen) -> tuple[int, signal.Signal
 def collect(sweep_folder: Path) -> list[Row]:
     """Return one row a job, with the keys of COLUMNS.
 
-    They are sorted by validation top-1, the best first, with jobs that have none at the end.
+    They are sorted by ranked_by(), the best first, with jobs that have no such number at the end.
     """
     rows = [job_row(note) for note in sweep_folder.glob("*/job.json")]
-    rows.sort(
-        key=lambda row: (row["val_top1"] is None, -(row["val_top1"] or 0), row["job"].zfill(8))
-    )
-    return rows
+    ranking = ranked_by(rows)
+
+    def place(row: Row) -> tuple[bool, float, str]:
+        value = row[f"val_{ranking}"]
+        return value is None, 0 if value is None else -score(ranking, value), row["job"].zfill(8)
+
+    return sorted(rows, key=place)
+
+
+def ranked_by(rows: list[Row]) -> str:
+    """Return what all jobs with a result were selected by, or top1 where they differ in that."""
+    names = {row["select"] for row in rows if row["select"] is not None}
+    return names.pop() if len(names) == 1 else "top1"
 
 
 def job_row(note: Path) -> Row:
@@ -232,8 +245,9 @@ def job_row(note: Path) -> Row:
     return {
         "job": note.parent.name,
         "overrides": " ".join(job["overrides"]),
-        "val_top1": result.get("val_top1"),
-        "test_top1": result.get("test_top1"),
+        # Earlier versions selected by top-1, and did not say so
+        "select": result.get("select", "top1" if result else None),
+        **{name: result.get(name) for name in MEASURED},
         "status": status,
         "reason": "" if status == "finished" else reason,
         "seconds": result.get("seconds"),
@@ -254,8 +268,8 @@ def describe_exit(code: int) -> str:
 def over_seeds(rows: list[Row]) -> list[Row]:
     """Return one row for all finished jobs that differ in their seed alone, the best group first.
 
-    Keys: overrides, seeds (how many), val_top1 and test_top1 as (mean, sample standard deviation),
-    or None where a job has none.
+    Keys: overrides, seeds (how many), and val_top1, test_top1 and the other metrics as (mean,
+    sample standard deviation), or None where a job has none.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -267,8 +281,7 @@ def over_seeds(rows: list[Row]) -> list[Row]:
         {
             "overrides": overrides,
             "seeds": len(jobs),
-            "val_top1": mean_and_deviation([job["val_top1"] for job in jobs]),
-            "test_top1": mean_and_deviation([job["test_top1"] for job in jobs]),
+            **{name: mean_and_deviation([job[name] for job in jobs]) for name in MEASURED},
         }
         for overrides, jobs in groups.items()
         if len(jobs) > 1
@@ -285,21 +298,22 @@ def mean_and_deviation(values: list[float | None]) -> tuple[float, float] | None
 
 def table(rows: list[Row]) -> str:
     """Return the ranked jobs as a table, and below them means and deviations over seeds."""
-    cells = [["rank", "job", "val top-1", "test top-1", "status", "overrides"]]
+    ranking = ranked_by(rows)
+    shown = shown_metrics(ranking)
+    cells = [["rank", "job", *(title(name) for name in shown), "status", "overrides"]]
     for rank, row in enumerate(rows, start=1):
         cells.append(
             [
-                "" if row["val_top1"] is None else str(rank),
+                "" if row[shown[0]] is None else str(rank),
                 row["job"],
-                percent(row["val_top1"]),
-                percent(row["test_top1"]),
+                *("" if row[name] is None else value_of(name, row[name]) for name in shown),
                 row["status"],
                 row["overrides"],
             ]
         )
 
-    parts = [markdown_table(cells)]
-    if rows and rows[0]["val_top1"] is not None:
+    parts = [markdown_table(cells), *describe_ranking(rows, ranking)]
+    if rows and rows[0][shown[0]] is not None:
         parts.append(f"best: python train.py {shlex.join(rows[0]['overrides'].split())}")
     # Below the table, which a long reason would make too wide for a screen
     reasons = [
@@ -309,8 +323,35 @@ def table(rows: list[Row]) -> str:
         parts.append("\n".join(reasons))
     groups = over_seeds(rows)
     if groups:
-        parts += ["mean ± standard deviation over seeds", table_over_seeds(groups)]
+        parts += ["mean ± standard deviation over seeds", table_over_seeds(groups, shown)]
     return "\n\n".join(parts)
+
+
+def shown_metrics(ranking: str) -> list[str]:
+    """Return the columns of the table: what is ranked by, and top-1."""
+    names = ["top1"] if ranking == "top1" else [ranking, "top1"]
+    return [f"{split}_{name}" for name in names for split in ("val", "test")]
+
+
+def title(metric: str) -> str:
+    """Return the head of a column: "val top-1" for val_top1."""
+    split, _, name = metric.partition("_")
+    return f"{split} {CRITERIA[name]}"
+
+
+def value_of(metric: str, value: float) -> str:
+    return describe_value(metric.partition("_")[2], value)
+
+
+def describe_ranking(rows: list[Row], ranking: str) -> list[str]:
+    """Return the line on what the jobs are ranked by; none where that is what they always are."""
+    if ranking == "loss":
+        return ["ranked by validation loss, the lowest first (train.select=loss)"]
+    if ranking != "top1":
+        return [f"ranked by validation {CRITERIA[ranking]} (train.select={ranking})"]
+    if len({row["select"] for row in rows if row["select"] is not None}) > 1:
+        return ["ranked by validation top-1, since the jobs differ in train.select"]
+    return []
 
 
 def one_line(row: Row) -> str:
@@ -318,26 +359,25 @@ def one_line(row: Row) -> str:
     return shorten(row["reason"].splitlines()[0], MAX_REASON)
 
 
-def table_over_seeds(groups: list[Row]) -> str:
-    cells = [["seeds", "val top-1", "test top-1", "overrides"]]
+def table_over_seeds(groups: list[Row], shown: list[str]) -> str:
+    cells = [["seeds", *(title(name) for name in shown), "overrides"]]
     for group in groups:
-        accuracies = []
-        for value in (group["val_top1"], group["test_top1"]):
-            if value is None:
-                accuracies.append("")
+        values = []
+        for name in shown:
+            if group[name] is None:
+                values.append("")
+                continue
+            mean, deviation = group[name]
+            if name.endswith("_loss"):
+                values.append(f"{mean:.4f} ± {deviation:.4f}")
             else:
-                mean, deviation = value
-                accuracies.append(f"{100 * mean:.2f} ± {100 * deviation:.2f} %")
-        cells.append([str(group["seeds"]), *accuracies, group["overrides"] or "(none)"])
+                values.append(f"{100 * mean:.2f} ± {100 * deviation:.2f} %")
+        cells.append([str(group["seeds"]), *values, group["overrides"] or "(none)"])
     return markdown_table(cells)
 
 
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
-
-
 def draw(rows: list[Row], path: Path) -> None:
-    """Draw the jobs that have a validation top-1, the best at the top.
+    """Draw the jobs that have a validation top-1 in the order of the table, the best at the top.
 
     The validation top-1 is a bar, the test top-1 a mark.
     """

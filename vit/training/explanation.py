@@ -21,6 +21,7 @@ from vit.runtime.signals import StopSignal
 from vit.text import format_bytes, format_duration
 from vit.training import prepare, start
 from vit.training.plan import Plan
+from vit.training.reporting import note_on_classes
 from vit.training.trial import Trial, try_steps
 
 
@@ -56,7 +57,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     macs = prepare.macs_of(config, len(data.classes))
     sections = [
         shapes_section(config, data, share),
-        data_section(data),
+        data_section(config, data),
         length_section(config, plan, data, macs),
     ]
     if trial is None:
@@ -128,9 +129,11 @@ def shapes_section(config: Config, data: ImageDataset, share: Share) -> list[str
     return [title, "", *(f"{name:{name_width}}  {shape}" for name, shape in shapes)]
 
 
-def data_section(data: ImageDataset) -> list[str]:
+def data_section(config: Config, data: ImageDataset) -> list[str]:
     splits = {"train": data.train, "val": data.val, "test": data.test}
-    return [f"{name:11} {images or 'nothing held out'}" for name, images in splits.items()]
+    lines = [f"{name:11} {images or 'nothing held out'}" for name, images in splits.items()]
+    note = note_on_classes(config, data)
+    return lines if note is None else [*lines, note]
 
 
 def length_section(config: Config, plan: Plan, data: ImageDataset, macs: int) -> list[str]:

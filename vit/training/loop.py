@@ -178,7 +178,7 @@ class Trainer:
                 self.save()
                 raise
 
-            improved = progress.improve(metrics)
+            improved = progress.improve(metrics, self.state.select)
             self.observer.evaluated(metrics, improved)
             if improved:
                 self.save_best()

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -33,7 +33,8 @@ class Observer:
 
     It uses no random numbers and changes nothing of the state, so that runs which are watched
     differently have the same result. validation_board: None where this process draws no images;
-    slow_advice: a line for a run that will take long, or None.
+    slow_advice: a line for a run that will take long, or None. beside: metrics that are shown and
+    logged beside loss, top-1 and top-5.
     """
 
     state: TrainingState
@@ -46,6 +47,7 @@ class Observer:
     board: TensorBoard
     validation_board: ValidationBoard | None
     slow_advice: str | None
+    beside: Sequence[str] = ()
     window: StepWindow = field(init=False)
 
     def __post_init__(self) -> None:
@@ -188,11 +190,11 @@ class Observer:
 
     def evaluated(self, metrics: dict[str, float], improved: bool) -> None:
         """Report an evaluation on the validation split; improved: it is the best so far."""
-        self.metrics.evaluation(self.step, "val", metrics)
-        for name in ("loss", "top1", "top5"):
+        self.metrics.evaluation(self.step, "val", metrics, self.beside)
+        for name in ("loss", "top1", "top5", *self.beside):
             self.board.scalar(f"{name}/val", metrics[name], self.step)
         number = self.plan.evaluations(self.step)
-        self.console.evaluated(self.step, number, metrics, improved)
+        self.console.evaluated(self.step, number, metrics, improved, self.beside)
 
     def draw_attention_if_due(self) -> None:
         """Draw attention maps on validation images, at the plan's times."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import torch
+from torch import Tensor
 
 from vit.augment.affine import Affine
 from vit.augment.batch import BatchAugmentation
@@ -16,8 +17,9 @@ from vit.augment.policies import build_policies
 from vit.checkpoints.model import build_on_meta
 from vit.config.config import Config
 from vit.config.data import data_arguments
-from vit.config.in_vain import check_typed
+from vit.config.in_vain import check_typed, check_typed_with_data
 from vit.config.resume import overridden_keys_of, with_settings_of_weights
+from vit.data.class_balance import ClassDraws, are_equal, balanced_weights, class_sizes
 from vit.data.datasets import DATASETS, check_dataset, load_data
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
@@ -132,13 +134,28 @@ def build_policies_of(config: Config) -> list:
 
 
 def load_dataset(config: Config, run: RunFolder, machine: Machine) -> ImageDataset:
-    """Read the data set, in the first process before the others, since it may download it."""
+    """Read the data set, in the first process before the others, since it may download it.
+
+    Raises DataError, and ConfigError for a key of the command line that does nothing with it.
+    """
     arguments = data_arguments(config.data, config.model.num_channels)
     size = image_size_of(config)
     typed = overridden_keys_of("data", run.overrides)
-    return machine.processes.first_then_others(
+    data = machine.processes.first_then_others(
         lambda: load_data(**arguments, image_size=size, device=machine.device, typed=typed)
     )
+    check_typed_with_data(
+        config,
+        run.overrides,
+        equal_classes=are_equal(training_sizes(data)),
+        has_validation=data.val is not None,
+    )
+    return data
+
+
+def training_sizes(data: ImageDataset) -> Tensor:
+    """Return the training images of every class, int64 (classes,)."""
+    return class_sizes(data.train.labels, len(data.classes))
 
 
 def image_size_of(config: Config) -> tuple[int, int]:
@@ -213,11 +230,31 @@ def make_batches(config: Config, data: ImageDataset, machine: Machine, stop: Sto
         data=data,
         preprocessing=preprocessing,
         augmentation=make_augmentation(config, preprocessing, len(data.classes)),
-        order=SampleOrder(len(data.train), batch_size, config.seed, config.augment.repeats),
+        order=make_order(config, data),
         batch_size=batch_size,
         machine=machine,
         stop=stop,
     )
+
+
+def make_order(config: Config, data: ImageDataset) -> SampleOrder:
+    """Return which samples each step sees."""
+    balance, labels = config.data.balance, data.train.labels
+    draws = None
+    # Classes of equal size are drawn equally often in any case
+    if balance > 0 and not are_equal(training_sizes(data)):
+        draws = ClassDraws(labels, balance, config.seed)
+    batch_size, repeats = config.train.batch_size, config.augment.repeats
+    return SampleOrder(len(labels), batch_size, config.seed, repeats, draws)
+
+
+def make_class_weights(config: Config, data: ImageDataset, device: torch.device) -> Tensor | None:
+    """Return the classes' weights in the loss, float32 (classes,) on the device, or None."""
+    if config.train.class_weights == "none":
+        return None
+    # Of what is drawn: beside data.balance they make up for what it has left
+    weights = balanced_weights(training_sizes(data), config.data.balance)
+    return weights.float().to(device)
 
 
 def make_augmentation(

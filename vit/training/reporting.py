@@ -9,10 +9,13 @@ import torch
 
 from vit.config.config import Config, to_dict, to_yaml
 from vit.config.resume import notable_settings
+from vit.data.class_balance import are_unbalanced, describe_sizes, largest_share
+from vit.data.splits import ImageDataset
 from vit.figures.predictions import class_names
 from vit.runs.card import repeat_command, write_card
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
+from vit.runs.selection import CRITERIA, OF_CLASSES
 from vit.runs.summary import cheaper_command, log_result
 from vit.runs.timing import Circumstances, bottleneck
 from vit.runtime.compiling import worth_compiling
@@ -21,7 +24,7 @@ from vit.runtime.precision import choose_precision
 from vit.training.batches import Batches
 from vit.training.observer import Observer
 from vit.training.plan import Plan
-from vit.training.prepare import training_flops_of
+from vit.training.prepare import training_flops_of, training_sizes
 from vit.training.state import TrainingState
 from vit.training.step import OptimizerStep
 
@@ -54,6 +57,9 @@ def announce(
         log.info(f"data   {data.layout}")
     for name, images in {"train": data.train, "val": data.val, "test": data.test}.items():
         log.info(f"{name:6} {images or NOT_HELD_OUT}")
+    note = note_on_classes(config, data)
+    if note is not None:
+        log.info(note)
 
     # Which weights count is said before the run, and not chosen by their accuracy after it
     epochs = plan.total_steps / plan.steps_per_epoch
@@ -77,6 +83,22 @@ def announce(
             )
 
 
+def note_on_classes(config: Config, data: ImageDataset) -> str | None:
+    """Return a line on classes of very unequal size, with what may be done; None for others."""
+    sizes = training_sizes(data)
+    if not are_unbalanced(sizes):
+        return None
+    text = f"note   unbalanced classes, in train {describe_sizes(sizes, data.classes)}"
+    advice = []
+    if not config.data.balance:
+        advice.append("data.balance=1 draws all equally often")
+    if config.train.class_weights == "none" and config.data.balance < 1:
+        advice.append("train.class_weights=balanced weighs the loss")
+    if data.val is not None and config.train.select not in OF_CLASSES:
+        advice.append("train.select=balanced_top1 or macro_f1 selects by all classes alike")
+    return f"{text}: {', '.join(advice)}" if advice else text
+
+
 def describe_computing(batches: Batches, step: OptimizerStep) -> str:
     """Describe the precision and the hardware: "bf16 on cpu, 2 threads, compiled"."""
     compiled = ", compiled" if step.compiled else ""
@@ -95,7 +117,9 @@ def begin(config: Config, run: RunFolder, state: TrainingState) -> str:
     def describe_progress() -> dict:
         return {
             "steps": progress.step,
-            "val_top1": progress.best_top1,
+            # Nothing is selected before an evaluation, or where nothing is held out
+            "select": None if progress.best_top1 is None else state.select,
+            **{f"val_{name}": value for name, value in progress.best().items()},
             "best_step": progress.best_step,
             "seconds": round(progress.seconds, 2),
         }
@@ -139,11 +163,13 @@ def finish(
     data = batches.data
 
     # A single test value is a row of the HPARAMS page, and no curve
-    observer.metrics.evaluation(plan.total_steps, "test", dict(test))
-    results = {"result/test_top1": test["top1"]}
-    # None where nothing is held out
-    if progress.best_top1 is not None:
-        results["result/val_top1"] = progress.best_top1
+    observer.metrics.evaluation(plan.total_steps, "test", test, observer.beside)
+    results = {}
+    for name in ("top1", *observer.beside):
+        results[f"result/test_{name}"] = test[name]
+        # None where nothing is held out
+        if (value := progress.best()[name]) is not None:
+            results[f"result/val_{name}"] = value
     settings = notable_settings(config, run.overrides)
     observer.board.hyperparameters(settings, results, plan.total_steps)
     observer.close()
@@ -154,8 +180,7 @@ def finish(
         status="finished",
         reason="all steps done",
         **run.describe_progress(),
-        test_top1=test["top1"],
-        test_loss=test["loss"],
+        **{f"test_{name}": test[name] for name in CRITERIA},
         params=observer.state.model.num_parameters(),
         images_per_second=round(images_seen / progress.seconds, 2),
         pflops=compute.pflops,
@@ -168,14 +193,22 @@ def finish(
 
     log_result(
         run,
-        best_top1=progress.best_top1,
+        best=progress.best(),
         best_step=progress.best_step,
+        select=observer.state.select,
         test=test,
         seconds=progress.seconds,
         val_title=str(data.val),
         test_title=str(data.test),
+        note=note_on_test_classes(data) if observer.beside else "",
     )
     log.info(f"{describe_bottleneck(config, observer, step)}; {compute.describe()}")
+
+
+def note_on_test_classes(data: ImageDataset) -> str:
+    """Say what a model would get on the test split that always names its most frequent class."""
+    label, share = largest_share(data.test.labels)
+    return f"always {data.classes[label]} would be {share:.2%}"
 
 
 def leave_card(

@@ -12,6 +12,7 @@ import torch
 from vit.checkpoints.model import build_model
 from vit.checkpoints.run import RunCheckpoints
 from vit.config.config import Config, to_dict
+from vit.data.class_balance import are_unbalanced
 from vit.data.splits import sample_evenly
 from vit.errors import ConfigError
 from vit.model.initialization import whiten_patches
@@ -21,6 +22,7 @@ from vit.runs.console import Console
 from vit.runs.folder import RunFolder
 from vit.runs.metrics_log import MetricsLog
 from vit.runs.screen import Screen
+from vit.runs.selection import logged_beside
 from vit.runs.summary import cheaper_command
 from vit.runs.tensorboard import TensorBoard
 from vit.runs.timing import Clock, Speed
@@ -36,7 +38,7 @@ from vit.training.micro_batch import agree_on_micro_batch_size
 from vit.training.observer import Observer
 from vit.training.optimizers import freeze_all_but_head
 from vit.training.plan import Plan
-from vit.training.prepare import build_optimizer_of
+from vit.training.prepare import build_optimizer_of, make_class_weights, training_sizes
 from vit.training.state import EMA, Progress, TrainingState
 from vit.training.step import OptimizerStep
 from vit.training.validation_board import ValidationBoard, watch_gradients
@@ -87,7 +89,7 @@ def starting_state(
         for sharded in [model] if ema is None else [model, ema.model]:
             machine.processes.shard(sharded, machine.device.type, dtype)
     optimizer = build_optimizer_of(config, model)
-    return TrainingState(model, ema, optimizer, precision, Progress())
+    return TrainingState(model, ema, optimizer, precision, Progress(), config.train.select)
 
 
 def precision_of(config: Config, machine: Machine) -> Precision:
@@ -173,11 +175,12 @@ def make_step(
     if compiled.warning:
         log.info(compiled.warning)
 
+    weights = make_class_weights(config, batches.data, machine.device)
     return OptimizerStep(
         state=state,
         forward=compiled.forward,
         synchronized=synchronized,
-        loss=build_loss(config.train.loss, config.train.label_smoothing),
+        loss=build_loss(config.train.loss, config.train.label_smoothing, weights),
         processes=machine.processes,
         stop=batches.stop,
         batch_size=plan.batch_size,
@@ -294,6 +297,7 @@ def make_observer(
         board=board,
         validation_board=validation_board,
         slow_advice=slow_advice,
+        beside=logged_beside(config.train.select, are_unbalanced(training_sizes(batches.data))),
     )
 
 

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from vit.checkpoints.model import load_weights, strip_prefix
 from vit.errors import CheckpointError
 from vit.model.vision_transformer import VisionTransformer
+from vit.runs.selection import CRITERIA, score
 from vit.runtime.precision import Precision
 from vit.runtime.processes import gather_to_first
 
@@ -35,9 +36,10 @@ class Progress:
     """How far a run has come; stored in the header of every checkpoint.
 
     step: finished optimizer steps; evaluated_step: the step of the last evaluation. seconds: of all
-    sessions that have worked on the run. scaler: the state of fp16's loss scale. window: the steps
-    since the last log, see StepWindow. micro_batch_size: the largest that was found to fit into the
-    GPU's memory, where that was tried.
+    sessions that have worked on the run. best_…: the validation metrics of the best checkpoint, all
+    that it could be selected by, so that a resumed run may select by another. scaler: the state of
+    fp16's loss scale. window: the steps since the last log, see StepWindow. micro_batch_size: the
+    largest that was found to fit into the GPU's memory, where that was tried.
     """
 
     step: int = 0
@@ -49,6 +51,8 @@ class Progress:
     scaler: dict | None = None
     window: dict | None = None
     micro_batch_size: int | None = field(default=None, metadata=LATER)
+    best_balanced_top1: float | None = field(default=None, metadata=LATER)
+    best_macro_f1: float | None = field(default=None, metadata=LATER)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> "Progress":
@@ -69,19 +73,33 @@ class Progress:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def improve(self, metrics: Mapping[str, float]) -> bool:
+    def best(self) -> dict[str, float | None]:
+        """Return the validation metrics of the best checkpoint, None for what is not known of it.
+
+        They are those of CRITERIA. None is known where nothing is held out, or before the first
+        evaluation; versions that selected by top-1 alone noted nothing else but the loss.
+        """
+        return {name: getattr(self, f"best_{name}") for name in CRITERIA}
+
+    def best_score(self, select: str) -> float | None:
+        """Return what train.select maximizes of the best checkpoint; None where it is not known."""
+        value = self.best()[select]
+        return None if value is None else score(select, value)
+
+    def improve(self, metrics: Mapping[str, float], select: str = "top1") -> bool:
         """Note the metrics of an evaluation, and return whether it is the best so far.
 
-        The best has the highest top-1, and of several the lowest loss. metrics: on the validation
-        split, never on the test split.
+        The best has the highest score by train.select, and of several the lowest loss. metrics: on
+        the validation split, never on the test split.
         """
-        if self.best_top1 is not None and self.best_loss is not None:
-            best = (self.best_top1, -self.best_loss)
-            if (metrics["top1"], -metrics["loss"]) <= best:
+        best_score = self.best_score(select)
+        if best_score is not None and self.best_loss is not None:
+            ours = (score(select, metrics[select]), -metrics["loss"])
+            if ours <= (best_score, -self.best_loss):
                 return False
         self.best_step = self.step
-        self.best_top1 = metrics["top1"]
-        self.best_loss = metrics["loss"]
+        for name in CRITERIA:
+            setattr(self, f"best_{name}", metrics[name])
         return True
 
 
@@ -119,6 +137,7 @@ class TrainingState:
 
     A `last` checkpoint holds the tensors under model/, average/ and optimizer/, and progress and
     precision in its header. precision: what train.precision=auto chose when the run started.
+    select: what the best checkpoint is best in, see vit.runs.selection.
     """
 
     model: VisionTransformer
@@ -126,6 +145,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     precision: Precision
     progress: Progress
+    select: str = "top1"
 
     def selected(self) -> VisionTransformer:
         """Return the model that is evaluated and saved as best: the average, where there is one."""

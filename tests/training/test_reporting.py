@@ -1,0 +1,71 @@
+"""What a run says of its classes before it starts, and what it makes of them."""
+
+import pytest
+import torch
+from composing import configured
+
+from vit.data.class_balance import balanced_weights
+from vit.data.splits import ImageDataset, ImageSplit
+from vit.training.prepare import make_class_weights, make_order, training_sizes
+from vit.training.reporting import note_on_classes, note_on_test_classes
+
+CPU = torch.device("cpu")
+
+
+def data_of(*sizes, validates=True):
+    """A data set of three classes, cat, owl and yak, with so many training images."""
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    train = ImageSplit("animals", labels, torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8))
+    return ImageDataset(["cat", "owl", "yak"], train, train if validates else None, train)
+
+
+def note(data, *overrides):
+    return note_on_classes(configured("train.batch_size=8", *overrides), data)
+
+
+def test_classes_of_unequal_size_are_told_with_what_may_be_done():
+    line = note(data_of(48, 9, 16))
+    assert "48 cat, 16 yak, 9 owl" in line
+    for key in ("data.balance=1", "train.class_weights=balanced", "train.select=balanced_top1"):
+        assert key in line
+    assert "\n" not in line
+    assert note(data_of(27, 9, 9)) is None
+    assert note(data_of(28, 9, 9)) is not None
+
+
+def test_what_is_done_already_or_would_do_nothing_is_no_advice():
+    data = data_of(48, 9, 9)
+    assert "data.balance" not in note(data, "data.balance=0.5")
+    assert "train.class_weights" in note(data, "data.balance=0.5")
+    assert "train.class_weights" not in note(data, "data.balance=1")
+    assert "train.select" not in note(data, "train.select=macro_f1")
+    assert "train.select" in note(data, "train.select=loss")
+    assert "train.select" not in note(data_of(48, 9, 9, validates=False))
+    everything = ("data.balance=1", "train.select=macro_f1")
+    assert note(data, *everything).endswith("48 cat, 9 owl, 9 yak")
+
+
+def test_what_the_largest_class_alone_would_get_is_told():
+    assert note_on_test_classes(data_of(6, 1, 1)) == "always cat would be 75.00%"
+
+
+def test_classes_are_drawn_equally_where_that_is_asked_for():
+    data = data_of(48, 9, 15)
+    plain = make_order(configured("train.batch_size=8"), data)
+    assert plain.draws is None
+    # Classes of equal size are drawn equally often anyway
+    assert make_order(configured("data.balance=1"), data_of(24, 24, 24)).draws is None
+    balanced = make_order(configured("train.batch_size=8", "data.balance=1"), data)
+    indices = torch.cat([balanced.batch(step)[1] for step in range(9)])
+    assert data.train.labels[indices].bincount().tolist() == [24, 24, 24]
+    assert len(plain.batch(0)[1]) == len(balanced.batch(0)[1]) == 8
+
+
+@pytest.mark.parametrize("balance", [0, 0.5])
+def test_weights_are_those_of_what_is_drawn(balance):
+    data = data_of(48, 9, 15)
+    assert make_class_weights(configured(), data, CPU) is None
+    config = configured("train.class_weights=balanced", f"data.balance={balance}")
+    weights = make_class_weights(config, data, CPU)
+    assert weights.dtype == torch.float32
+    assert torch.equal(weights, balanced_weights(training_sizes(data), balance).float())
