@@ -29,7 +29,7 @@ FORMAT = "vit-features-1"
 SUFFIXES = (".npz", ".parquet")
 
 # Bytes of features that are held at a time
-BLOCK_BYTES = 2**24
+BLOCK_BYTES = 2**22
 
 # Members begin at multiples of so many bytes, as NumPy's files pad their headers
 ALIGNMENT = 64
