@@ -25,7 +25,7 @@ SIDE = 160
 FEW_PIXELS = 48
 JPEG_QUALITY = 85
 
-# Characters of a path and of a label under an image; the whole path shows when pointed at
+# Characters of a name and of a label under an image; the whole path shows when pointed at
 MAX_NAME = 40
 
 
@@ -53,8 +53,9 @@ class Shown:
 
     @property
     def name(self) -> str:
-        """The end of the path, which tells most."""
-        return self.path if len(self.path) <= MAX_NAME else "…" + self.path[-MAX_NAME + 1 :]
+        """The file and its folder, of which the end tells most."""
+        name = "/".join(self.path.split("/")[-2:])
+        return name if len(name) <= MAX_NAME else "…" + name[-MAX_NAME + 1 :]
 
     @property
     def short_label(self) -> str:
