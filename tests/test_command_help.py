@@ -17,7 +17,7 @@ assert "torch" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("name", ["attention", "compare", "explore", "predict", "prune"])
+@pytest.mark.parametrize("name", ["attention", "compare", "embed", "explore", "predict", "prune"])
 def test_help_imports_no_torch(name):
     command = [sys.executable, "-c", SCRIPT.format(name=name)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

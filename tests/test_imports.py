@@ -27,6 +27,7 @@ FOLDERS = (
     "checkpoints",
     "weights",
     "evaluation",
+    "features",
     "figures",
     "runs",
     "training",

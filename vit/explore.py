@@ -173,9 +173,9 @@ def choose_count(requested: int | None, image_bytes: int, num_snapshots: int) ->
     )
 
 
-def check_writable(path: Path) -> None:
-    """Raise ConfigError if the page can't be written, before minutes are spent on computing it."""
-    with writing_to(f"--out {path}"):
+def check_writable(path: Path, option: str = "--out") -> None:
+    """Raise ConfigError if a file can't be written, before minutes are spent on computing it."""
+    with writing_to(f"{option} {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

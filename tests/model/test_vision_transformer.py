@@ -365,6 +365,26 @@ def test_the_traced_and_the_fast_path_agree(changes):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_features_are_what_the_head_sees(changes):
+    model = build(**changes).eval()
+    batch = images(width=24) if "image_size" in changes else images()
+    features = model.features(batch)
+    assert features.shape == (2, model.head.in_features)
+    torch.testing.assert_close(features, model.trace(batch).pooled, atol=1e-5, rtol=1e-4)
+    # A second head has an input of its own
+    if model.head_distill is None:
+        torch.testing.assert_close(model.head(features), model(batch))
+
+
+def test_features_of_the_class_token_leave_out_the_last_blocks_patches():
+    model, rows = build().eval(), []
+    for block in model.encoder.blocks:
+        block.mlp.register_forward_hook(lambda mlp, inputs, output: rows.append(output.shape[1]))
+    model.features(images())
+    assert rows == [17, 17, 1]
+
+
 def test_hidden_states_are_the_blocks_outputs():
     model = build().eval()
     trace = model.trace(images())

@@ -6,7 +6,7 @@ import re
 import pytest
 import timm
 import torch
-from foreign_models import TOLERANCE, difference, own_model, timm_model
+from foreign_models import TOLERANCE, difference, images, own_model, timm_model
 from safetensors.torch import save_file
 
 from vit.data.preprocessing import Preprocessing
@@ -52,6 +52,28 @@ def test_variants(tmp_path, changes):
     state = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "x.pth")
     assert difference(build(tmp_path / "x.pth"), theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"reg_tokens": 4},
+        {"global_pool": "avg"},
+        {"global_pool": "avg", "fc_norm": False},
+        {"global_pool": "map", "fc_norm": False},
+    ],
+    ids=str,
+)
+def test_features_are_timms_pre_logits(tmp_path, changes):
+    theirs = timm_model(**changes)
+    timm.models.save_for_hf(theirs, tmp_path / "timm", safe_serialization=True)
+    ours = build(tmp_path / "timm")
+    with torch.inference_mode():
+        expected = theirs.forward_head(theirs.forward_features(images()), pre_logits=True)
+        features = ours.features(images())
+    assert (features - expected).abs().max() < TOLERANCE
+    assert expected.abs().max() > 0.5  # not equal for being near zero
 
 
 @pytest.mark.parametrize(

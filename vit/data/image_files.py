@@ -20,7 +20,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from vit.data.parquet_rows import open_row
+from vit.data.parquet_rows import PARQUET_ROW, open_row
 from vit.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -82,6 +82,14 @@ def find_image_files(paths: Sequence[Path]) -> list[Path]:
         else:
             raise DataError(f"{path}: no such file or folder")
     return files
+
+
+def file_of(path: str) -> str:
+    """The file on the disk in which an image lies: a tar shard, a parquet file, or the path."""
+    if "!" not in path:
+        return path
+    match = TAR_MEMBER.fullmatch(path) or PARQUET_ROW.fullmatch(path)
+    return path if match is None else match[1]
 
 
 def open_tar_member(path: str) -> io.BytesIO:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vit.data.image_files import EXTENSIONS, is_image_file, open_image, to_pixels
+from vit.data.image_files import EXTENSIONS, file_of, is_image_file, open_image, to_pixels
 from vit.data.loader import init_worker
 from vit.data.preprocessing import Preprocessing
 from vit.errors import DataError
@@ -90,11 +90,13 @@ class ImageBatch:
     paths: of the images that could be read.
     pixels: of those images, uint8 (B, C, *image_size), or None where there are none.
     errors: one for every item that could not be found or read.
+    positions: among all items of the batch, those of the images that could be read.
     """
 
     paths: list[str]
     pixels: Tensor | None
     errors: list[DataError]
+    positions: list[int]
 
 
 class PathDataset(Dataset):
@@ -114,10 +116,11 @@ class PathDataset(Dataset):
 
     def decode(self, path: str) -> Tensor:
         """Return the pixels, uint8 (C, *image_size). Raises DataError."""
-        if not os.path.exists(path):
+        file = file_of(path)
+        if not os.path.exists(file):
             raise DataError(f"{path}: no such file or folder")
         # Opening a named pipe would block until somebody writes to it
-        if not os.path.isfile(path):
+        if not os.path.isfile(file):
             raise DataError(f"{path}: not a regular file")
         image = open_image(path, self.preprocessing.num_channels)
         return to_pixels(self.preprocessing.resize_and_crop(image))
@@ -128,7 +131,8 @@ def collate(items: list[tuple[str, Tensor] | DataError]) -> ImageBatch:
     decoded = [item for item in items if not isinstance(item, DataError)]
     paths = [path for path, _ in decoded]
     pixels = torch.stack([pixels for _, pixels in decoded]) if decoded else None
-    return ImageBatch(paths, pixels, errors)
+    positions = [n for n, item in enumerate(items) if not isinstance(item, DataError)]
+    return ImageBatch(paths, pixels, errors, positions)
 
 
 def stream_batches(

@@ -5,6 +5,7 @@ them the labels are read, and the number of rows in each row group; the images s
 (vit/data/parquet_rows.py).
 """
 
+import contextlib
 import json
 import os
 import re
@@ -151,6 +152,20 @@ def require_all_numbers(paths: list[Path]) -> None:
             )
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises for a file that is missing or damaged into a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path.absolute()}: not a readable parquet file ({reason}); get it again"
+        ) from None
+
+
 def read_split(files: list[Path], label_column: str | None) -> tuple[np.ndarray, Labels, int]:
     """(paths, bytes (n,); labels; bytes of the largest row group's images) of one split.
 
@@ -161,18 +176,11 @@ def read_split(files: list[Path], label_column: str | None) -> tuple[np.ndarray,
     names = None
     largest = 0
     for path in files:
-        try:
+        with reading(path):
             file = open_file(str(path))
             column, names = label_column_of(path, file, label_column)
             require_one_image_column(path, file)
             labels = file.read(columns=[column], use_threads=False).column(0)
-        except DataError:
-            raise
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"{path.absolute()}: not a readable parquet file ({reason}); get it again"
-            ) from None
         if labels.null_count:
             raise DataError(f"{path.absolute()}: {labels.null_count} rows have no {column}")
         values.append(np.array(labels.to_pylist()))
@@ -194,13 +202,9 @@ def label_column_of(
     a label. Raises DataError where it is missing or could be several.
     """
     columns = file.schema_arrow.names
-    declared = {
-        name: feature["names"]
-        for name, feature in features_of(file).items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
-    }
-    known = [name for name in LABEL_COLUMNS if name in columns]
-    candidates = [label_column] if label_column else known[:1] or list(declared)
+    candidates, declared = label_candidates(file)
+    if label_column is not None:
+        candidates = [label_column]
     if len(candidates) > 1:
         raise DataError(
             f"{path.absolute()}: {' and '.join(candidates)} can each be the label; choose one with "
@@ -213,6 +217,46 @@ def label_column_of(
             "with data.label_column (vit.shards: --label-column)"
         )
     return candidates[0], declared.get(candidates[0])
+
+
+def label_candidates(file: "ParquetFile") -> tuple[list[str], dict[str, list[str]]]:
+    """(columns that may hold the classes, {column: their names} of Hugging Face's metadata)."""
+    columns = file.schema_arrow.names
+    declared = {
+        name: feature["names"]
+        for name, feature in features_of(file).items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
+    }
+    known = [name for name in LABEL_COLUMNS if name in columns]
+    return known[:1] or list(declared), declared
+
+
+def iter_labels(path: Path, label_column: str | None = None) -> Iterator[list[str]]:
+    """Yield the names of the classes of each row group's rows; empty where a row has no label.
+
+    Unlike list_parquet it also takes files without any label. Raises DataError as read_split does.
+    """
+    with reading(path):
+        file = open_file(str(path))
+        require_one_image_column(path, file)
+        column, names = None, None
+        if label_column is not None or label_candidates(file)[0]:
+            column, names = label_column_of(path, file, label_column)
+        for group in range(file.num_row_groups):
+            if column is None:
+                yield [""] * file.metadata.row_group(group).num_rows
+                continue
+            values = file.read_row_group(group, columns=[column], use_threads=False).column(0)
+            yield [label_text(value, names) for value in values.to_pylist()]
+
+
+def label_text(value: object, names: list[str] | None) -> str:
+    """A label as text: its name where there are names, empty for None and for -1, "unlabeled"."""
+    if value is None or value == -1:
+        return ""
+    if names is not None and isinstance(value, int) and value < len(names):
+        return names[value]
+    return str(value)
 
 
 def features_of(file: "ParquetFile") -> dict:

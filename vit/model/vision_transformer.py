@@ -14,8 +14,8 @@ Axis letters, used at every reshape:
     C  channels         D  width (hidden_size)       R × S  rows × columns of the patch grid
     L  layers           H  heads                     K      width of one head, D / H
 
-`model(images)` computes the logits the fastest way; `model.trace(images)` computes the same by
-explicit arithmetic and keeps every hidden state and attention map.
+`model(images)` computes logits the fastest way, `model.features(images)` the head's input alone;
+`model.trace(images)` computes both by explicit arithmetic and keeps all states and attention maps.
 
 Sources: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words" (arXiv:2010.11929), equations 1-4
 and figure 1, and its authors' code; later parts name their own papers. docs/names.md lists the
@@ -528,11 +528,19 @@ class VisionTransformer(nn.Module):
 
         Training draws them (draw_drop_path in vit/training/step.py); None keeps every branch.
         """
+        return self.classify(self.encode(images, keep))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The head's input by the fast path, Trace.pooled: (B, D); other widths see there."""
+        return self.pooler(self.pool(self.encode(images)))
+
+    def encode(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The encoder's output (B, N, D), with global_pool=cls of the class tokens alone."""
         # Where class tokens are pooled, nothing reads the last block's other tokens.
         outputs = None
         if self.global_pool == "cls":
             outputs = 1 if self.head_distill is None else 2
-        return self.classify(self.encoder(self.embeddings(images), keep, outputs))
+        return self.encoder(self.embeddings(images), keep, outputs)
 
     def classify(self, sequence: Tensor) -> Tensor:
         """The encoder's output (B, N, D) → (B, num_classes), with two heads the mean of both."""

@@ -33,7 +33,7 @@ from vit.weights.fitting import Report, block_notes, check_complete, load_into
 from vit.weights.names import list_some, without_prefix
 from vit.weights.sources import find
 
-__all__ = ["Report", "Weights", "build", "load_block", "load_into", "read"]
+__all__ = ["Report", "Weights", "build", "build_from", "load_block", "load_into", "read"]
 
 
 def read(source: Path | str) -> Weights:
@@ -146,7 +146,11 @@ def build(source: Path | str, num_classes: int | None = None) -> VisionTransform
     for a new head, needed where the weights have none. Raises CheckpointError as read and load_into
     do.
     """
-    weights = read(source)
+    return build_from(read(source), num_classes)
+
+
+def build_from(weights: Weights, num_classes: int | None = None) -> VisionTransformer:
+    """Build a model from weights that have been read, as build() describes it."""
     arguments = dict(weights.model)
     if num_classes is not None:
         arguments["num_classes"] = num_classes

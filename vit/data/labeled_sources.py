@@ -1,0 +1,111 @@
+"""Images that a user names, each with its label where one is known, as a stream.
+
+A name is what `vit.data.image_stream.find_images` takes, or a table, a parquet file, a tar shard,
+or a folder of the latter two. The order is that of the names, and within one that of its rows; a
+folder is sorted. All splits are taken. Nothing is collected, so a million images need no memory.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vit.data.image_stream import find_images
+from vit.data.layouts import split_of
+from vit.data.parquet_index import find_parquet, iter_labels
+from vit.data.tables import is_table, read_rows
+from vit.data.tar_index import CLASSES, index_shard
+from vit.errors import DataError
+
+
+class Source(NamedTuple):
+    """An image's path, see vit/data/image_files.py, or the error in its place.
+
+    label: the name of its class, empty where nothing says it.
+    """
+
+    path: str | DataError
+    label: str
+
+
+def find_sources(names: Sequence[str], label_column: str | None = None) -> Iterator[Source]:
+    """Yield the images of all names. An image that is not there is a `DataError` in its place.
+
+    label_column: of tables and parquet files, as vit.data.listing.list_images takes it. Raises
+    DataError where a table, a parquet file or a shard can't be read.
+    """
+    for name in names:
+        path = Path(name)
+        if is_table(path):
+            yield from sources_in_table(path, label_column)
+        elif files := find_parquet(path):
+            yield from sources_in_parquet(files, label_column)
+        elif shards := find_shards(path):
+            yield from sources_in_shards(shards)
+        else:
+            for found in find_images([name]):
+                yield Source(found, class_folder(found, name))
+
+
+def takes_label_column(name: str) -> bool:
+    """Whether a name is of images whose labels stand in a column."""
+    return is_table(Path(name)) or bool(find_parquet(Path(name)))
+
+
+def class_folder(path: str | DataError, folder: str) -> str:
+    """The folder below the named one that an image lies in, at any depth; empty for none.
+
+    Below the folder of a split, such as train/cat/1.jpg, it is the next one.
+    """
+    if isinstance(path, DataError) or not path.startswith(folder):
+        return ""
+    folders = path[len(folder) :].strip(os.sep).split(os.sep)[:-1]
+    if folders and split_of(folders[0]) is not None:
+        folders = folders[1:]
+    return folders[0] if folders else ""
+
+
+def sources_in_table(table: Path, label_column: str | None) -> Iterator[Source]:
+    """The rows of a CSV or TSV file; paths are relative to its folder."""
+    for columns, line, cells in read_rows(table, label_column):
+        # Spreadsheets leave out empty cells at the end of a row
+        path, label = (
+            cells[column].strip() if column < len(cells) else ""
+            for column in (columns.path, columns.label)
+        )
+        if not path:
+            raise DataError(f"{table.absolute()}: line {line} has no path")
+        yield Source(os.path.normpath(table.parent / path), label)
+
+
+def sources_in_parquet(files: Sequence[Path], label_column: str | None) -> Iterator[Source]:
+    """The rows of parquet files, one row group after another."""
+    for file in files:
+        for group, labels in enumerate(iter_labels(file, label_column)):
+            for row, label in enumerate(labels):
+                yield Source(f"{file}!{group}+{row}", label)
+
+
+def find_shards(path: Path) -> list[Path]:
+    """The tar file itself, or those in a folder, sorted."""
+    if path.suffix == ".tar" and not path.is_dir():
+        return [path]
+    return sorted(path.glob("*.tar")) if path.is_dir() else []
+
+
+def sources_in_shards(shards: Sequence[Path]) -> Iterator[Source]:
+    """The images of tar shards, one shard after another."""
+    for shard in shards:
+        names = class_names(shard.parent / CLASSES)
+        for path, label in zip(*index_shard(shard), strict=True):
+            yield Source(os.fsdecode(path), names[label] if label in names else str(label))
+
+
+def class_names(file: Path) -> dict[int, str]:
+    """{label: name} of shards' classes, one name a line; none without that file."""
+    try:
+        return dict(enumerate(file.read_text(encoding="utf-8").splitlines()))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: can't read the names of the classes ({error})") from None
