@@ -116,9 +116,9 @@ def test_a_student_is_used_without_its_teacher_and_says_who_taught_it(tmp_path, 
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path, teacher):
-    images = make_images(tmp_path / "images", {"train": 6, "test": 2})
-    arguments = ["data=folder", f"data.root={images}", *STUDENT[2:], "runtime.workers=0"]
-    line = error_line(train(tmp_path, "model=vit_nano4", *arguments, f"train.teacher={teacher}"))
+    images = make_images(tmp_path / "images", {"train": 12, "test": 2})
+    data = ["data=folder", f"data.root={images}", "train.batch_size=8", "runtime.workers=0"]
+    line = error_line(train(tmp_path, "model=vit_nano4", *data, f"train.teacher={teacher}"))
     assert "train.teacher: " in line
     assert "does not know 2 of the data set's 2 classes by their names: cat, dog" in line
 

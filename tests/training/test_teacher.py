@@ -172,6 +172,7 @@ def test_its_cost_is_known():
 def test_it_is_compiled_as_the_student_is(monkeypatch, mode, compiled):
     """With graphs without graphs, which would overwrite its logits."""
     options, blocks = [], []
+    monkeypatch.setattr("vit.runtime.compiling.missing_compiler", lambda device: None)
     monkeypatch.setattr(torch, "compile", lambda model, **kw: options.append(kw) or model)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: blocks.append(self))
     teacher = made(weights_of(["a", "b"]), ["a", "b"])
