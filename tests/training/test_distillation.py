@@ -230,6 +230,21 @@ def test_the_teacher_is_part_of_no_state():
     assert state.ema.model(batch(0)[0]).shape == (BATCH_SIZE, len(CLASSES))
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_student_comes_to_agree_with_its_teacher(kind):
+    """On images that it has not seen, of a teacher that has never heard of the labels."""
+    agreements = []
+    for distillation in (make_distillation(kind, weight=0.9), None):
+        model = make_student()
+        step = step_of(make_state(model), distillation)
+        for number in range(60):
+            step(*batch(number))
+        images = batch(1000, size=200)[0]
+        theirs = make_teacher().model(images).argmax(1)
+        agreements.append((model.eval()(images).argmax(1) == theirs).float().mean().item())
+    assert agreements[0] > agreements[1] + 0.2
+
+
 def test_the_teacher_computes_in_the_students_precision():
     distillation = make_distillation("soft")
     types = []
