@@ -185,10 +185,7 @@ def guarded_train(
 def train(
     config: Config, run: RunFolder, stop: StopSignal, warnings: list[str], screen: Screen
 ) -> float | None:
-    """Build the parts of a run from its configuration, fit, and report the result.
-
-    Returns what a sweeper maximizes, see main(), or None where nothing is held out.
-    """
+    """Build the parts of a run, fit and report; returns what a sweeper maximizes, see main()."""
     # Late, so that --help and a mistaken command are answered before torch is imported
     from vit.training import prepare, reporting, start
     from vit.training.loop import Trainer
@@ -201,6 +198,7 @@ def train(
     # Mistakes in the configuration are reported before any data is read, which may take minutes
     screen.doing("reading the configuration and the weights")
     config, weights = prepare.with_pretrained(config, run, machine.processes, stop)
+    config, taught_by = prepare.with_teacher(config, run, machine.processes, stop)
     prepare.check_parts(config, run.overrides)
 
     # What is learned from, and the run's only clock
@@ -214,11 +212,12 @@ def train(
     screen.doing("building the model")
     reporting.start_log(run, screen, warnings)
     state = start.starting_state(config, batches, weights, machine, new)
-    checkpoints = start.make_checkpoints(config, run, batches)
+    distillation = start.make_distillation(config, taught_by, data)
+    checkpoints = start.make_checkpoints(config, run, batches, distillation)
     if not new:
         start.resume(config, run, state, plan, checkpoints)
     macs = prepare.macs_of(config, len(data.classes))
-    step = start.make_step(config, state, batches, plan, macs, new)
+    step = start.make_step(config, state, batches, plan, macs, new, distillation)
     reporting.announce(config, run, batches, plan, step, macs)
 
     # From here on the folder and its result.json are this run's

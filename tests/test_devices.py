@@ -84,7 +84,12 @@ def test_training_resuming_evaluating_and_looking_inside(device, tmp_path):
     train(resumed, [f"resume={resumed}", "train.epochs=3", "resume_changed=allow"])
     assert read_result(resumed)["steps"] == 15
 
+    # A teacher of smaller images, of which it is shown enlarged ones
     best = folder / "checkpoints" / "best.safetensors"
+    taught = (f"train.teacher={best}", "train.distillation=soft", "model.distill_token=true")
+    train(tmp_path / "student", [*RUN, *taught, "model.image_size=12", "data.mean=[0.3]"])
+    assert read_result(tmp_path / "student")["status"] == "finished"
+
     numbers = ("report=true", "knn=true", "corruptions=true", "batch_size=7")
     evaluate(f"checkpoint='{best}'", *numbers)
     assert list(folder.rglob("index.html"))

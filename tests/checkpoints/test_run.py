@@ -48,7 +48,7 @@ def test_the_last_checkpoint_brings_a_state_back(checkpoints):
     assert header["versions"] == {"torch": torch.__version__}
 
     fresh = make_state(optimizer=ADAMW, ema_decay=0.9)
-    assert checkpoints.resume(fresh, data_may_differ=False) == []
+    assert checkpoints.resume(fresh, may_differ=False) == []
     assert fresh.progress == state.progress
     assert same_bits(fresh.model, state.model)
     assert same_bits(fresh.ema.model, state.ema.model)
@@ -92,7 +92,7 @@ def test_the_one_before_is_kept_and_used_where_the_last_is_damaged(checkpoints):
     _, header, warning = read_last(folder)
     assert header["progress"]["evaluated_step"] == 1
     assert LAST in warning
-    assert checkpoints.resume(state, data_may_differ=False) == [warning]
+    assert checkpoints.resume(state, may_differ=False) == [warning]
     assert state.progress.evaluated_step == 1
 
     (folder / PREVIOUS).unlink()
@@ -106,9 +106,9 @@ def test_other_training_images_are_refused_unless_that_is_allowed(checkpoints):
     fresh = make_state(optimizer=ADAMW, ema_decay=0.9)
     run_folder = checkpoints.folder.parent
     with pytest.raises(CheckpointError, match=f"resume={run_folder}: .*resume_changed=allow"):
-        moved.resume(fresh, data_may_differ=False)
+        moved.resume(fresh, may_differ=False)
     assert fresh.progress.step == 0
-    assert moved.resume(fresh, data_may_differ=True) == []
+    assert moved.resume(fresh, may_differ=True) == []
     assert fresh.progress.step == 2
 
 
@@ -119,14 +119,14 @@ def test_a_checkpoint_without_the_checksum_of_its_images_is_taken(checkpoints):
     del header["data"], header["threads"]
     write_checkpoint(checkpoints.folder / LAST, tensors, header)
     fresh = make_state(optimizer=ADAMW, ema_decay=0.9)
-    assert checkpoints.resume(fresh, data_may_differ=False) == []
+    assert checkpoints.resume(fresh, may_differ=False) == []
 
 
 def test_other_classes_are_refused(checkpoints):
     checkpoints.save_last(trained_state())
     renamed = dataclasses.replace(checkpoints, header={**HEADER, "classes": ["cat", "dog", "wolf"]})
     with pytest.raises(CheckpointError, match=r"fox.*wolf"):
-        renamed.resume(make_state(optimizer=ADAMW, ema_decay=0.9), data_may_differ=False)
+        renamed.resume(make_state(optimizer=ADAMW, ema_decay=0.9), may_differ=False)
 
 
 def test_another_number_of_threads_is_a_warning(checkpoints):
@@ -135,7 +135,7 @@ def test_another_number_of_threads_is_a_warning(checkpoints):
     header["threads"] += 3
     write_checkpoint(checkpoints.folder / LAST, tensors, header)
     fresh = make_state(optimizer=ADAMW, ema_decay=0.9)
-    (warning,) = checkpoints.resume(fresh, data_may_differ=False)
+    (warning,) = checkpoints.resume(fresh, may_differ=False)
     assert f"runtime.threads={header['threads']}" in warning
 
 
@@ -146,7 +146,7 @@ def test_a_header_that_lacks_something_is_refused(checkpoints, key):
     del header[key]
     write_checkpoint(checkpoints.folder / LAST, tensors, header)
     with pytest.raises(CheckpointError, match=f"{checkpoints.folder}: .*{key}"):
-        checkpoints.resume(make_state(optimizer=ADAMW, ema_decay=0.9), data_may_differ=False)
+        checkpoints.resume(make_state(optimizer=ADAMW, ema_decay=0.9), may_differ=False)
 
 
 def test_classes_must_be_the_data_sets():

@@ -22,6 +22,10 @@ from vit.errors import ConfigError
         ("train.steps=0", "train.steps"),
         ("train.batch_size=0", "train.batch_size"),
         ("train.label_smoothing=1", "train.label_smoothing"),
+        ("train.distillation=both", "train.distillation"),
+        ("train.distill_weight=0", "train.distill_weight"),
+        ("train.distill_weight=1.5", "train.distill_weight"),
+        ("train.distill_temperature=0", "train.distill_temperature"),
         ("data.val_fraction=1.0", "data.val_fraction"),
         ("data.limit=0", "data.limit"),
         ("data.mean=[0.5,0.5]", "data.mean"),
@@ -57,6 +61,14 @@ def test_values_out_of_range_are_refused_by_name(override, key):
         (["train.drop_path_schedule=constant"], "train.drop_path_schedule", "model.drop_path"),
         (["data.test_fraction=0.1"], "data.test_fraction", "data=cifar10"),
         (["data.num_images=10"], "data.num_images", "data=cifar10.* synthetic"),
+        (["train.distillation=soft"], "train.distillation", "train.teacher="),
+        (["train.distill_weight=0.5"], "train.distill_weight", "train.teacher="),
+        (["train.distill_temperature=2"], "train.distill_temperature", "train.teacher="),
+        (
+            ["train.teacher=x", "train.distill_temperature=2"],
+            "train.distill_temperature",
+            "train.distillation=soft",
+        ),
         (["model.init_range=0.05"], "model.init_range", "trunc_normal"),
         (["model.init=xavier", "model.init_range=0.02"], "model.init_range", "trunc_normal"),
         (
@@ -84,6 +96,14 @@ def test_what_does_nothing_is_refused_with_what_it_belongs_to(overrides, key, be
         (["data=digits", "data.val_fraction=0.9"], r"data\.val_fraction and data\.test_fraction"),
         (["model=r50_vit_b16", "train.whiten_patches=true"], r"train\.whiten_patches"),
         (["pretrained=x", "train.whiten_patches=true"], r"train\.whiten_patches .*pretrained"),
+        (
+            ["train.teacher=x", "train.distillation=soft", "train.loss=bce"],
+            r"train\.distillation=soft .*train\.loss=cross_entropy",
+        ),
+        (
+            ["train.teacher=x", "train.distill_weight=1", "model.distill_token=true"],
+            r"train\.distill_weight=1 .*model\.distill_token=false",
+        ),
         (
             ["runtime.sharding=fsdp", "optimizer=muon"],
             r"runtime\.sharding=fsdp .*optimizer=adamw",

@@ -53,6 +53,11 @@ OTHERS = [
     (["resume=/dev/null"], "/dev/null"),
     (["pretrained=nowhere.npz"], "nowhere.npz"),
     (["hydra.run.dir=/proc/x"], "/proc/x"),
+    (["experiment=digits", "train.teacher=nowhere.npz"], "nowhere.npz"),
+    (["experiment=digits", "train.teacher=/dev/null"], "/dev/null"),
+    (["experiment=digits", "train.distillation=soft"], "train.teacher"),
+    (["train.teacher=x", "train.distill_temperature=2"], "train.distill_temperature"),
+    (["train.teacher=x", "train.distillation=soft", "train.loss=bce"], "train.loss=bce"),
     (["experiment=digits", "schedule.warmup=5epochs"], "warmup"),
     (["experiment=digits", "train.steps=5", "schedule.warmup=5"], "warmup"),
 ]

@@ -120,7 +120,7 @@ def decompression_bomb() -> bytes:
 
 
 def checkpoints(work: Path) -> Iterator[Case]:
-    """Files offered as checkpoints to evaluate and as weights to start from."""
+    """Files offered as checkpoints to evaluate, and as weights to start or to learn from."""
     make_images(work / "images", {"train": 12, "test": 8})
     short = [*RUN, "train.batch_size=8"]
     must_finish(work, *short, "train.steps=2", "hydra.run.dir=good")
@@ -130,8 +130,9 @@ def checkpoints(work: Path) -> Iterator[Case]:
         yield Case("evaluate.py", [f"checkpoint={path}"], path.name)
         if name not in ("last", "folder", "no_classes"):  # fine as weights, or tried above
             folder = f"hydra.run.dir={name}_run"
-            arguments = [*short, f"pretrained={path}", "train.steps=1", folder]
-            yield Case("train.py", arguments, path.name)
+            for key in ("pretrained", "train.teacher"):
+                arguments = [*short, f"{key}={path}", "train.steps=1", folder]
+                yield Case("train.py", arguments, path.name)
 
 
 def offered_files(folder: Path) -> dict[str, Spoil]:

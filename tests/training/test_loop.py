@@ -342,7 +342,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, optimizer):
         state = make_state(make_model(dropout=0.2, drop_path=0.2), optimizer, ema_decay=0.9)
         checkpoints = real_checkpoints(tmp_path / name / "checkpoints")
         if resuming:
-            checkpoints.resume(state, data_may_differ=False)
+            checkpoints.resume(state, may_differ=False)
         plan = make_plan(8, log_every=4)
         return make_trainer(tmp_path / name, state=state, checkpoints=checkpoints, plan=plan)
 

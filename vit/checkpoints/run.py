@@ -27,7 +27,8 @@ class RunCheckpoints:
     """Writes and reads the checkpoints of a run.
 
     folder: RUN/checkpoints. header: what every file's header holds in addition to the description
-    of the state: config, classes, preprocessing, and `data`, a checksum of the training images.
+    of the state: config, classes, preprocessing, `data`, a checksum of the training images, and
+    with a teacher its `name` and `sha256` as `teacher`.
     writes: false in all but the first of several processes.
     """
 
@@ -79,11 +80,12 @@ class RunCheckpoints:
         load_weights(model, read_checkpoint(self.folder / BEST)[0], str(self.folder))
         return model
 
-    def resume(self, state: "TrainingState", data_may_differ: bool) -> list[str]:
+    def resume(self, state: "TrainingState", may_differ: bool) -> list[str]:
         """Bring the state to where the last checkpoint left it, and return warnings for the user.
 
-        data_may_differ: accept other training images than the run's. Raises CheckpointError where
-        no checkpoint can be read, or it belongs to another model, optimizer or data set.
+        may_differ: accept other training images, or another teacher, than the run's. Raises
+        CheckpointError where no checkpoint can be read, or it belongs to another model, optimizer,
+        data set or teacher.
         """
         tensors, header, warning = read_last(self.folder)
         warnings = [] if warning is None else [warning]
@@ -94,11 +96,14 @@ class RunCheckpoints:
 
         # The order of the samples refers to the images by index. Older headers have no checksum
         same_data = header.get("data", self.header["data"]) == self.header["data"]
-        if not same_data and not data_may_differ:
+        if not same_data and not may_differ:
             raise CheckpointError(
                 f"resume={self.folder.parent}: the training images are not those of the run (their "
                 "checksum differs); bring them back, or add resume_changed=allow"
             )
+
+        if not may_differ:
+            check_teacher(header.get("teacher"), self.header.get("teacher"), self.folder.parent)
 
         # A GPU's results do not depend on the CPU's threads
         threads, saved_threads = torch.get_num_threads(), header.get("threads")
@@ -125,6 +130,21 @@ def read_last(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | No
         return *read_checkpoint(folder / PREVIOUS), warning
     except CheckpointError as error:
         raise CheckpointError(f"nothing to resume from in {folder}: {warning}; {error}") from None
+
+
+def check_teacher(saved: dict[str, str] | None, current: dict[str, str] | None, run: Path) -> None:
+    """Raise CheckpointError where a run would go on with another teacher than it has learned from.
+
+    saved, current: its name and SHA-256, see RunCheckpoints.
+    """
+    # Whether there is one at all is a setting, and compared with the others
+    if saved is None or current is None or saved["sha256"] == current["sha256"]:
+        return
+    raise CheckpointError(
+        f"resume={run}: train.teacher={current['name']} is not the teacher of the run, which was "
+        f"{saved['name']} with SHA-256 {saved['sha256'][:16]}… (now {current['sha256'][:16]}…); "
+        "bring it back, or add resume_changed=allow"
+    )
 
 
 def check_classes(saved: list[str], current: list[str], source: Path | str) -> None:

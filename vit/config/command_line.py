@@ -32,6 +32,7 @@ PATH_KEYS = (
     "hydra.sweep.dir",
     "resume",
     "pretrained",
+    "train.teacher",
     "checkpoint",
     "out",
 )

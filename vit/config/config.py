@@ -98,6 +98,7 @@ def validate(config: Config) -> None:
     check_splits(config.data)
     check_augmentation(config.augment)
     check_schedule(config)
+    check_distillation(config.train)
     check_start(config)
 
 
@@ -135,6 +136,25 @@ def check_schedule(config: Config) -> None:
         )
     if config.train.drop_path_schedule != "linear" and not config.model.drop_path:
         raise ConfigError("train.drop_path_schedule does nothing without model.drop_path above 0")
+
+
+def check_distillation(train: TrainConfig) -> None:
+    """Refuse settings of distillation without a teacher, and those that contradict each other."""
+    is_soft = train.distillation == "soft"
+    if train.teacher is None:
+        for key in ("distillation", "distill_weight", "distill_temperature"):
+            if getattr(train, key) is not None:
+                raise ConfigError(f"train.{key} does nothing without train.teacher=CHECKPOINT")
+    if train.distill_temperature is not None and not is_soft:
+        raise ConfigError(
+            "train.distill_temperature does nothing with hard labels of the teacher; "
+            "it belongs to train.distillation=soft"
+        )
+    if is_soft and train.loss == "bce":
+        raise ConfigError(
+            "train.distillation=soft compares probabilities that sum to 1, which train.loss=bce "
+            "has not; use train.distillation=hard, or train.loss=cross_entropy"
+        )
 
 
 def check_start(config: Config) -> None:

@@ -89,6 +89,11 @@ CASES = (
         "with data.balance=1, which draws all classes equally often",
     ),
     Case(
+        "train.label_smoothing",
+        lambda config: config.train.label_smoothing > 0 and config.train.distill_weight == 1,
+        "with train.distill_weight=1, which leaves the labels no part in the loss",
+    ),
+    Case(
         "runtime.compile",
         lambda config: (
             config.runtime.compile not in (False, "auto") and config.runtime.sharding != "none"

@@ -143,6 +143,17 @@ def names_same_weights(given: str, saved: str) -> bool:
     return given in (saved, saved.partition("#sha256=")[0])
 
 
+def with_own_teacher(changed: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a changed configuration with the saved teacher where the same name is given again.
+
+    The run's own name of it has the commit, or the checksum, of what was downloaded.
+    """
+    given, own = changed["train"]["teacher"], saved["train"]["teacher"]
+    if given and own and names_same_weights(given, own):
+        return with_changes(changed, {"train.teacher": own})
+    return changed
+
+
 def resumed_config(
     saved: dict[str, Any], changes: dict[str, Any], allow: bool, source: str
 ) -> tuple[Config, list[str]]:
@@ -154,7 +165,7 @@ def resumed_config(
     """
     # By way of the schema, so that a run of an earlier version has all keys of this one
     saved = to_dict(from_dict(saved, source))
-    changed = with_changes(saved, changes)
+    changed = with_own_teacher(with_changes(saved, changes), saved)
     # Migrated, so that model.init_range=0.02 typed again is no other than the default it was
     before, after = flatten(saved), flatten(migrate(changed))
 
@@ -179,6 +190,9 @@ def resumed_config(
     for key in {**before, **after}:
         rule = rules.get(key)
         if before.get(key) == after.get(key) or rule == FREE:
+            continue
+        # A teacher that lies elsewhere now is known by its checksum, where it is read
+        if key == "train.teacher" and before[key] and after[key]:
             continue
         line = f"{key}: {before.get(key)} → {after.get(key)}"
         if rule == BITS_MAY_DIFFER:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from vit.config.settings import (
     BELOW_ONE,
     BITS_MAY_DIFFER,
+    FRACTION,
     FREE,
     POSITIVE,
     one_of,
@@ -38,6 +39,15 @@ class TrainConfig:
     drop_path_schedule: str = setting(one_of("linear", "constant"))
     # Largest norm of the whole gradient; null: no clipping
     clip_norm: float | None = setting(POSITIVE)
+
+    # A trained model to learn from as well: a file, or a name as pretrained= takes it
+    teacher: str | None = setting()
+    # What is learned of it, its probabilities or its most likely class; null: hard
+    distillation: str | None = setting(one_of("soft", "hard"))
+    # Of its part in the loss, which is the labels' otherwise; null: 0.5
+    distill_weight: float | None = setting(FRACTION)
+    # By which both models' logits are divided; null: 3
+    distill_temperature: float | None = setting(POSITIVE)
 
     # Start the patch embedding from the principal axes of the training images' patches
     whiten_patches: bool = setting()

@@ -93,13 +93,21 @@ def training_flops(model: VisionTransformer, head_only: bool = False) -> int:
     second time is not either, since it brings training no further. head_only: no other layer is
     trained.
     """
-    with FlopCounterMode(display=False) as counter:
-        forward_on_meta(model, 1, whole=False, training=True)
-    forward = counter.get_total_flops()
+    forward = forward_flops(model, training=True)
     # A multiply-add for each of the heads' weights
     heads = [head for head in (model.head, model.head_distill) if head is not None]
     head = 2 * sum(head.weight.numel() for head in heads)
     return forward + 2 * (head if head_only else forward)
+
+
+def forward_flops(model: VisionTransformer, training: bool = False) -> int:
+    """FLOPs of one image's forward pass: 2 for each multiply-add that is really done.
+
+    training: in training mode, which drops patches.
+    """
+    with FlopCounterMode(display=False) as counter:
+        forward_on_meta(model, 1, whole=False, training=training)
+    return counter.get_total_flops()
 
 
 def stage_shapes(model: VisionTransformer, batch_size: int) -> list[tuple[str, tuple[int, ...]]]:

@@ -460,6 +460,7 @@ class VisionTransformer(nn.Module):
 
     classes: list[str]  # these two are set by vit.load
     preprocessing: "Preprocessing"
+    separate_heads = False  # set where a teacher gives each head a loss of its own
 
     # Related arguments share a line, in the order of the table above.
     def __init__(
@@ -543,11 +544,17 @@ class VisionTransformer(nn.Module):
         return self.encoder(self.embeddings(images), keep, outputs)
 
     def classify(self, sequence: Tensor) -> Tensor:
-        """The encoder's output (B, N, D) → (B, num_classes), with two heads the mean of both."""
+        """The encoder's output (B, N, D) → (B, num_classes), with two heads the mean of both.
+
+        With `separate_heads`, training gets both as they are, (B, 2, num_classes).
+        """
         logits = self.head(self.pooler(self.pool(sequence)))
         if self.head_distill is None:
             return logits
-        return (logits + self.head_distill(sequence[:, 1])) / 2
+        of_teacher = self.head_distill(sequence[:, 1])
+        if self.separate_heads and self.training:
+            return torch.stack([logits, of_teacher], dim=1)
+        return (logits + of_teacher) / 2
 
     def pool(self, sequence: Tensor) -> Tensor:
         """The encoder's output (B, N, D) → (B, D): of class token or patches; of both (B, 2·D)."""

@@ -42,13 +42,14 @@ def write_card(
     data: dict[str, Any],
     macs: int,
     device: str,
+    teacher: Section | None = None,
 ) -> None:
     """Write card.md into the folder of a finished run.
 
     settings: the configuration as nested dictionaries; command: see repeat_command; data: the
     number of classes and descriptions of the splits; macs: multiply-adds of one image's forward
-    pass; device: a description of the hardware and the precision. Raises OSError where the disk
-    can't be written to.
+    pass; device: a description of the hardware and the precision; teacher: what is said of it,
+    None without one. Raises OSError where the disk can't be written to.
     """
     # The numbers come from the run's files, so that the card can't say anything else than they do
     result = read_json(folder / "result.json")
@@ -61,6 +62,7 @@ def write_card(
         "Model": model_section(settings["model"]),
         "Data": {"name": data_name, **data},
         "Recipe": recipe_section(settings, result),
+        **({} if teacher is None else {"Teacher": teacher}),
         "Cost": cost_section(result, timing, macs, device),
         "Versions": versions_section(),
     }

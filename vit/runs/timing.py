@@ -107,18 +107,26 @@ class Clock:
         return (time.monotonic() - since) / steps if steps > 0 else 0.0
 
 
+def step_flops(macs: int, teacher_macs: int = 0) -> int:
+    """Return the FLOPs of one image in a step, two for a multiply-add.
+
+    Of the model forward, and twice that backward; of a teacher forward alone. What is computed a
+    second time (activation checkpointing) does not count: it brings training no further.
+    """
+    return 6 * macs + 2 * teacher_macs
+
+
 class Speed:
     """Turns images per second into MFU: the fraction of the device's rate in large matrix products.
 
     macs: multiply-adds of one image's forward pass; product_rate: FLOP/s of all processes together,
-    as vit.runtime.device.product_rate measures it.
+    as vit.runtime.device.product_rate measures it; teacher_macs: of one image's forward pass
+    through a teacher.
     """
 
-    def __init__(self, macs: int, product_rate: float):
+    def __init__(self, macs: int, product_rate: float, teacher_macs: int = 0):
         self.macs = macs
-        # Forward and twice that backward, two operations a multiply-add. What is computed a second
-        # time (activation checkpointing) does not count: it brings training no further
-        self.flops_per_image = 6 * macs
+        self.flops_per_image = step_flops(macs, teacher_macs)
         self.product_rate = product_rate
 
     def mfu(self, images_per_second: float) -> float:

@@ -13,6 +13,7 @@ from vit.errors import TrainingFailed
 from vit.model.cost import stage_shapes
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
+from vit.runs.timing import step_flops
 from vit.runtime.device import choose_device, product_rate
 from vit.runtime.faults import describe_fault
 from vit.runtime.machine import Machine, require_gpus, require_several
@@ -20,9 +21,13 @@ from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
 from vit.text import format_bytes, format_duration
 from vit.training import prepare, start
+from vit.training.distillation import Distillation
 from vit.training.plan import Plan
-from vit.training.reporting import note_on_classes
+from vit.training.reporting import describe_teacher, note_on_classes
 from vit.training.trial import Trial, try_steps
+
+# Parts of the memory that every process has for itself
+WHOLE = ("teacher", "activations")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     Raises ConfigError, DataError and CheckpointError where training would.
     """
     config, weights = prepare.with_pretrained(config, run, Processes(), stop)
+    config, taught_by = prepare.with_teacher(config, run, Processes(), stop)
     prepare.check_parts(config, run.overrides)
     share = share_of_process(config)
     machine = single_machine(config, stop)
@@ -52,19 +58,22 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     prepare.require_pairs(config.train.batch_size, share.processes)
 
     screen.doing("measuring a few steps")
-    trial, problem = measure(config, data, machine, stop, weights, share)
+    distillation = start.make_distillation(config, taught_by, data)
+    trial, problem = measure(config, data, machine, stop, weights, share, distillation)
     screen.doing(None)
     macs = prepare.macs_of(config, len(data.classes))
     sections = [
         shapes_section(config, data, share),
         data_section(config, data),
-        length_section(config, plan, data, macs),
+        length_section(config, plan, data, macs, distillation),
     ]
     if trial is None:
         sections.append([f"not measured: {problem}"])
     else:
         rate = product_rate(machine.device, start.precision_of(config, machine).dtype)
-        sections.append(time_section(plan, trial, macs, share, rate))
+        teacher_macs = 0 if distillation is None else distillation.teacher.macs
+        flops = step_flops(macs, teacher_macs)
+        sections.append(time_section(plan, trial, flops, share, rate))
         sections.append(memory_section(trial, share))
     return "\n\n".join("\n".join(lines) for lines in sections)
 
@@ -90,6 +99,7 @@ def measure(
     stop: StopSignal,
     weights: start.Weights | None,
     share: Share,
+    distillation: Distillation | None,
 ) -> tuple[Trial | None, str]:
     """Make a few steps of one process's part; (what they took, or None and why not)."""
     # Compiling would take a minute of the few seconds that a person waits for this page
@@ -101,7 +111,7 @@ def measure(
     images_at_once = config.train.micro_batch_size or share.batch_size
     try:
         state = start.starting_state(part, batches, weights, machine, new=True)
-        step = start.make_step(part, state, batches, plan, macs=0, new=True)
+        step = start.make_step(part, state, batches, plan, 0, True, distillation)
         return try_steps(state, step, batches, plan.total_steps), ""
     except (OSError, RuntimeError, MemoryError) as error:
         problem = describe_fault(error, images_at_once)
@@ -136,29 +146,40 @@ def data_section(config: Config, data: ImageDataset) -> list[str]:
     return lines if note is None else [*lines, note]
 
 
-def length_section(config: Config, plan: Plan, data: ImageDataset, macs: int) -> list[str]:
+def length_section(
+    config: Config,
+    plan: Plan,
+    data: ImageDataset,
+    macs: int,
+    distillation: Distillation | None,
+) -> list[str]:
     """How long the run is, and what it costs on any machine."""
     model = build_on_meta(asdict(config.model), len(data.classes))
     epochs = plan.total_steps / plan.steps_per_epoch
     evaluations = plan.evaluations(plan.total_steps)
-    image_flops = prepare.training_flops_of(config, len(data.classes))
-    step_flops = image_flops * plan.batch_size
+    image_flops = prepare.training_flops_of(config, len(data.classes), distillation)
+    batch_flops = image_flops * plan.batch_size
+    teacher = [] if distillation is None else [describe_teacher(distillation, macs)]
     return [
         f"run         {plan.total_steps:,} steps of {plan.batch_size} images "
         f"({epochs:.3g} epochs), {evaluations} evaluations",
         f"parameters  {model.num_parameters():,}",
         f"forward     {macs / 1e9:.4g} GMACs an image ({2 * macs / 1e9:.4g} GFLOPs)",
-        f"training    {image_flops / 1e9:.4g} GFLOPs an image, {step_flops / 1e12:.4g} TFLOPs a "
-        f"step, {step_flops * plan.total_steps / 1e15:.4g} PFLOPs in all",
+        f"training    {image_flops / 1e9:.4g} GFLOPs an image, {batch_flops / 1e12:.4g} TFLOPs a "
+        f"step, {batch_flops * plan.total_steps / 1e15:.4g} PFLOPs in all",
+        *teacher,
     ]
 
 
 def time_section(
-    plan: Plan, trial: Trial, macs: int, share: Share, product_rate: float
+    plan: Plan, trial: Trial, image_flops: int, share: Share, product_rate: float
 ) -> list[str]:
-    """How long a step takes and the whole run would. product_rate: FLOP/s of large products."""
+    """How long a step takes and the whole run would.
+
+    image_flops: see step_flops; product_rate: FLOP/s of large products.
+    """
     images_per_second = share.batch_size / trial.step_seconds
-    mfu = min(1.0, 6 * macs * images_per_second / product_rate)
+    mfu = min(1.0, image_flops * images_per_second / product_rate)
     waiting = trial.data_seconds / trial.step_seconds
     training = plan.total_steps * trial.step_seconds
     evaluating = plan.evaluations(plan.total_steps) * trial.evaluation_seconds
@@ -175,9 +196,9 @@ def time_section(
 
 
 def memory_section(trial: Trial, share: Share) -> list[str]:
-    """What training keeps, by part; FSDP spreads all but the activations over the processes."""
+    """What training keeps, by part; FSDP spreads what belongs to the trained model's weights."""
     parts = {
-        name: size if name == "activations" else size // share.shards
+        name: size if name in WHOLE else size // share.shards
         for name, size in trial.memory.items()
         if size
     }

@@ -1,6 +1,6 @@
 """How many images a device's memory holds in one forward and backward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from vit.runtime.memory import free_memory
 from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes
+
+Teach = Callable[[Tensor, Precision], object]
 
 # Fraction of the memory that is left alone: for the exchange of gradients, whose buffers grow with
 # the first steps, and for what else takes some of the memory later
@@ -21,17 +23,19 @@ def agree_on_micro_batch_size(
     batch_size: int,
     precision: Precision,
     processes: Processes,
+    teach: Teach | None = None,
 ) -> int | None:
     """Return the largest micro-batch that fits into the memory of every process's device.
 
-    image_shape: (C, height, width); own: images of this process in a global batch of batch_size.
-    None: all of them fit at once, in every process. A collective. Raises torch.OutOfMemoryError, in
-    all processes, where in one of them not even one image fits.
+    image_shape: (C, height, width); own: images of this process in a global batch of batch_size;
+    teach: asks a teacher about the images before the model gets them, None without one. Returns
+    None where all of them fit at once, in every process. A collective. Raises
+    torch.OutOfMemoryError, in all processes, where in one of them not even one image fits.
     """
     # NCCL takes its buffers with the first exchange, which must have been before
     processes.sum(torch.zeros(1, device=precision.device))
     try:
-        size = find_micro_batch_size(model, image_shape, own, precision)
+        size = find_micro_batch_size(model, image_shape, own, precision, teach)
     except torch.OutOfMemoryError:
         # The others wait for an answer
         size = 0
@@ -44,7 +48,11 @@ def agree_on_micro_batch_size(
 
 
 def find_micro_batch_size(
-    model: nn.Module, image_shape: tuple[int, ...], batch_size: int, precision: Precision
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    batch_size: int,
+    precision: Precision,
+    teach: Teach | None = None,
 ) -> int:
     """Find how many images fit into the device's memory in one forward and backward pass.
 
@@ -54,7 +62,7 @@ def find_micro_batch_size(
     size = batch_size
     while True:
         try:
-            try_pass(model, image_shape, batch_size, size, precision)
+            try_pass(model, image_shape, batch_size, size, precision, teach)
             return size
         except torch.OutOfMemoryError:
             if size == 1:
@@ -84,6 +92,7 @@ def try_pass(
     batch_size: int,
     size: int,
     precision: Precision,
+    teach: Teach | None = None,
 ) -> None:
     """Make a forward and backward pass over `size` images, beside all that training holds.
 
@@ -93,6 +102,8 @@ def try_pass(
     held = memory_of_training(model, image_shape, batch_size, device)
     # The first images of the batch, as a micro-batch is a part of it
     images = held[0][:size]
+    if teach is not None:
+        teach(images, precision)
     with precision.autocast():
         logits = model(images)
     # What is held takes part, so that it is alive until the end of the backward pass

@@ -25,7 +25,7 @@ from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
 from vit.data.splits import ImageDataset
 from vit.data.training_transform import TrainingTransform
-from vit.errors import ConfigError
+from vit.errors import CheckpointError, ConfigError
 from vit.model.cost import count_macs, training_flops
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.folder import RunFolder
@@ -33,6 +33,7 @@ from vit.runtime.machine import Machine
 from vit.runtime.processes import Processes
 from vit.runtime.signals import Interrupted, StopSignal
 from vit.training.batches import Augmentation, Batches
+from vit.training.distillation import Distillation
 from vit.training.optimizers import COMMON_KEYS, build_optimizer, require_elementwise
 from vit.training.plan import Plan, build_schedule
 from vit.weights.description import Weights
@@ -78,6 +79,26 @@ def with_pretrained(
     return adopted, weights
 
 
+def with_teacher(
+    config: Config, run: RunFolder, processes: Processes, stop: StopSignal
+) -> tuple[Config, Weights | None]:
+    """Return the configuration with the exact name of train.teacher, and the teacher's weights.
+
+    The weights are None without one. A resumed run needs them again. Raises CheckpointError where
+    they can't be used.
+    """
+    train = config.train
+    if train.teacher is None:
+        return config, None
+    try:
+        name = pinned_name(train.teacher, processes, stop)
+        weights = read(name)
+    except CheckpointError as error:
+        moved = "; train.teacher=FILE says where it is now" if run.has_checkpoint() else ""
+        raise CheckpointError(f"train.teacher: {error}{moved}") from None
+    return replace(config, train=replace(train, teacher=name)), weights
+
+
 def pinned_name(name: str, processes: Processes, stop: StopSignal) -> str:
     """Download the weights of a name where they are not here yet; returns Source.name of them.
 
@@ -107,6 +128,7 @@ def check_parts(config: Config, overrides: Sequence[str] = ()) -> None:
     if config.runtime.sharding == "fsdp":
         require_elementwise(config.optimizer.name)
     check_typed(config, overrides, DATASETS[config.data.name].reads_files)
+    check_heads(config)
 
     # On the meta device, so that even the largest model takes no memory
     build_optimizer_of(config, build_on_meta(asdict(config.model)))
@@ -116,6 +138,15 @@ def check_parts(config: Config, overrides: Sequence[str] = ()) -> None:
         **asdict(config.schedule), total_steps=config.train.steps or LONG_RUN, steps_per_epoch=1
     )
     build_policies_of(config)
+
+
+def check_heads(config: Config) -> None:
+    """Raise ConfigError where one of two heads would learn nothing; the logits are of both."""
+    if config.model.distill_token and config.train.distill_weight == 1:
+        raise ConfigError(
+            "train.distill_weight=1 leaves nothing to learn for the class token's head beside "
+            "model.distill_token=true; give less, or model.distill_token=false"
+        )
 
 
 def build_optimizer_of(config: Config, model: VisionTransformer) -> torch.optim.Optimizer:
@@ -168,10 +199,16 @@ def macs_of(config: Config, num_classes: int) -> int:
     return count_macs(build_on_meta(asdict(config.model), num_classes))
 
 
-def training_flops_of(config: Config, num_classes: int) -> int:
-    """Return the FLOPs that one image costs in training, see vit.model.cost.training_flops."""
+def training_flops_of(
+    config: Config, num_classes: int, distillation: Distillation | None = None
+) -> int:
+    """Return the FLOPs that one image costs in training, see vit.model.cost.training_flops.
+
+    A teacher's forward pass is among them.
+    """
     model = build_on_meta(asdict(config.model), num_classes)
-    return training_flops(model, head_only=config.train.freeze == "backbone")
+    teaching = 0 if distillation is None else distillation.teacher.flops
+    return training_flops(model, head_only=config.train.freeze == "backbone") + teaching
 
 
 def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
@@ -215,9 +252,9 @@ def require_pairs(batch_size: int, processes: int) -> None:
         )
 
 
-def make_batches(config: Config, data: ImageDataset, machine: Machine, stop: StopSignal) -> Batches:
-    """Return the batches of training and evaluation."""
-    preprocessing = Preprocessing(
+def preprocessing_of(config: Config) -> Preprocessing:
+    """Return how images are prepared for the model."""
+    return Preprocessing(
         image_size_of(config),
         config.model.num_channels,
         tuple(config.data.mean),
@@ -225,6 +262,11 @@ def make_batches(config: Config, data: ImageDataset, machine: Machine, stop: Sto
         config.data.eval_crop,
         config.data.interpolation,
     )
+
+
+def make_batches(config: Config, data: ImageDataset, machine: Machine, stop: StopSignal) -> Batches:
+    """Return the batches of training and evaluation."""
+    preprocessing = preprocessing_of(config)
     batch_size = config.train.batch_size
     return Batches(
         data=data,

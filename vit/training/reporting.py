@@ -17,11 +17,12 @@ from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
 from vit.runs.selection import CRITERIA, OF_CLASSES
 from vit.runs.summary import cheaper_command, log_result
-from vit.runs.timing import Circumstances, bottleneck
+from vit.runs.timing import Circumstances, bottleneck, step_flops
 from vit.runtime.compiling import worth_compiling
 from vit.runtime.cores import usable_cores
 from vit.runtime.precision import choose_precision
 from vit.training.batches import Batches
+from vit.training.distillation import Distillation
 from vit.training.observer import Observer
 from vit.training.plan import Plan
 from vit.training.prepare import training_flops_of, training_sizes
@@ -53,6 +54,8 @@ def announce(
         f"model  {config.model.name}: {model.num_parameters():,} parameters, "
         f"{2 * macs / 1e9:.3g} GFLOPs an image"
     )
+    if step.distillation is not None:
+        log.info(describe_teacher(step.distillation, macs))
     if data.layout:
         log.info(f"data   {data.layout}")
     for name, images in {"train": data.train, "val": data.val, "test": data.test}.items():
@@ -97,6 +100,22 @@ def note_on_classes(config: Config, data: ImageDataset) -> str | None:
     if data.val is not None and config.train.select not in OF_CLASSES:
         advice.append("train.select=balanced_top1 or macro_f1 selects by all classes alike")
     return f"{text}: {', '.join(advice)}" if advice else text
+
+
+def describe_teacher(distillation: Distillation, macs: int) -> str:
+    """Describe which teacher is asked what, and what of a step's work that is.
+
+    macs: multiply-adds of one image's forward pass through the student.
+    """
+    teacher = distillation.teacher
+    share = 2 * teacher.macs / step_flops(macs, teacher.macs)
+    lines = [
+        f"teacher {teacher.name}: {teacher.model.num_parameters():,} parameters, "
+        f"{2 * teacher.macs / 1e9:.3g} GFLOPs an image, {share:.0%} of a step's work; "
+        f"{distillation.describe()}",
+        *(f"  {note}" for note in teacher.notes),
+    ]
+    return "\n".join(lines)
 
 
 def describe_computing(batches: Batches, step: OptimizerStep) -> str:
@@ -175,7 +194,7 @@ def finish(
     observer.close()
 
     images_seen = plan.total_steps * plan.batch_size
-    compute = compute_of(config, observer, images_seen)
+    compute = compute_of(config, observer, step, images_seen)
     run.write_result(
         status="finished",
         reason="all steps done",
@@ -222,8 +241,22 @@ def leave_card(
         "validation": data.val or "nothing held out",
         "test": data.test,
     }
-    computing = describe_computing(observer.batches, step)
-    write_card(run.path, to_dict(config), command, described, observer.speed.macs, computing)
+    computing, macs = describe_computing(observer.batches, step), observer.speed.macs
+    teacher = None if step.distillation is None else card_of(step.distillation, macs)
+    write_card(run.path, to_dict(config), command, described, macs, computing, teacher)
+
+
+def card_of(distillation: Distillation, macs: int) -> dict[str, str]:
+    """Return what the card says of a teacher. macs: see describe_teacher."""
+    teacher = distillation.teacher
+    share = 2 * teacher.macs / step_flops(macs, teacher.macs)
+    return {
+        "name": teacher.name,
+        "SHA-256": teacher.sha256,
+        "loss": distillation.describe(),
+        "GFLOPs an image": f"{2 * teacher.macs / 1e9:.3g} more, {share:.0%} of a step's work",
+        "parameters": f"{teacher.model.num_parameters():,}",
+    }
 
 
 @dataclass(frozen=True)
@@ -241,8 +274,11 @@ class Compute:
         return f"{self.pflops:.3g} PFLOPs in all, {self.product_rate_share:.0%} of the product rate"
 
 
-def compute_of(config: Config, observer: Observer, images_seen: int) -> Compute:
-    flops = images_seen * training_flops_of(config, len(observer.batches.data.classes))
+def compute_of(
+    config: Config, observer: Observer, step: OptimizerStep, images_seen: int
+) -> Compute:
+    classes = len(observer.batches.data.classes)
+    flops = images_seen * training_flops_of(config, classes, step.distillation)
     possible = observer.speed.product_rate * observer.state.progress.seconds
     return Compute(float(f"{flops / 1e15:.6g}"), round(flops / possible, 4))
 

@@ -13,7 +13,7 @@ from vit.checkpoints.model import build_model
 from vit.checkpoints.run import RunCheckpoints
 from vit.config.config import Config, to_dict
 from vit.data.class_balance import are_unbalanced
-from vit.data.splits import sample_evenly
+from vit.data.splits import ImageDataset, sample_evenly
 from vit.errors import ConfigError
 from vit.model.initialization import whiten_patches
 from vit.model.vision_transformer import VisionTransformer
@@ -25,7 +25,7 @@ from vit.runs.screen import Screen
 from vit.runs.selection import logged_beside
 from vit.runs.summary import cheaper_command
 from vit.runs.tensorboard import TensorBoard
-from vit.runs.timing import Clock, Speed
+from vit.runs.timing import Clock, Speed, step_flops
 from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.compiling import compile_model
 from vit.runtime.device import product_rate, reset_peak_memory
@@ -33,14 +33,21 @@ from vit.runtime.machine import Machine
 from vit.runtime.memory import free_memory
 from vit.runtime.precision import Precision, choose_precision
 from vit.training.batches import Batches
+from vit.training.distillation import TEMPERATURE, WEIGHT, Distillation, build_teacher_loss
 from vit.training.losses import build_loss
 from vit.training.micro_batch import agree_on_micro_batch_size
 from vit.training.observer import Observer
 from vit.training.optimizers import freeze_all_but_head
 from vit.training.plan import Plan
-from vit.training.prepare import build_optimizer_of, make_class_weights, training_sizes
+from vit.training.prepare import (
+    build_optimizer_of,
+    make_class_weights,
+    preprocessing_of,
+    training_sizes,
+)
 from vit.training.state import EMA, Progress, TrainingState
 from vit.training.step import OptimizerStep
+from vit.training.teacher import make_teacher
 from vit.training.validation_board import ValidationBoard, watch_gradients
 from vit.weights.description import Weights
 from vit.weights.loading import load_into
@@ -65,6 +72,7 @@ def starting_state(
     model = build_model(asdict(config.model), len(batches.data.classes))
     # A model to be sharded may not fit into the memory of one GPU
     model = model.to("cpu" if machine.sharded else machine.device)
+    model.separate_heads = config.train.teacher is not None
     precision = precision_of(config, machine)
     # Before the first pass of any kind
     exclude_faulty_attention(machine.device, model)
@@ -110,7 +118,27 @@ def load_pretrained(
         )
 
 
-def make_checkpoints(config: Config, run: RunFolder, batches: Batches) -> RunCheckpoints:
+def make_distillation(
+    config: Config, weights: Weights | None, data: ImageDataset
+) -> Distillation | None:
+    """Return what the run learns of its teacher, or None without one.
+
+    weights: of the teacher. Raises CheckpointError where it does not know the data's classes.
+    """
+    train = config.train
+    if train.teacher is None or weights is None:
+        return None
+    teacher = make_teacher(train.teacher, weights, data.classes, preprocessing_of(config))
+    kind = train.distillation or "hard"
+    temperature = train.distill_temperature or TEMPERATURE
+    of_teacher = build_teacher_loss(kind, train.loss, temperature)
+    described = f"soft (temperature {temperature:g})" if kind == "soft" else kind
+    return Distillation(teacher, described, of_teacher, train.distill_weight or WEIGHT)
+
+
+def make_checkpoints(
+    config: Config, run: RunFolder, batches: Batches, distillation: Distillation | None
+) -> RunCheckpoints:
     """Return the run's checkpoints, which hold all that evaluation and a resumed run need."""
     # The checksum shows whether the data set has changed by the time the run is resumed
     header = {
@@ -119,6 +147,9 @@ def make_checkpoints(config: Config, run: RunFolder, batches: Batches) -> RunChe
         "preprocessing": batches.preprocessing.to_dict(),
         "data": batches.data.train.fingerprint(),
     }
+    # A resumed run needs it too, and must not be given another
+    if distillation is not None:
+        header["teacher"] = distillation.teacher.identity()
     return RunCheckpoints(run.checkpoints, header, run.writes)
 
 
@@ -130,8 +161,8 @@ def resume(
     Raises CheckpointError where it does not fit, ConfigError where the run is already longer than
     asked for.
     """
-    data_may_differ = config.resume_changed == "allow"
-    for warning in checkpoints.resume(state, data_may_differ):
+    may_differ = config.resume_changed == "allow"
+    for warning in checkpoints.resume(state, may_differ):
         log.info(f"warning: {warning}")
 
     step = state.progress.step
@@ -144,20 +175,29 @@ def resume(
 
 
 def make_step(
-    config: Config, state: TrainingState, batches: Batches, plan: Plan, macs: int, new: bool
+    config: Config,
+    state: TrainingState,
+    batches: Batches,
+    plan: Plan,
+    macs: int,
+    new: bool,
+    distillation: Distillation | None = None,
 ) -> OptimizerStep:
     """Return the optimizer's step.
 
     The micro-batch is made to fit into the memory, and the model is wrapped for several processes
-    and compiled. macs: multiply-adds of one image's forward pass; new: the run is not resumed.
+    and compiled, its teacher likewise. macs: multiply-adds of one image's forward pass; new: the
+    run is not resumed.
     """
     machine = batches.machine
+    # First, so that the micro-batch leaves room for it
+    teacher_macs = place_teacher(distillation, machine)
 
     # Before the model is wrapped and compiled: the passes that try it out must exchange nothing.
     # Sharded models are left out, since there each pass is a collective that may not fail
     given = config.train.micro_batch_size is not None
     if new and machine.device.type == "cuda" and not given and not machine.sharded:
-        state.progress.micro_batch_size = fitting_micro_batch_size(state, batches)
+        state.progress.micro_batch_size = fitting_micro_batch_size(state, batches, distillation)
     # Of evaluations too: what doesn't fit in a step need not be tried there
     batches.micro_batch_size = config.train.micro_batch_size or state.progress.micro_batch_size
 
@@ -166,14 +206,15 @@ def make_step(
     if not machine.sharded:
         synchronized = machine.processes.data_parallel(model, machine.device)
 
-    # Forward and twice that backward, two operations a multiply-add
-    run_flops = 6 * macs * plan.batch_size * plan.total_steps
+    run_flops = step_flops(macs, teacher_macs) * plan.batch_size * plan.total_steps
     mode = compile_mode(config, batches)
     compiled = compile_model(
         synchronized, mode, state.precision, config.model.hidden_size, run_flops
     )
     if compiled.warning:
         log.info(compiled.warning)
+    if compiled.is_compiled and distillation is not None:
+        distillation.teacher.compile(mode, state.precision)
 
     weights = make_class_weights(config, batches.data, machine.device)
     return OptimizerStep(
@@ -189,7 +230,21 @@ def make_step(
         drop_path_schedule=config.train.drop_path_schedule,
         seed=config.seed,
         compiled=compiled.is_compiled,
+        distillation=distillation,
     )
+
+
+def place_teacher(distillation: Distillation | None, machine: Machine) -> int:
+    """Move a teacher to the device, whole in every process.
+
+    Returns the multiply-adds of one image's forward pass through it, 0 without one.
+    """
+    if distillation is None:
+        return 0
+    teacher = distillation.teacher
+    teacher.to(machine.device)
+    exclude_faulty_attention(machine.device, teacher.model)
+    return teacher.macs
 
 
 def compile_mode(config: Config, batches: Batches) -> bool | str:
@@ -216,7 +271,9 @@ def compile_mode(config: Config, batches: Batches) -> bool | str:
     return mode
 
 
-def fitting_micro_batch_size(state: TrainingState, batches: Batches) -> int | None:
+def fitting_micro_batch_size(
+    state: TrainingState, batches: Batches, distillation: Distillation | None
+) -> int | None:
     """Return the largest micro-batch that fits into the GPU's memory; None for the whole batch.
 
     It is kept with the run's progress, so that a resumed run splits its batches alike.
@@ -230,6 +287,7 @@ def fitting_micro_batch_size(state: TrainingState, batches: Batches) -> int | No
         batches.batch_size,
         state.precision,
         batches.machine.processes,
+        None if distillation is None else distillation.teach,
     )
     if size is not None:
         log.info(
@@ -282,7 +340,7 @@ def make_observer(
         plan=plan,
         batches=batches,
         clock=clock,
-        speed=Speed(macs, rate),
+        speed=Speed(macs, rate, step.teacher_macs),
         console=Console(
             screen,
             clock,

@@ -16,6 +16,7 @@ from vit.randomness import random_seed, random_uniform
 from vit.runtime.device import send
 from vit.runtime.processes import Processes, gather_full, no_gradient_sync
 from vit.runtime.signals import StopSignal
+from vit.training.distillation import Distillation
 from vit.training.losses import Loss
 from vit.training.state import TrainingState
 from vit.training.window import require_finite
@@ -31,7 +32,8 @@ class OptimizerStep:
     forward: the state's model, wrapped so that its gradients are averaged over the processes, and
     compiled where that pays; synchronized: the same, not compiled. batch_size: global;
     micro_batch_size: images of a forward and backward pass, None for the whole batch. clip_norm: of
-    the whole gradient, None for no clipping; seed: of dropout and stochastic depth.
+    the whole gradient, None for no clipping; seed: of dropout and stochastic depth. distillation:
+    the part of the loss that comes from a teacher, None without one.
     """
 
     state: TrainingState
@@ -46,6 +48,7 @@ class OptimizerStep:
     drop_path_schedule: str
     seed: int
     compiled: bool = False
+    distillation: Distillation | None = None
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,6 +57,11 @@ class OptimizerStep:
         self.scaler = self.state.precision.scaler()
         if self.state.progress.scaler is not None:
             self.scaler.load_state_dict(self.state.progress.scaler)
+
+    @property
+    def teacher_macs(self) -> int:
+        """Multiply-adds of one image's forward pass through the teacher, 0 without one."""
+        return 0 if self.distillation is None else self.distillation.teacher.macs
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """Make the step on a global batch of which these are this process's images.
@@ -127,6 +135,10 @@ class OptimizerStep:
         keep: the factors of stochastic depth, see keep_masks. Returns (loss, correct predictions),
         float32 (2,) on the device.
         """
+        # First, so that its activations are gone before the model's are kept
+        taught = None
+        if self.distillation is not None:
+            taught = self.distillation.teach(inputs, self.state.precision)
         with self.state.precision.autocast():
             logits = self.forward(inputs, keep)
 
@@ -134,17 +146,18 @@ class OptimizerStep:
         if logits.dtype != torch.float64:
             logits = logits.float()
         # By the global batch, so that micro-batches of any size add up to its mean
-        loss = self.loss(logits, targets) / self.batch_size
+        loss = self.sum_of_losses(logits, targets, taught) / self.batch_size
 
         # Over several processes gradients are averaged, where they should be added
         self.scaler.scale(loss * self.processes.count).backward()
 
-        # Of mixed images no prediction is simply correct
-        if targets.ndim == 2:
-            correct = torch.full((), math.nan, device=targets.device)
-        else:
-            correct = (logits.argmax(dim=1) == targets).sum().to(loss.dtype)
-        return torch.stack([loss.detach(), correct])
+        return torch.stack([loss.detach(), count_correct(logits, targets).to(loss.dtype)])
+
+    def sum_of_losses(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
+        """Return the sum of a micro-batch's losses. taught: logits of the teacher, if any."""
+        if self.distillation is None or taught is None:
+            return self.loss(logits, targets)
+        return self.distillation.loss(self.loss, logits, targets, taught)
 
     def keep_masks(self, count: int, size: int, device: torch.device) -> list[Tensor | None]:
         """Return this process's factors of stochastic depth, one entry a micro-batch.
@@ -204,6 +217,19 @@ class OptimizerStep:
         self.state.optimizer.zero_grad()
         # The scaler says only by a smaller scale that it has skipped the step
         return self.scaler.get_scale() >= scale
+
+
+def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
+    """Count the images whose most likely class is their label.
+
+    logits: (B, classes), or of two heads (B, 2, classes), whose mean counts. NaN where images are
+    mixed: no prediction is simply correct.
+    """
+    if targets.ndim == 2:
+        return torch.full((), math.nan, device=targets.device)
+    if logits.ndim == 3:
+        logits = logits.mean(dim=1)
+    return (logits.argmax(dim=1) == targets).sum()
 
 
 def draw_drop_path(

@@ -11,6 +11,7 @@ from torch import Tensor
 from vit.data.splits import ImageSplit
 from vit.runtime.device import peak_memory, reset_peak_memory
 from vit.training.batches import Batches
+from vit.training.distillation import Distillation
 from vit.training.state import TrainingState
 from vit.training.step import OptimizerStep
 
@@ -70,7 +71,7 @@ def try_steps(state: TrainingState, step: OptimizerStep, batches: Batches, total
         step_seconds=mean(step_times[counted]),
         data_seconds=mean(data_times[counted]),
         evaluation_seconds=evaluation_seconds(state, batches),
-        memory=memory_by_purpose(state, kept.bytes),
+        memory=memory_by_purpose(state, step.distillation, kept.bytes),
         peak=peak_memory(state.precision.device),
     )
 
@@ -94,7 +95,9 @@ def first_images(images: ImageSplit, count: int) -> ImageSplit:
     return images.subset(torch.arange(min(count, len(images))))
 
 
-def memory_by_purpose(state: TrainingState, activations: int) -> dict[str, int]:
+def memory_by_purpose(
+    state: TrainingState, distillation: Distillation | None, activations: int
+) -> dict[str, int]:
     """Bytes that training keeps; activations: of the largest micro-batch."""
     trained = [item for item in state.model.parameters() if item.requires_grad]
     moments = [
@@ -108,6 +111,7 @@ def memory_by_purpose(state: TrainingState, activations: int) -> dict[str, int]:
         "gradients": total_bytes(trained),
         "optimizer": total_bytes(moments),
         "average": 0 if state.ema is None else total_bytes(state.ema.model.parameters()),
+        "teacher": total_bytes(distillation.teacher.model.parameters()) if distillation else 0,
         "activations": activations,
     }
 

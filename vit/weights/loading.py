@@ -151,6 +151,17 @@ def build(source: Path | str, num_classes: int | None = None) -> VisionTransform
 
 def build_from(weights: Weights, num_classes: int | None = None) -> VisionTransformer:
     """Build a model from weights that have been read, as build() describes it."""
+    model = build_for(weights, num_classes)
+    load_into(model, weights)
+    return model.eval()
+
+
+def build_for(weights: Weights, num_classes: int | None = None) -> VisionTransformer:
+    """Build a model that fits weights which have been read, and does not hold them yet.
+
+    It has the attributes that build() describes. Raises CheckpointError where the weights have no
+    head, or no model can be built.
+    """
     arguments = dict(weights.model)
     if num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -160,7 +171,6 @@ def build_from(weights: Weights, num_classes: int | None = None) -> VisionTransf
         model = VisionTransformer(**arguments)
     except ValueError as error:
         raise CheckpointError(f"{weights.path}: no model fits these weights ({error})") from None
-    load_into(model, weights)
     # With another number of classes the file's names are those of the old head.
     if weights.classes is not None and len(weights.classes) == arguments["num_classes"]:
         model.classes = weights.classes
@@ -168,4 +178,4 @@ def build_from(weights: Weights, num_classes: int | None = None) -> VisionTransf
         # It may be of smaller images than the positions, as of DINOv2
         image_size = model.embeddings.patch_embedding.image_size
         model.preprocessing = replace(weights.preprocessing, image_size=image_size)
-    return model.eval()
+    return model
