@@ -1,12 +1,19 @@
 """What a run says of its classes before it starts, and what it makes of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from composing import configured
 
 from vit.data.class_balance import balanced_weights
 from vit.data.splits import ImageDataset, ImageSplit
-from vit.training.prepare import make_class_weights, make_order, training_sizes
+from vit.training.prepare import (
+    has_unbalanced_split,
+    make_class_weights,
+    make_order,
+    training_sizes,
+)
 from vit.training.reporting import note_on_classes, note_on_test_classes
 
 CPU = torch.device("cpu")
@@ -43,6 +50,15 @@ def test_what_is_done_already_or_would_do_nothing_is_no_advice():
     assert "train.select" not in note(data_of(48, 9, 9, validates=False))
     everything = ("data.balance=1", "train.select=macro_f1")
     assert note(data, *everything).endswith("48 cat, 9 owl, 9 yak")
+
+
+def test_accuracy_alone_would_mislead_where_any_split_is_unbalanced():
+    equal, unequal = data_of(4, 4, 4), data_of(9, 2, 2)
+    assert not has_unbalanced_split(equal)
+    assert has_unbalanced_split(unequal)
+    for split in ("train", "val", "test"):
+        assert has_unbalanced_split(replace(equal, **{split: unequal.train}))
+    assert not has_unbalanced_split(replace(equal, val=None))
 
 
 def test_what_the_largest_class_alone_would_get_is_told():

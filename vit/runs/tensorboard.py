@@ -26,7 +26,7 @@ MIN_SIDE = 64
 LAYOUT = {
     "1 the run at a glance": {
         "loss": ["Multiline", ["^loss/(train|val)$"]],
-        "top-1": ["Multiline", ["^top1/(train|val)$"]],
+        "top-1": ["Multiline", ["^(top1|balanced_top1|macro_f1)/(train|val)$"]],
         "learning rate": ["Multiline", ["^optimizer/learning_rate"]],
         "images per second": ["Multiline", ["^speed/images_per_second$"]],
     },

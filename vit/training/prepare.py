@@ -19,7 +19,13 @@ from vit.config.config import Config
 from vit.config.data import data_arguments
 from vit.config.in_vain import check_typed, check_typed_with_data
 from vit.config.resume import overridden_keys_of, with_settings_of_weights
-from vit.data.class_balance import ClassDraws, are_equal, balanced_weights, class_sizes
+from vit.data.class_balance import (
+    ClassDraws,
+    are_equal,
+    are_unbalanced,
+    balanced_weights,
+    class_sizes,
+)
 from vit.data.datasets import DATASETS, check_dataset, load_data
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
@@ -187,6 +193,12 @@ def load_dataset(config: Config, run: RunFolder, machine: Machine) -> ImageDatas
 def training_sizes(data: ImageDataset) -> Tensor:
     """Return the training images of every class, int64 (classes,)."""
     return class_sizes(data.train.labels, len(data.classes))
+
+
+def has_unbalanced_split(data: ImageDataset) -> bool:
+    """Whether in any split the classes are so unequal that accuracy alone would mislead."""
+    splits = [images for images in (data.train, data.val, data.test) if images is not None]
+    return any(are_unbalanced(images.labels.bincount()) for images in splits)
 
 
 def image_size_of(config: Config) -> tuple[int, int]:

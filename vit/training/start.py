@@ -12,7 +12,6 @@ import torch
 from vit.checkpoints.model import build_model
 from vit.checkpoints.run import RunCheckpoints
 from vit.config.config import Config, to_dict
-from vit.data.class_balance import are_unbalanced
 from vit.data.splits import ImageDataset, sample_evenly
 from vit.errors import ConfigError
 from vit.model.initialization import whiten_patches
@@ -41,9 +40,9 @@ from vit.training.optimizers import freeze_all_but_head
 from vit.training.plan import Plan
 from vit.training.prepare import (
     build_optimizer_of,
+    has_unbalanced_split,
     make_class_weights,
     preprocessing_of,
-    training_sizes,
 )
 from vit.training.state import EMA, Progress, TrainingState
 from vit.training.step import OptimizerStep
@@ -355,7 +354,7 @@ def make_observer(
         board=board,
         validation_board=validation_board,
         slow_advice=slow_advice,
-        beside=logged_beside(config.train.select, are_unbalanced(training_sizes(batches.data))),
+        beside=logged_beside(config.train.select, has_unbalanced_split(batches.data)),
     )
 
 
