@@ -160,6 +160,7 @@ KEYS_OF_TRAIN = {
     "train.freeze": Change("backbone"),
     "train.ema_decay": Change("0"),
     "train.eval_every": Change("0.2"),
+    "train.patience": Change("1", ("train.eval_every=0.1", "optimizer.lr=1e-60")),
     "train.attention_every": Change("null"),
     "train.log_every": Change("1"),
     "train.save_every": Change("1"),

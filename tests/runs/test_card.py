@@ -162,7 +162,7 @@ def test_a_real_runs_card_has_the_numbers_of_its_result(digits_run):
     values = cells(text)
     assert values["test top-1"].startswith(f"{result['test_top1']:.2%} (")
     assert values["validation top-1"].startswith(f"{result['val_top1']:.2%} (")
-    assert values["length"] == f"{result['steps']} steps"
+    assert values["length"] == f"{result['steps']} steps; all steps done"
     assert values["speed"].startswith(f"{result['images_per_second']:g} images/s")
     assert values["parameters"] == f"{result['params']:,}"
     first_line = (folder / "config.yaml").read_text().splitlines()[0]

@@ -1,6 +1,7 @@
 """The loop on a small model: what it computes, when it evaluates and saves, how it stops."""
 
 import signal
+from dataclasses import replace
 
 import pytest
 import timm
@@ -286,6 +287,20 @@ def test_the_best_on_validation_images_is_kept(tmp_path):
     assert (trainer.state.progress.best_step, trainer.state.progress.best_top1) == (3, 0.5)
     validation = [row for row in rows(tmp_path / "metrics.jsonl") if row["split"] == "val"]
     assert [(row["step"], row["top1"]) for row in validation] == [(3, 0.5), (6, 0.4)]
+
+
+def test_the_loop_ends_where_validation_does_not_improve_for_so_long(tmp_path):
+    evaluations = [{"loss": 1.0, "top1": top1} for top1 in (0.5, 0.6, 0.6, 0.5, 0.9)]
+    plan = replace(make_plan(10), eval_every=0.2, patience=2)
+    batches = MadeUpBatches(evaluations=evaluations)
+    trainer = make_trainer(tmp_path, batches=batches, plan=plan)
+    trainer.fit()
+    # The third had neither a higher accuracy nor a lower loss
+    assert trainer.state.progress.step == 4
+    assert trainer.state.progress.best_step == 2
+    assert trainer.checkpoints.last == [4]
+    assert trainer.batches.closed
+    assert evaluations == [{"loss": 1.0, "top1": 0.9}]
 
 
 def test_a_signal_in_an_evaluation_saves_and_a_resumed_run_evaluates_anew(tmp_path):

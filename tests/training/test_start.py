@@ -1,5 +1,7 @@
 """From the configuration to the parts of a run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from composing import configured
@@ -77,6 +79,13 @@ def test_the_plan_has_what_the_configuration_says():
 def test_a_batch_that_is_too_large_or_too_small_is_refused(num_images, count):
     with pytest.raises(ConfigError, match=r"^train\.batch_size=8 "):
         plan_of(num_images=num_images, count=count)
+
+
+def test_patience_needs_something_held_out():
+    assert plan_of("train.patience=3").patience == 3
+    data = replace(make_data(), val=None)
+    with pytest.raises(ConfigError, match=r"^train\.patience=3 .*data\.val_fraction"):
+        prepare.make_plan(configured(*SMALL, "train.patience=3"), data, make_machine())
 
 
 def test_images_are_mirrored_where_that_leaves_their_class():

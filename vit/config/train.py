@@ -45,6 +45,9 @@ class TrainConfig:
 
     # Epochs. Not free on a resume: the times of evaluation decide which checkpoint is the best
     eval_every: float = setting(POSITIVE)
+    # Evaluations in a row without improvement that end the run; null: all steps are made. Free on a
+    # resume: it decides where a run ends, and changes no step that is made
+    patience: int | None = setting(POSITIVE, on_resume=FREE)
     # Epochs; null: never
     attention_every: float | None = setting(POSITIVE, on_resume=FREE)
     # Steps

@@ -107,7 +107,7 @@ def model_section(model: dict[str, Any]) -> Section:
 
 def recipe_section(settings: dict[str, Any], result: dict[str, Any]) -> Section:
     section = {
-        "length": f"{result['steps']:,} steps",
+        "length": f"{result['steps']:,} steps; {result['reason']}",
         "seed": settings["seed"],
         "start": settings.get("pretrained") or "random weights",
     }

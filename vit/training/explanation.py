@@ -138,11 +138,14 @@ def length_section(config: Config, plan: Plan, data: ImageDataset, macs: int) ->
     model = build_on_meta(asdict(config.model), len(data.classes))
     epochs = plan.total_steps / plan.steps_per_epoch
     evaluations = plan.evaluations(plan.total_steps)
+    patience = ""
+    if plan.patience is not None:
+        patience = f"; it ends after {plan.patience} in a row without improvement"
     image_flops = prepare.training_flops_of(config, len(data.classes))
     step_flops = image_flops * plan.batch_size
     return [
         f"run         {plan.total_steps:,} steps of {plan.batch_size} images "
-        f"({epochs:.3g} epochs), {evaluations} evaluations",
+        f"({epochs:.3g} epochs), {evaluations} evaluations{patience}",
         f"parameters  {model.num_parameters():,}",
         f"forward     {macs / 1e9:.4g} GMACs an image ({2 * macs / 1e9:.4g} GFLOPs)",
         f"training    {image_flops / 1e9:.4g} GFLOPs an image, {step_flops / 1e12:.4g} TFLOPs a "

@@ -23,7 +23,7 @@ from vit.training.step import OptimizerStep
 
 @dataclass
 class Trainer:
-    """Trains a state from its current step to the end of the plan."""
+    """Trains a state from its current step to the end of the plan, or of its patience."""
 
     state: TrainingState
     step: OptimizerStep
@@ -38,7 +38,7 @@ class Trainer:
         self.agreement = Agreement(self.processes)
 
     def fit(self) -> None:
-        """Train to the last step, and leave the last and the best checkpoint.
+        """Train to the end, and leave the last and the best checkpoint.
 
         Raises Stopped on a signal, after saving; TrainingFailed where the loss is not finite, with
         the last checkpoint kept.
@@ -54,7 +54,7 @@ class Trainer:
                 if self.plan.evaluation_due(progress.step):
                     self.evaluate()
                 observer.draw_attention_if_due()
-                if progress.step == self.plan.total_steps:
+                if progress.step == self.plan.total_steps or self.plan.out_of_patience(progress):
                     break
                 self.save_or_stop()
 

@@ -160,7 +160,7 @@ def training_flops_of(config: Config, num_classes: int) -> int:
 def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
     """Turn epochs and fractions into steps.
 
-    Raises ConfigError for a batch size or a schedule that is impossible with this data.
+    Raises ConfigError for a batch size, a schedule or a patience that is impossible with this data.
     """
     train, num_images, count = config.train, len(data.train), machine.processes.count
     if train.batch_size > num_images:
@@ -169,6 +169,11 @@ def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
             "lower it"
         )
     require_pairs(train.batch_size, count)
+    if train.patience is not None and data.val is None:
+        raise ConfigError(
+            f"train.patience={train.patience} counts evaluations on held-out images, and nothing "
+            "is held out; raise data.val_fraction, or leave it out"
+        )
 
     # Not rounded: batches run on over the end of an epoch, so that none is smaller
     steps_per_epoch = num_images / train.batch_size
@@ -185,6 +190,7 @@ def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
         attention_every=train.attention_every,
         log_every=train.log_every,
         save_every=train.save_every,
+        patience=train.patience,
     )
 
 

@@ -139,20 +139,21 @@ def finish(
     data = batches.data
 
     # A single test value is a row of the HPARAMS page, and no curve
-    observer.metrics.evaluation(plan.total_steps, "test", dict(test))
+    observer.metrics.evaluation(progress.step, "test", dict(test))
     results = {"result/test_top1": test["top1"]}
     # None where nothing is held out
     if progress.best_top1 is not None:
         results["result/val_top1"] = progress.best_top1
     settings = notable_settings(config, run.overrides)
-    observer.board.hyperparameters(settings, results, plan.total_steps)
+    observer.board.hyperparameters(settings, results, progress.step)
     observer.close()
 
-    images_seen = plan.total_steps * plan.batch_size
+    reason = plan.describe_end(progress)
+    images_seen = progress.step * plan.batch_size
     compute = compute_of(config, observer, images_seen)
     run.write_result(
         status="finished",
-        reason="all steps done",
+        reason=reason,
         **run.describe_progress(),
         test_top1=test["top1"],
         test_loss=test["loss"],
@@ -166,6 +167,8 @@ def finish(
     if run.writes:
         leave_card(config, run, observer, step, command)
 
+    if progress.step < plan.total_steps:
+        log.info(f"ended early: {reason}")
     log_result(
         run,
         best_top1=progress.best_top1,
@@ -241,5 +244,5 @@ def speed_of_steps(observer: Observer, device: torch.device) -> float:
     if device.type != "cpu":
         seconds += spent.data
     # The first step is counted apart, since it may compile
-    steps = observer.plan.total_steps - observer.clock.first_step - 1
+    steps = observer.step - observer.clock.first_step - 1
     return steps * observer.plan.batch_size / max(seconds, 1e-9)

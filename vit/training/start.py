@@ -126,7 +126,7 @@ def resume(
     """Bring the state to where the run's last checkpoint left it.
 
     Raises CheckpointError where it does not fit, ConfigError where the run is already longer than
-    asked for.
+    asked for, or has ended for want of improvement.
     """
     data_may_differ = config.resume_changed == "allow"
     for warning in checkpoints.resume(state, data_may_differ):
@@ -137,6 +137,12 @@ def resume(
         raise ConfigError(
             f"resume={run.path}: {step} steps are done already, more than the {plan.total_steps} "
             "that train.steps or train.epochs asks for"
+        )
+    # One that was killed before its result was written is resumed to write it
+    if step < plan.total_steps and plan.out_of_patience(state.progress) and run.finished_at(step):
+        raise ConfigError(
+            f"resume={run.path}: the run is finished ({plan.describe_end(state.progress)}); to go "
+            "on, give a larger train.patience, or train.patience=null"
         )
     log.info(f"resuming {run.path} after step {step}")
 
