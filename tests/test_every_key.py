@@ -173,6 +173,7 @@ KEYS_OF_TRAIN = {
     "runtime.activation_checkpointing": Change("true"),
     "runtime.processes": Change("2"),
     "runtime.sharding": Change("fsdp"),
+    "runtime.max_minutes": Change("0.001"),
     # What belongs to no group
     "seed": Change("1"),
     "explain": Change("true"),

@@ -32,6 +32,7 @@ SETTINGS = {
 }
 RESULT = {
     "status": "finished",
+    "reason": "all steps done",
     "steps": 1200,
     "val_top1": 0.75,
     "best_step": 900,

@@ -42,10 +42,14 @@ LONG_RUN = 10**9
 
 
 def start_machine(config: Config, stop: StopSignal) -> Machine:
-    """Return the hardware that the group `runtime` asks for, with torch set up for it."""
+    """Return the hardware that the group `runtime` asks for, with torch set up for it.
+
+    The limit of time holds from here on.
+    """
+    runtime = config.runtime
+    stop.limit(runtime.max_minutes)
     # Importing torch took seconds, in which a signal may have come
     stop.check()
-    runtime = config.runtime
     return Machine.start(
         stop,
         device=runtime.device,
