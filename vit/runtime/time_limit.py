@@ -7,7 +7,7 @@ import time
 
 # Kept free at the end, as a fraction of the limit and in seconds: for ending the processes that
 # decode, and for what Python takes before its first line and after its last
-MARGIN, LEAST_MARGIN, MOST_MARGIN = 0.05, 1.0, 30.0
+MARGIN, LEAST_MARGIN, MOST_MARGIN = 0.05, 3.0, 30.0
 # A save may take so much longer than the one before it
 SAVE_FACTOR = 2.0
 
