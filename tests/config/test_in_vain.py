@@ -4,7 +4,13 @@ import pytest
 from composing import configured
 from helpers import error_line, train
 
-from vit.config.in_vain import CASES, CASES_OF_FILES, CASES_OF_MEMORY, check_typed
+from vit.config.in_vain import (
+    CASES,
+    CASES_OF_FILES,
+    CASES_OF_FREEZING,
+    CASES_OF_MEMORY,
+    check_typed,
+)
 from vit.errors import ConfigError
 
 FILES = "data=imagenet"
@@ -22,8 +28,21 @@ REFUSED = [
     ("data.mirror=true", ["augment.flip=0"]),
     ("augment.flip=0.5", ["data=digits"]),
     ("optimizer.layer_decay=0.7", ["train.freeze=backbone"]),
+    ("optimizer.layer_decay=0.7", ["model.num_layers=3", "train.freeze=blocks:3"]),
     ("optimizer.momentum=0.5", ["optimizer=muon", "train.freeze=backbone"]),
     ("optimizer.nesterov=false", ["optimizer=muon", "train.freeze=backbone"]),
+    (
+        "train.drop_path_schedule=constant",
+        ["experiment=cifar10_vit_s4", "train.freeze=backbone"],
+    ),
+    ("model.dropout=0.1", ["train.freeze=backbone"]),
+    ("model.drop_path=0.1", ["train.freeze=backbone"]),
+    ("model.attention_dropout=0.1", ["train.freeze=backbone"]),
+    ("model.projection_dropout=0.1", ["train.freeze=backbone"]),
+    ("model.mlp_dropout=0.1", ["train.freeze=backbone"]),
+    ("model.embedding_dropout=0.1", ["train.freeze=blocks:0"]),
+    ("model.patch_dropout=0.1", ["train.freeze=blocks:1"]),
+    ("runtime.activation_checkpointing=true", ["train.freeze=backbone"]),
     ("runtime.compile=true", ["runtime.sharding=fsdp"]),
     ("runtime.compile=blocks", ["runtime.sharding=fsdp"]),
     ("pretrained_positions=linear", []),
@@ -44,6 +63,11 @@ ACCEPTED = [
     ("augment.flip=0.2", []),
     ("augment.flip=0", ["data=digits"]),
     ("optimizer.layer_decay=0.7", []),
+    ("optimizer.layer_decay=0.7", ["model.num_layers=3", "train.freeze=blocks:2"]),
+    ("model.drop_path=0.1", ["train.freeze=blocks:1"]),
+    ("model.drop_path=0", ["train.freeze=backbone"]),
+    ("model.patch_dropout=0.1", []),
+    ("runtime.activation_checkpointing=true", ["train.freeze=blocks:1"]),
     ("optimizer.momentum=0.5", ["optimizer=muon"]),
     ("optimizer.nesterov=false", ["optimizer=sgd", "train.freeze=backbone"]),
     ("runtime.compile=true", []),
@@ -77,7 +101,7 @@ def test_what_has_an_effect_is_accepted(override, beside):
 
 
 def test_every_case_is_tried_above():
-    keys = {case.key for case in (*CASES, *CASES_OF_FILES, *CASES_OF_MEMORY)}
+    keys = {case.key for case in (*CASES, *CASES_OF_FREEZING, *CASES_OF_FILES, *CASES_OF_MEMORY)}
     assert keys == {override.partition("=")[0] for override, _ in REFUSED}
 
 

@@ -110,6 +110,33 @@ def test_a_linear_probe_trains_the_head_alone():
     assert trained == {"head.weight", "head.bias"}
 
 
+def test_the_first_blocks_are_frozen_with_the_embeddings():
+    config = configured(*SMALL, "model.num_layers=3", "train.freeze=blocks:2")
+    state = make_run_state(config)
+    parts = {name.split(".")[0]: item for name, item in state.model.named_children()}
+    assert not any(item.requires_grad for item in parts["embeddings"].parameters())
+    trained = [
+        all(item.requires_grad for item in block.parameters())
+        for block in state.model.encoder.blocks
+    ]
+    assert trained == [False, False, True]
+    assert all(item.requires_grad for item in state.model.encoder.norm.parameters())
+    batches = make_batches(config)
+    step = start.make_step(config, state, batches, plan_of(), 10**6, True)
+    assert [block.training for block in state.model.encoder.blocks] == [False, False, True]
+    assert step.frozen_blocks == 2
+
+
+def test_frozen_parts_cost_less():
+    flops = [
+        prepare.flops_a_mac(configured(*SMALL, "model.num_layers=3", f"train.freeze={freeze}"), 10)
+        for freeze in ("none", "blocks:0", "blocks:2", "blocks:3", "backbone")
+    ]
+    assert flops[0] == 6
+    assert flops == sorted(flops, reverse=True)
+    assert 2 < flops[-1] < 2.1
+
+
 def test_averaging_and_activation_checkpointing_follow_the_configuration():
     state = make_run_state(configured(*SMALL))
     assert state.ema.decay == configured(*SMALL).train.ema_decay

@@ -27,7 +27,7 @@ from vit.config.settings import (
     one_of,
     setting,
 )
-from vit.config.train import PRECISION, TrainConfig
+from vit.config.train import PRECISION, TrainConfig, frozen_blocks
 from vit.errors import ConfigError
 from vit.text import first_line
 
@@ -99,6 +99,7 @@ def validate(config: Config) -> None:
     check_augmentation(config.augment)
     check_schedule(config)
     check_start(config)
+    check_frozen(config)
 
 
 def check_splits(data: DataConfig) -> None:
@@ -150,6 +151,16 @@ def check_start(config: Config) -> None:
         raise ConfigError(
             "train.whiten_patches would overwrite the first layer of pretrained=…; "
             "leave one of them out"
+        )
+
+
+def check_frozen(config: Config) -> None:
+    """Refuse to freeze more blocks than there are."""
+    count, num_layers = frozen_blocks(config.train.freeze), config.model.num_layers
+    if count is not None and count > num_layers:
+        raise ConfigError(
+            f"train.freeze=blocks:{count} is more than the {num_layers} blocks of "
+            f"model={config.model.name}; blocks:{num_layers} freezes all of them"
         )
 
 

@@ -1,5 +1,6 @@
 """The group `train`: conf/train/default.yaml, which holds the values."""
 
+import re
 from dataclasses import dataclass
 
 from vit.config.settings import (
@@ -7,11 +8,24 @@ from vit.config.settings import (
     BITS_MAY_DIFFER,
     FREE,
     POSITIVE,
+    Range,
     one_of,
     setting,
 )
 
 PRECISION = one_of("auto", "bf16", "fp16", "fp32")
+
+
+def frozen_blocks(freeze: str) -> int | None:
+    """Return N of train.freeze=blocks:N, None for its other values."""
+    match = re.fullmatch(r"blocks:(\d+)", freeze)
+    return int(match[1]) if match else None
+
+
+FREEZE = Range(
+    lambda value: value in ("none", "backbone") or frozen_blocks(value) is not None,
+    "none, backbone or blocks:N",
+)
 
 
 @dataclass
@@ -38,8 +52,9 @@ class TrainConfig:
 
     # Start the patch embedding from the principal axes of the training images' patches
     whiten_patches: bool = setting()
-    # backbone: only the head is trained (a linear probe)
-    freeze: str = setting(one_of("none", "backbone"))
+    # backbone: only the head is trained (a linear probe); blocks:N: all but the embeddings and the
+    # first N blocks
+    freeze: str = setting(FREEZE)
     # Of the averaged weights, which are then evaluated and saved as best; 0: no average
     ema_decay: float = setting(BELOW_ONE)
 

@@ -395,7 +395,8 @@ class Encoder(nn.Module):
         last = len(self.blocks) - 1
         for n, block in enumerate(self.blocks):
             run = block
-            if self.checkpointing and self.training:
+            # A frozen block, which is not in training, keeps no activations anyway
+            if self.checkpointing and block.training:
                 run = partial(checkpoint, block, use_reentrant=False)
             block_keep = None if keep is None else keep[:, n]
             x = run(x, self.rotation, block_keep, outputs if n == last else None)

@@ -111,14 +111,15 @@ class Speed:
     """Turns images per second into MFU: the fraction of the device's rate in large matrix products.
 
     macs: multiply-adds of one image's forward pass; product_rate: FLOP/s of all processes together,
-    as vit.runtime.device.product_rate measures it.
+    as vit.runtime.device.product_rate measures it. flops_a_mac: of training for each multiply-add
+    of a forward pass: two forward and twice that backward, less where parts are frozen.
     """
 
-    def __init__(self, macs: int, product_rate: float):
+    def __init__(self, macs: int, product_rate: float, flops_a_mac: float = 6.0):
         self.macs = macs
-        # Forward and twice that backward, two operations a multiply-add. What is computed a second
-        # time (activation checkpointing) does not count: it brings training no further
-        self.flops_per_image = 6 * macs
+        # What is computed a second time (activation checkpointing) does not count: it brings
+        # training no further
+        self.flops_per_image = flops_a_mac * macs
         self.product_rate = product_rate
 
     def mfu(self, images_per_second: float) -> float:

@@ -20,6 +20,7 @@ from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
 from vit.text import format_bytes, format_duration
 from vit.training import prepare, start
+from vit.training.freezing import describe_parameters
 from vit.training.plan import Plan
 from vit.training.trial import Trial, try_steps
 
@@ -63,7 +64,8 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
         sections.append([f"not measured: {problem}"])
     else:
         rate = product_rate(machine.device, start.precision_of(config, machine).dtype)
-        sections.append(time_section(plan, trial, macs, share, rate))
+        flops = macs * prepare.flops_a_mac(config, len(data.classes))
+        sections.append(time_section(plan, trial, flops, share, rate))
         sections.append(memory_section(trial, share))
     return "\n\n".join("\n".join(lines) for lines in sections)
 
@@ -135,7 +137,7 @@ def data_section(data: ImageDataset) -> list[str]:
 
 def length_section(config: Config, plan: Plan, data: ImageDataset, macs: int) -> list[str]:
     """How long the run is, and what it costs on any machine."""
-    model = build_on_meta(asdict(config.model), len(data.classes))
+    model = prepare.trained_on_meta(config, len(data.classes))
     epochs = plan.total_steps / plan.steps_per_epoch
     evaluations = plan.evaluations(plan.total_steps)
     patience = ""
@@ -146,7 +148,7 @@ def length_section(config: Config, plan: Plan, data: ImageDataset, macs: int) ->
     return [
         f"run         {plan.total_steps:,} steps of {plan.batch_size} images "
         f"({epochs:.3g} epochs), {evaluations} evaluations{patience}",
-        f"parameters  {model.num_parameters():,}",
+        f"parameters  {describe_parameters(model)}",
         f"forward     {macs / 1e9:.4g} GMACs an image ({2 * macs / 1e9:.4g} GFLOPs)",
         f"training    {image_flops / 1e9:.4g} GFLOPs an image, {step_flops / 1e12:.4g} TFLOPs a "
         f"step, {step_flops * plan.total_steps / 1e15:.4g} PFLOPs in all",
@@ -154,11 +156,14 @@ def length_section(config: Config, plan: Plan, data: ImageDataset, macs: int) ->
 
 
 def time_section(
-    plan: Plan, trial: Trial, macs: int, share: Share, product_rate: float
+    plan: Plan, trial: Trial, image_flops: float, share: Share, product_rate: float
 ) -> list[str]:
-    """How long a step takes and the whole run would. product_rate: FLOP/s of large products."""
+    """How long a step takes and the whole run would.
+
+    image_flops: of training on one image; product_rate: FLOP/s of large products.
+    """
     images_per_second = share.batch_size / trial.step_seconds
-    mfu = min(1.0, 6 * macs * images_per_second / product_rate)
+    mfu = min(1.0, image_flops * images_per_second / product_rate)
     waiting = trial.data_seconds / trial.step_seconds
     training = plan.total_steps * trial.step_seconds
     evaluating = plan.evaluations(plan.total_steps) * trial.evaluation_seconds

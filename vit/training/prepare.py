@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import torch
+from torch import nn
 
 from vit.augment.affine import Affine
 from vit.augment.batch import BatchAugmentation
@@ -18,6 +19,7 @@ from vit.config.config import Config
 from vit.config.data import data_arguments
 from vit.config.in_vain import check_typed
 from vit.config.resume import overridden_keys_of, with_settings_of_weights
+from vit.config.train import frozen_blocks
 from vit.data.datasets import DATASETS, check_dataset, load_data
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
@@ -31,6 +33,7 @@ from vit.runtime.machine import Machine
 from vit.runtime.processes import Processes
 from vit.runtime.signals import Interrupted, StopSignal
 from vit.training.batches import Augmentation, Batches
+from vit.training.freezing import backbone_of, first_blocks_of, freeze
 from vit.training.optimizers import COMMON_KEYS, build_optimizer, require_elementwise
 from vit.training.plan import Plan, build_schedule
 from vit.weights.description import Weights
@@ -110,8 +113,7 @@ def check_parts(config: Config, overrides: Sequence[str] = ()) -> None:
         require_elementwise(config.optimizer.name)
     check_typed(config, overrides, DATASETS[config.data.name].reads_files)
 
-    # On the meta device, so that even the largest model takes no memory
-    build_optimizer_of(config, build_on_meta(asdict(config.model)))
+    build_optimizer_of(config, trained_on_meta(config))
 
     # Whether warmup and cooldown fit into a run in epochs is known only with the data
     build_schedule(
@@ -155,10 +157,39 @@ def macs_of(config: Config, num_classes: int) -> int:
     return count_macs(build_on_meta(asdict(config.model), num_classes))
 
 
+def trained_on_meta(config: Config, num_classes: int = 2) -> VisionTransformer:
+    """Build the model with the parts frozen that training leaves alone.
+
+    On the meta device, so that even the largest takes no memory. Raises ConfigError.
+    """
+    model = build_on_meta(asdict(config.model), num_classes)
+    freeze(frozen_parts(config, model))
+    return model
+
+
+def frozen_parts(config: Config, model: VisionTransformer) -> list[nn.Module]:
+    """Return the modules that train.freeze leaves as they are."""
+    count = frozen_blocks(config.train.freeze)
+    if count is not None:
+        return first_blocks_of(model, count)
+    return [] if config.train.freeze == "none" else backbone_of(model)
+
+
 def training_flops_of(config: Config, num_classes: int) -> int:
     """Return the FLOPs that one image costs in training, see vit.model.cost.training_flops."""
-    model = build_on_meta(asdict(config.model), num_classes)
-    return training_flops(model, head_only=config.train.freeze == "backbone")
+    model = trained_on_meta(config, num_classes)
+    return training_flops(model, frozen_parts(config, model))
+
+
+def flops_a_mac(config: Config, num_classes: int) -> float:
+    """Return the FLOPs of training for each multiply-add of a forward pass.
+
+    6 where everything is trained, two forward and four backward; fewer where parts are frozen.
+    """
+    if config.train.freeze == "none":
+        return 6.0
+    everything = training_flops(build_on_meta(asdict(config.model), num_classes))
+    return 6.0 * training_flops_of(config, num_classes) / everything
 
 
 def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:

@@ -19,6 +19,7 @@ from vit.runtime.compiling import worth_compiling
 from vit.runtime.cores import usable_cores
 from vit.runtime.precision import choose_precision
 from vit.training.batches import Batches
+from vit.training.freezing import describe_parameters
 from vit.training.observer import Observer
 from vit.training.plan import Plan
 from vit.training.prepare import training_flops_of
@@ -47,7 +48,7 @@ def announce(
     """
     model, data = step.state.model, batches.data
     log.info(
-        f"model  {config.model.name}: {model.num_parameters():,} parameters, "
+        f"model  {config.model.name}: {describe_parameters(model)} parameters, "
         f"{2 * macs / 1e9:.3g} GFLOPs an image"
     )
     if data.layout:
@@ -193,7 +194,7 @@ def leave_card(
         "test": data.test,
     }
     computing = describe_computing(observer.batches, step)
-    write_card(run.path, to_dict(config), command, described, observer.speed.macs, computing)
+    write_card(run.path, to_dict(config), command, described, observer.speed, computing)
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,12 @@ from vit.runtime.machine import Machine
 from vit.runtime.memory import free_memory
 from vit.runtime.precision import Precision, choose_precision
 from vit.training.batches import Batches
+from vit.training.freezing import freeze
 from vit.training.losses import build_loss
 from vit.training.micro_batch import agree_on_micro_batch_size
 from vit.training.observer import Observer
-from vit.training.optimizers import freeze_all_but_head
 from vit.training.plan import Plan
-from vit.training.prepare import build_optimizer_of
+from vit.training.prepare import build_optimizer_of, flops_a_mac, frozen_parts
 from vit.training.state import EMA, Progress, TrainingState
 from vit.training.step import OptimizerStep
 from vit.training.validation_board import ValidationBoard, watch_gradients
@@ -75,8 +75,7 @@ def starting_state(
         whiten_patches(model, images.to(model.head.weight.device))
 
     # Before the optimizer is built, which takes the trained parameters alone
-    if config.train.freeze == "backbone":
-        freeze_all_but_head(model)
+    freeze(frozen_parts(config, model))
     model.encoder.checkpointing = config.runtime.activation_checkpointing
 
     # The average starts as a copy, so after the weights are final, and is sharded like the model.
@@ -170,8 +169,8 @@ def make_step(
     if not machine.sharded:
         synchronized = machine.processes.data_parallel(model, machine.device)
 
-    # Forward and twice that backward, two operations a multiply-add
-    run_flops = 6 * macs * plan.batch_size * plan.total_steps
+    image_flops = macs * flops_a_mac(config, len(batches.data.classes))
+    run_flops = image_flops * plan.batch_size * plan.total_steps
     mode = compile_mode(config, batches)
     compiled = compile_model(
         synchronized, mode, state.precision, config.model.hidden_size, run_flops
@@ -192,6 +191,7 @@ def make_step(
         drop_path_schedule=config.train.drop_path_schedule,
         seed=config.seed,
         compiled=compiled.is_compiled,
+        frozen=frozen_parts(config, model),
     )
 
 
@@ -285,7 +285,7 @@ def make_observer(
         plan=plan,
         batches=batches,
         clock=clock,
-        speed=Speed(macs, rate),
+        speed=Speed(macs, rate, flops_a_mac(config, len(batches.data.classes))),
         console=Console(
             screen,
             clock,

@@ -106,8 +106,11 @@ class EMA:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         # Made once, and not before the first update, since sharding replaces parameters
         if self.lists is None or self.lists[0] is not model:
-            # Parameters alone: the model's buffers never change
-            self.lists = (model, list(self.model.parameters()), list(model.parameters()))
+            # Trained parameters alone: frozen ones and the model's buffers never change
+            pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+            trained = [pair for pair in pairs if pair[1].requires_grad]
+            averages, parameters = (list(items) for items in zip(*trained, strict=True))
+            self.lists = (model, averages, parameters)
         _, averages, parameters = self.lists
         # One kernel for all of them; pyright does not know it
         torch._foreach_lerp_(averages, parameters, weight)  # pyright: ignore[reportPrivateImportUsage]
