@@ -158,6 +158,7 @@ KEYS_OF_TRAIN = {
     "train.clip_norm": Change("0.01"),
     "train.whiten_patches": Change("true"),
     "train.freeze": Change("backbone"),
+    "train.lora_rank": Change("2", ("pretrained={best}",)),
     "train.ema_decay": Change("0"),
     "train.eval_every": Change("0.2"),
     "train.patience": Change("1", ("train.eval_every=0.1", "optimizer.lr=1e-60")),

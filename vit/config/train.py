@@ -55,6 +55,8 @@ class TrainConfig:
     # backbone: only the head is trained (a linear probe); blocks:N: all but the embeddings and the
     # first N blocks
     freeze: str = setting(FREEZE)
+    # LoRA: of the changes of the attention's matrices, which are trained with the head; null: none
+    lora_rank: int | None = setting(POSITIVE)
     # Of the averaged weights, which are then evaluated and saved as best; 0: no average
     ema_decay: float = setting(BELOW_ONE)
 

@@ -27,6 +27,7 @@ from vit.data.splits import ImageDataset
 from vit.data.training_transform import TrainingTransform
 from vit.errors import ConfigError
 from vit.model.cost import count_macs, training_flops
+from vit.model.low_rank import add_low_rank
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.folder import RunFolder
 from vit.runtime.machine import Machine
@@ -158,13 +159,21 @@ def macs_of(config: Config, num_classes: int) -> int:
 
 
 def trained_on_meta(config: Config, num_classes: int = 2) -> VisionTransformer:
-    """Build the model with the parts frozen that training leaves alone.
+    """Build the model as it is trained, see choose_trained.
 
     On the meta device, so that even the largest takes no memory. Raises ConfigError.
     """
     model = build_on_meta(asdict(config.model), num_classes)
-    freeze(frozen_parts(config, model))
+    choose_trained(config, model)
     return model
+
+
+def choose_trained(config: Config, model: VisionTransformer) -> None:
+    """Freeze what is not trained, and add what is trained instead, in place."""
+    freeze(frozen_parts(config, model))
+    if config.train.lora_rank is not None:
+        first_block = frozen_blocks(config.train.freeze) or 0
+        add_low_rank(model, config.train.lora_rank, first_block)
 
 
 def frozen_parts(config: Config, model: VisionTransformer) -> list[nn.Module]:
@@ -186,7 +195,7 @@ def flops_a_mac(config: Config, num_classes: int) -> float:
 
     6 where everything is trained, two forward and four backward; fewer where parts are frozen.
     """
-    if config.train.freeze == "none":
+    if config.train.freeze == "none" and config.train.lora_rank is None:
         return 6.0
     everything = training_flops(build_on_meta(asdict(config.model), num_classes))
     return 6.0 * training_flops_of(config, num_classes) / everything

@@ -10,6 +10,7 @@ import torch
 from vit.config.config import Config, to_dict, to_yaml
 from vit.config.resume import notable_settings
 from vit.figures.predictions import class_names
+from vit.model.low_rank import count_plain_parameters
 from vit.runs.card import repeat_command, write_card
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
@@ -158,7 +159,7 @@ def finish(
         **run.describe_progress(),
         test_top1=test["top1"],
         test_loss=test["loss"],
-        params=observer.state.model.num_parameters(),
+        params=count_plain_parameters(observer.state.model),
         images_per_second=round(images_seen / progress.seconds, 2),
         pflops=compute.pflops,
         product_rate_share=compute.product_rate_share,

@@ -31,12 +31,16 @@ from vit.runtime.machine import Machine
 from vit.runtime.memory import free_memory
 from vit.runtime.precision import Precision, choose_precision
 from vit.training.batches import Batches
-from vit.training.freezing import freeze
 from vit.training.losses import build_loss
 from vit.training.micro_batch import agree_on_micro_batch_size
 from vit.training.observer import Observer
 from vit.training.plan import Plan
-from vit.training.prepare import build_optimizer_of, flops_a_mac, frozen_parts
+from vit.training.prepare import (
+    build_optimizer_of,
+    choose_trained,
+    flops_a_mac,
+    frozen_parts,
+)
 from vit.training.state import EMA, Progress, TrainingState
 from vit.training.step import OptimizerStep
 from vit.training.validation_board import ValidationBoard, watch_gradients
@@ -75,7 +79,8 @@ def starting_state(
         whiten_patches(model, images.to(model.head.weight.device))
 
     # Before the optimizer is built, which takes the trained parameters alone
-    freeze(frozen_parts(config, model))
+    torch.manual_seed(random_seed(config.seed, "low-rank changes"))
+    choose_trained(config, model)
     model.encoder.checkpointing = config.runtime.activation_checkpointing
 
     # The average starts as a copy, so after the weights are final, and is sharded like the model.

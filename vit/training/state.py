@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from vit.checkpoints.model import load_weights, strip_prefix
 from vit.errors import CheckpointError
+from vit.model.low_rank import merge_low_rank
 from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.precision import Precision
 from vit.runtime.processes import gather_to_first
@@ -159,8 +160,14 @@ class TrainingState:
         }
 
     def selected_tensors(self) -> dict[str, Tensor]:
-        """Return the weights of selected() by name; see tensors() where the model is sharded."""
-        return model_tensors(self.selected())
+        """Return the weights of selected() by name, low-rank changes merged.
+
+        See tensors() where the model is sharded.
+        """
+        weights = cast(dict[str, Tensor], get_model_state_dict(self.selected()))
+        # On the device, where evaluations merge them too: the bits are then the same
+        with torch.no_grad():
+            return gather_to_first(merge_low_rank(weights))
 
     def restore(self, tensors: dict[str, Tensor], header: Mapping[str, Any], source: str) -> None:
         """Take over what tensors() gave, and the progress and precision of a checkpoint's header.
