@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
+from helpers import ROOT
 
 from vit.errors import Stopped
 from vit.runtime.signals import Interrupted, StopSignal
@@ -125,3 +128,25 @@ def test_an_earlier_signal_is_what_is_told(stop):
     stop.limit(0.01)
     stop.require_time(1e9)
     assert stop.describe() == "SIGTERM"
+
+
+END_AT_THE_LIMIT = """
+import signal, time
+from vit.runtime.signals import StopSignal
+
+stop = StopSignal().install()
+stop.limit(1)
+
+class Slow:
+    def __del__(self):
+        time.sleep(1)
+
+# Lives as long as the interpreter, which takes a second to end in which the alarm would come
+signal.slow = Slow()
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+"""
+
+
+def test_an_alarm_does_not_kill_a_process_that_is_ending():
+    done = subprocess.run([sys.executable, "-c", END_AT_THE_LIMIT], cwd=ROOT, check=False)
+    assert done.returncode == 0

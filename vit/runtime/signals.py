@@ -3,6 +3,7 @@
 Imports nothing heavy, so that the handler can be installed before torch is imported.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -56,6 +57,8 @@ class StopSignal:
         # An alarm also interrupts what never looks, such as compiling
         signal.signal(signal.SIGALRM, self.receive)
         self.set_alarm(self.time_limit)
+        # Python gives signals their usual meaning when it ends: an alarm would kill it then
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
     def set_alarm(self, time_limit: TimeLimit) -> None:
         # 0 would switch it off
