@@ -6,7 +6,7 @@ Usage:
     python train.py --help
 
 Exit codes: 0 done, 1 a bug, 2 a mistake in the configuration, the data or a checkpoint, 3 training
-failed and the last checkpoint is kept, 75 stopped by a signal and resumable.
+failed and the last checkpoint is kept, 75 stopped by a signal or a limit of time, and resumable.
 """
 
 import sys
@@ -34,7 +34,13 @@ from vit.errors import ConfigError
 from vit.runs import sweep
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
-from vit.runtime.launch import launch_processes, process_rank, started_by_torchrun, wait_for_first
+from vit.runtime.launch import (
+    launch_processes,
+    process_rank,
+    start_of_command,
+    started_by_torchrun,
+    wait_for_first,
+)
 from vit.runtime.signals import StopSignal
 
 
@@ -59,14 +65,14 @@ def main(composed: DictConfig) -> float | None:
 
     # All processes of a run end in the same errors, so one of them is enough to report them
     is_first = process_rank() == 0
-    stop = StopSignal()
+    stop = StopSignal(start_of_command())
     with task_errors(None if is_first else partial(wait_for_first, stop)):
         # Before any value is read, which would raise where it refers to a key that is not there
         require_resolvable(composed)
         count = requested_processes(composed, folder, overrides)
         if count > 1 and not started_by_torchrun() and not composed.explain:
             device = requested_runtime("device", composed, folder, overrides)
-            raise SystemExit(run_in_processes(count, device, folder, overrides))
+            raise SystemExit(run_in_processes(count, device, folder, overrides, stop.started))
 
         # Before torch is imported, which takes seconds in which a signal may come already
         stop.install()
@@ -120,11 +126,13 @@ def requested_runtime(name: str, composed: DictConfig, folder: Path, overrides: 
     return composed.runtime[name]
 
 
-def run_in_processes(count: int, device: Any, folder: Path, overrides: list[str]) -> int:
+def run_in_processes(
+    count: int, device: Any, folder: Path, overrides: list[str], started: float
+) -> int:
     """Run the same command in several processes.
 
-    Returns the exit code of the first process that failed, or 0. Raises ConfigError where the
-    device is a GPU and this machine has too few.
+    started: when this one was, by time.monotonic(). Returns the exit code of the first process that
+    failed, or 0. Raises ConfigError where the device is a GPU and this machine has too few.
     """
     # Late, so that --help and a mistaken command are answered before torch is imported
     from vit.runtime.machine import require_gpus_of
@@ -134,7 +142,7 @@ def run_in_processes(count: int, device: Any, folder: Path, overrides: list[str]
 
     # The folder is given since its default holds a time, which each process would take for itself
     arguments = [*overrides, f"runtime.processes={count}", f"hydra.run.dir={folder}"]
-    return launch_processes(count, [sys.argv[0], *prepare_arguments(arguments)])
+    return launch_processes(count, [sys.argv[0], *prepare_arguments(arguments)], started)
 
 
 def read_config(composed: DictConfig, run: RunFolder) -> tuple[Config, list[str]]:

@@ -1,6 +1,6 @@
 """A whole training on a small model and made-up batches, without a configuration or a data set."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +90,7 @@ def make_step(
     seed: int = 0,
     processes: Processes | None = None,
     synchronized: torch.nn.Module | None = None,
+    frozen: Sequence[torch.nn.Module] = (),
 ) -> OptimizerStep:
     """synchronized: the model as the processes share it; None: of one process."""
     synchronized = state.model if synchronized is None else synchronized
@@ -105,6 +106,7 @@ def make_step(
         clip_norm=clip_norm,
         drop_path_schedule="linear",
         seed=seed,
+        frozen=frozen,
     )
 
 

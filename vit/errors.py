@@ -39,7 +39,7 @@ class TrainingFailed(Exception):
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; its state is saved and it can be resumed."""
+    """A signal, or a limit of time, asked the run to stop; it is saved and can be resumed."""
 
     # EX_TEMPFAIL of sysexits.h: schedulers take it as "start me again"
     exit_code = 75

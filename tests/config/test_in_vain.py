@@ -8,6 +8,7 @@ from vit.config.in_vain import (
     CASES,
     CASES_OF_EQUAL_CLASSES,
     CASES_OF_FILES,
+    CASES_OF_FREEZING,
     CASES_OF_MEMORY,
     CASES_WITHOUT_VALIDATION,
     check_typed,
@@ -30,10 +31,23 @@ REFUSED = [
     ("data.mirror=true", ["augment.flip=0"]),
     ("augment.flip=0.5", ["data=digits"]),
     ("optimizer.layer_decay=0.7", ["train.freeze=backbone"]),
+    ("optimizer.layer_decay=0.7", ["model.num_layers=3", "train.freeze=blocks:3"]),
     ("optimizer.momentum=0.5", ["optimizer=muon", "train.freeze=backbone"]),
     ("optimizer.nesterov=false", ["optimizer=muon", "train.freeze=backbone"]),
     ("train.class_weights=balanced", ["data.balance=1"]),
     ("train.label_smoothing=0.2", ["train.teacher=x", "train.distill_weight=1"]),
+    (
+        "train.drop_path_schedule=constant",
+        ["experiment=cifar10_vit_s4", "train.freeze=backbone"],
+    ),
+    ("model.dropout=0.1", ["train.freeze=backbone"]),
+    ("model.drop_path=0.1", ["train.freeze=backbone"]),
+    ("model.attention_dropout=0.1", ["train.freeze=backbone"]),
+    ("model.projection_dropout=0.1", ["train.freeze=backbone"]),
+    ("model.mlp_dropout=0.1", ["train.freeze=backbone"]),
+    ("model.embedding_dropout=0.1", ["train.freeze=blocks:0"]),
+    ("model.patch_dropout=0.1", ["train.freeze=blocks:1"]),
+    ("runtime.activation_checkpointing=true", ["train.freeze=backbone"]),
     ("runtime.compile=true", ["runtime.sharding=fsdp"]),
     ("runtime.compile=blocks", ["runtime.sharding=fsdp"]),
     ("pretrained_positions=linear", []),
@@ -54,6 +68,11 @@ ACCEPTED = [
     ("augment.flip=0.2", []),
     ("augment.flip=0", ["data=digits"]),
     ("optimizer.layer_decay=0.7", []),
+    ("optimizer.layer_decay=0.7", ["model.num_layers=3", "train.freeze=blocks:2"]),
+    ("model.drop_path=0.1", ["train.freeze=blocks:1"]),
+    ("model.drop_path=0", ["train.freeze=backbone"]),
+    ("model.patch_dropout=0.1", []),
+    ("runtime.activation_checkpointing=true", ["train.freeze=blocks:1"]),
     ("optimizer.momentum=0.5", ["optimizer=muon"]),
     ("optimizer.nesterov=false", ["optimizer=sgd", "train.freeze=backbone"]),
     ("train.class_weights=balanced", ["data.balance=0.5"]),
@@ -91,7 +110,7 @@ def test_what_has_an_effect_is_accepted(override, beside):
 
 
 def test_every_case_is_tried_above():
-    keys = {case.key for case in (*CASES, *CASES_OF_FILES, *CASES_OF_MEMORY)}
+    keys = {case.key for case in (*CASES, *CASES_OF_FREEZING, *CASES_OF_FILES, *CASES_OF_MEMORY)}
     assert keys == {override.partition("=")[0] for override, _ in REFUSED}
     keys = {case.key for case in CASES_OF_EQUAL_CLASSES + CASES_WITHOUT_VALIDATION}
     assert keys == {override.partition("=")[0] for override in REFUSED_WITH_DATA}

@@ -43,6 +43,11 @@ from vit.errors import ConfigError
         ("schedule.warmup=-1", "schedule.warmup"),
         ("schedule.warmup=true", "schedule.warmup"),
         ("train.precision=fp8", "train.precision"),
+        ("train.freeze=blocks", "train.freeze"),
+        ("train.freeze=blocks:-1", "train.freeze"),
+        ("train.freeze=blocks:1.5", "train.freeze"),
+        ("train.patience=0", "train.patience"),
+        ("runtime.max_minutes=0", "runtime.max_minutes"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(override, key):
@@ -134,3 +139,9 @@ def test_a_key_without_a_value_is_named():
 def test_a_reference_to_nowhere_is_named():
     with pytest.raises(ConfigError, match=r"^seed: .*nowhere"):
         configured("seed=${nowhere}")
+
+
+def test_no_more_blocks_are_frozen_than_there_are():
+    check(configured("model.num_layers=3", "train.freeze=blocks:3"))
+    with pytest.raises(ConfigError, match=r"^train\.freeze=blocks:4 is more than the 3 blocks"):
+        check(configured("model.num_layers=3", "train.freeze=blocks:4"))

@@ -64,6 +64,8 @@ def test_nothing_given_changes_nothing(saved):
     [
         ("train.save_every=7", 7),
         ("train.log_every=3", 3),
+        ("train.patience=3", 3),
+        ("runtime.max_minutes=90", 90),
         ("runtime.workers=3", 3),
         ("runtime.device=cpu", "cpu"),
         ("data.root=elsewhere", "elsewhere"),

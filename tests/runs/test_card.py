@@ -12,6 +12,7 @@ from helpers import ROOT, TINY, train
 import vit.runs.card
 from vit.evaluation.accuracy import wilson_interval
 from vit.runs.card import COLUMNS, curve, curves, project_version, repeat_command, write_card
+from vit.runs.timing import Speed
 
 SETTINGS = {
     "model": {
@@ -32,6 +33,7 @@ SETTINGS = {
 }
 RESULT = {
     "status": "finished",
+    "reason": "all steps done",
     "steps": 1200,
     "select": "top1",
     "val_top1": 0.75,
@@ -65,7 +67,7 @@ def write(folder, result=RESULT, metrics=METRICS):
     (folder / "metrics.jsonl").write_text(as_lines(metrics))
     (folder / "timing.jsonl").write_text(as_lines(TIMING))
     data = {"classes": 3, "train": "a|b, 500 images"}
-    write_card(folder, SETTINGS, "python train.py seed=7", data, 10**9, "bf16 on cpu")
+    write_card(folder, SETTINGS, "python train.py seed=7", data, Speed(10**9, 1e12), "bf16 on cpu")
     return (folder / "card.md").read_text(encoding="utf-8")
 
 
@@ -175,7 +177,7 @@ def test_a_real_runs_card_has_the_numbers_of_its_result(digits_run):
     values = cells(text)
     assert values["test top-1"].startswith(f"{result['test_top1']:.2%} (")
     assert values["validation top-1"].startswith(f"{result['val_top1']:.2%} (")
-    assert values["length"] == f"{result['steps']} steps"
+    assert values["length"] == f"{result['steps']} steps; all steps done"
     assert values["speed"].startswith(f"{result['images_per_second']:g} images/s")
     assert values["parameters"] == f"{result['params']:,}"
     first_line = (folder / "config.yaml").read_text().splitlines()[0]

@@ -2,8 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
+from helpers import ROOT
 
 from vit.errors import Stopped
 from vit.runtime.signals import Interrupted, StopSignal
@@ -13,9 +17,10 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 @pytest.fixture
 def stop():
-    """An installed StopSignal; the handlers before it come back."""
-    handlers = {number: signal.getsignal(number) for number in NUMBERS}
+    """An installed StopSignal; the handlers before it come back, and no alarm is left."""
+    handlers = {number: signal.getsignal(number) for number in (*NUMBERS, signal.SIGALRM)}
     yield StopSignal().install()
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
@@ -66,3 +71,82 @@ def test_within_long_work_that_changes_nothing_a_signal_interrupts(stop):
 
 def test_another_process_may_have_received_it():
     assert "another process" in StopSignal().describe()
+
+
+def test_without_a_limit_there_is_time_for_everything(stop):
+    stop.limit(None)
+    stop.require_time(1e9)
+    stop.expect_save(1e9)
+    assert not stop
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_what_would_end_too_late_stops_the_run(stop):
+    stop.limit(10)  # half a minute of it is left free
+    stop.require_time(560)
+    assert not stop
+    stop.expect_save(20)  # and twice that for saving
+    stop.require_time(520)
+    assert not stop
+    stop.require_time(540)
+    with pytest.raises(Stopped, match=r"runtime\.max_minutes=10 before"):
+        stop.check()
+
+
+def test_the_minutes_count_from_the_start_of_the_command():
+    stop = StopSignal(started=time.monotonic() - 500)
+    stop.limit(10)
+    stop.require_time(60)
+    assert not stop
+    stop.require_time(80)
+    assert stop
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_at_the_limit_an_alarm_stops_the_run_and_interrupts_long_work(stop, exits):
+    stop.started -= 55.5  # three seconds are left free
+    stop.limit(1)
+    with stop.interrupting(), pytest.raises(Interrupted):
+        time.sleep(30)
+    assert stop.describe() == "runtime.max_minutes=1"
+    # It is not saved again, and a save that is measured sets no other alarm
+    stop.expect_save(1)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert exits == []
+
+
+def test_at_the_limit_a_process_that_waits_for_others_can_be_started_again(stop, exits):
+    stop.exit_immediately = True
+    stop.started -= 60
+    stop.limit(1)
+    time.sleep(0.1)
+    assert exits == [75]
+
+
+def test_an_earlier_signal_is_what_is_told(stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.limit(0.01)
+    stop.require_time(1e9)
+    assert stop.describe() == "SIGTERM"
+
+
+END_AT_THE_LIMIT = """
+import signal, time
+from vit.runtime.signals import StopSignal
+
+stop = StopSignal().install()
+stop.limit(1)
+
+class Slow:
+    def __del__(self):
+        time.sleep(1)
+
+# Lives as long as the interpreter, which takes a second to end in which the alarm would come
+signal.slow = Slow()
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+"""
+
+
+def test_an_alarm_does_not_kill_a_process_that_is_ending():
+    done = subprocess.run([sys.executable, "-c", END_AT_THE_LIMIT], cwd=ROOT, check=False)
+    assert done.returncode == 0

@@ -1,6 +1,8 @@
 """The loop on a small model: what it computes, when it evaluates and saves, how it stops."""
 
 import signal
+import time
+from dataclasses import dataclass, replace
 
 import pytest
 import timm
@@ -24,6 +26,8 @@ from torch import nn
 from vit.checkpoints.file import read_checkpoint
 from vit.checkpoints.run import RunCheckpoints
 from vit.errors import Stopped, TrainingFailed
+from vit.runtime.signals import StopSignal
+from vit.runtime.time_limit import TimeLimit
 from vit.training.losses import build_loss
 from vit.training.state import EMA
 from vit.weights.loading import load_into, read
@@ -198,6 +202,68 @@ def stop_in_forward_pass(trainer, number, signal_number):
     trainer.step.forward = forward
 
 
+def limited(trainer, seconds):
+    """The trainer with a limit of time that has so many seconds left, and no alarm."""
+    trainer.stop.time_limit = TimeLimit(1, time.monotonic() - 57 + seconds)
+    trainer.stop.set_alarm = lambda time_limit: None
+    return trainer
+
+
+def test_no_step_is_begun_that_would_end_too_late(tmp_path):
+    trainer = limited(make_trainer(tmp_path), 100)
+    trainer.observer.clock.seconds_per_step = lambda step: 20.0 * step
+    with pytest.raises(Stopped, match=r"runtime\.max_minutes=1 after step 3"):
+        trainer.fit()
+    assert trainer.checkpoints.last == [3]
+    assert trainer.batches.closed
+
+
+def test_time_is_kept_for_a_save_as_long_as_the_last(tmp_path, monkeypatch):
+    trainer = limited(make_trainer(tmp_path, plan=make_plan(6, save_every=2)), 100)
+    save_last, now = trainer.checkpoints.save_last, time.monotonic
+    late = []
+
+    def slow_save(state):
+        save_last(state)
+        late.append(40)
+
+    trainer.checkpoints.save_last = slow_save
+    monkeypatch.setattr(time, "monotonic", lambda: now() + sum(late))
+    with pytest.raises(Stopped, match=r"runtime\.max_minutes=1 after step 3"):
+        trainer.fit()
+    # 60 s were left after the first save, of which the next may take twice 40
+    assert trainer.checkpoints.last == [2, 3]
+
+
+def test_an_evaluation_that_would_end_too_late_is_left_to_the_next_start(tmp_path):
+    evaluations = [{"loss": 1.0, "top1": 0.5}, {"loss": 0.5, "top1": 0.6}]
+    batches = StoppableBatches(evaluations=evaluations)
+    state = make_state()
+    trainer = limited(make_trainer(tmp_path, state=state, batches=batches), 1000)
+    batches.stop = trainer.stop
+    trainer.evaluation_seconds = 2000.0
+    with pytest.raises(Stopped, match=r"runtime\.max_minutes=1 in an evaluation"):
+        trainer.fit()
+    assert trainer.checkpoints.last == [3]
+    assert state.progress.evaluated_step == 0
+    resumed = make_trainer(tmp_path, state=state, batches=batches)
+    batches.stop = resumed.stop
+    resumed.fit()
+    assert (state.progress.step, state.progress.best_step, evaluations) == (6, 6, [])
+
+
+@dataclass
+class StoppableBatches(MadeUpBatches):
+    """As the real ones, an evaluation looks at the signal before its first batch."""
+
+    stop: StopSignal | None = None
+
+    def evaluate(self, model, *others):
+        if self.stop:
+            raise Stopped(f"stopped by {self.stop.describe()} in an evaluation")
+        return super().evaluate(model, *others)
+
+
 def test_a_signal_in_the_last_micro_batch_lets_the_step_finish(tmp_path):
     trainer = make_trainer(tmp_path, micro_batch_size=8)
     stop_in_forward_pass(trainer, 6, signal.SIGTERM)  # the second of two in step 3
@@ -300,6 +366,20 @@ def test_the_best_is_what_train_select_names(tmp_path):
         trainer = make_trainer(tmp_path / select, state=state, batches=batches)
         trainer.fit()
         assert trainer.checkpoints.best == best, select
+
+
+def test_the_loop_ends_where_validation_does_not_improve_for_so_long(tmp_path):
+    evaluations = [{"loss": 1.0, "top1": top1} for top1 in (0.5, 0.6, 0.6, 0.5, 0.9)]
+    plan = replace(make_plan(10), eval_every=0.2, patience=2)
+    batches = MadeUpBatches(evaluations=evaluations)
+    trainer = make_trainer(tmp_path, batches=batches, plan=plan)
+    trainer.fit()
+    # The third had neither a higher accuracy nor a lower loss
+    assert trainer.state.progress.step == 4
+    assert trainer.state.progress.best_step == 2
+    assert trainer.checkpoints.last == [4]
+    assert trainer.batches.closed
+    assert evaluations == [{"loss": 1.0, "top1": 0.9}]
 
 
 def test_a_signal_in_an_evaluation_saves_and_a_resumed_run_evaluates_anew(tmp_path):

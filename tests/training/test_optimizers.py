@@ -12,13 +12,13 @@ from small_training import make_model
 
 from vit.errors import ConfigError
 from vit.model.vision_transformer import VisionTransformer
+from vit.training.freezing import backbone_of, freeze
 from vit.training.muon import Muon, learning_rate_scale
 from vit.training.optimizers import (
     OPTIMIZERS,
     Grouping,
     build_optimizer,
     check_optimizer,
-    freeze_all_but_head,
     keys_of,
     parameter_groups,
 )
@@ -237,7 +237,7 @@ def test_layer_decay_applies_to_both_rates_of_muon():
 
 def test_muon_without_blocks_to_train_is_adamw():
     model = make_model()
-    freeze_all_but_head(model)
+    freeze(backbone_of(model))
     optimizer = build_optimizer(model, **MUON)
     backward(model)
     optimizer.step()
@@ -249,7 +249,7 @@ def test_muon_without_blocks_to_train_is_adamw():
 def test_both_heads_of_a_distilled_model_are_probed():
     sizes = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "num_layers": 1, "num_heads": 1}
     model = VisionTransformer(**sizes, num_classes=2, distill_token=True)
-    freeze_all_but_head(model)
+    freeze(backbone_of(model))
     trained = {name for name, item in model.named_parameters() if item.requires_grad}
     assert trained == {
         f"{head}.{part}" for head in ("head", "head_distill") for part in ("weight", "bias")

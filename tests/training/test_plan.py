@@ -6,7 +6,8 @@ import pytest
 from small_training import make_plan
 
 from vit.errors import ConfigError
-from vit.training.plan import build_schedule, due_every, duration_in_steps
+from vit.training.plan import Plan, build_schedule, due_every, duration_in_steps
+from vit.training.state import Progress
 
 
 def schedule(name, total_steps, warmup=0.0, final=None, cooldown=None, steps_per_epoch=10):
@@ -90,3 +91,57 @@ def test_a_plan_says_what_is_due():
     assert not any(plan.attention_due(step) for step in steps)
     assert [plan.epoch_of(step) for step in (0, 4, 5, 9)] == [1, 1, 2, 2]
     assert plan.epochs == 2
+
+
+def plan_with_patience(patience, eval_every=1.0):
+    """Ten epochs of 2.5 steps."""
+    return Plan(
+        total_steps=25,
+        steps_per_epoch=2.5,
+        batch_size=8,
+        schedule=lambda step: 1.0,
+        eval_every=eval_every,
+        attention_every=None,
+        log_every=1,
+        save_every=None,
+        patience=patience,
+    )
+
+
+@pytest.mark.parametrize(
+    ("patience", "step", "best_step", "over"),
+    [
+        (1, 3, 3, False),  # it has just improved
+        (1, 5, 3, True),
+        (2, 5, 3, False),
+        (2, 8, 3, True),
+        (3, 15, 8, True),  # evaluated at 8, 10, 13 and 15
+        (4, 15, 8, False),
+        (None, 25, 3, False),
+    ],
+)
+def test_patience_counts_the_evaluations_since_the_best(patience, step, best_step, over):
+    progress = Progress(step=step, evaluated_step=step, best_step=best_step)
+    assert plan_with_patience(patience).out_of_patience(progress) == over
+
+
+def test_patience_ends_nothing_between_two_evaluations():
+    """A run that is resumed with a smaller patience makes its next evaluation first."""
+    progress = Progress(step=9, evaluated_step=8, best_step=3)
+    assert not plan_with_patience(1).out_of_patience(progress)
+    assert not plan_with_patience(1).out_of_patience(Progress())
+
+
+def test_patience_counts_one_evaluation_a_step_at_most():
+    plan = plan_with_patience(2, eval_every=0.1)
+    assert [plan.evaluations(step) for step in (0, 1, 2, 24, 25)] == [0, 1, 2, 24, 25]
+    assert not plan.out_of_patience(Progress(step=2, evaluated_step=2, best_step=1))
+    assert plan.out_of_patience(Progress(step=3, evaluated_step=3, best_step=1))
+
+
+def test_a_plan_says_why_a_run_has_ended():
+    plan = plan_with_patience(1)
+    early = Progress(step=5, evaluated_step=5, best_step=3)
+    assert plan.describe_end(early).startswith("train.patience=1: no improvement since step 3")
+    last = Progress(step=25, evaluated_step=25, best_step=3)
+    assert plan.describe_end(last) == "all steps done"

@@ -1,5 +1,7 @@
 """From the configuration to the parts of a run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from composing import configured
@@ -79,6 +81,13 @@ def test_a_batch_that_is_too_large_or_too_small_is_refused(num_images, count):
         plan_of(num_images=num_images, count=count)
 
 
+def test_patience_needs_something_held_out():
+    assert plan_of("train.patience=3").patience == 3
+    data = replace(make_data(), val=None)
+    with pytest.raises(ConfigError, match=r"^train\.patience=3 .*data\.val_fraction"):
+        prepare.make_plan(configured(*SMALL, "train.patience=3"), data, make_machine())
+
+
 def test_images_are_mirrored_where_that_leaves_their_class():
     """A mirrored digit is another sign."""
     for mirror, flip in ((False, 0.0), (True, 0.5)):
@@ -99,6 +108,33 @@ def test_a_linear_probe_trains_the_head_alone():
     state = make_run_state(configured(*SMALL, "train.freeze=backbone"))
     trained = {name for name, item in state.model.named_parameters() if item.requires_grad}
     assert trained == {"head.weight", "head.bias"}
+
+
+def test_the_first_blocks_are_frozen_with_the_embeddings():
+    config = configured(*SMALL, "model.num_layers=3", "train.freeze=blocks:2")
+    state = make_run_state(config)
+    parts = {name.split(".")[0]: item for name, item in state.model.named_children()}
+    assert not any(item.requires_grad for item in parts["embeddings"].parameters())
+    trained = [
+        all(item.requires_grad for item in block.parameters())
+        for block in state.model.encoder.blocks
+    ]
+    assert trained == [False, False, True]
+    assert all(item.requires_grad for item in state.model.encoder.norm.parameters())
+    batches = make_batches(config)
+    step = start.make_step(config, state, batches, plan_of(), 10**6, True)
+    assert [block.training for block in state.model.encoder.blocks] == [False, False, True]
+    assert step.frozen_blocks == 2
+
+
+def test_frozen_parts_cost_less():
+    flops = [
+        prepare.flops_a_mac(configured(*SMALL, "model.num_layers=3", f"train.freeze={freeze}"), 10)
+        for freeze in ("none", "blocks:0", "blocks:2", "blocks:3", "backbone")
+    ]
+    assert flops[0] == 6
+    assert flops == sorted(flops, reverse=True)
+    assert 2 < flops[-1] < 2.1
 
 
 def test_averaging_and_activation_checkpointing_follow_the_configuration():

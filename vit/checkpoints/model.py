@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vit.checkpoints.file import read_checkpoint, require_header_keys
 from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError, ConfigError
+from vit.model.low_rank import merge_low_rank
 from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.processes import shard_like
 
@@ -150,6 +151,15 @@ def first_differences(differences: list[str], count: int) -> str:
     if len(differences) > count:
         shown.append(f"and {len(differences) - count} more")
     return "; ".join(shown)
+
+
+def evaluated_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights that a run evaluates, of the tensors of its whole state.
+
+    These are the averaged ones where there are any, with low-rank changes merged.
+    """
+    weights = strip_prefix(tensors, "average/") or strip_prefix(tensors, "model/")
+    return merge_low_rank(weights)
 
 
 def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vit.checkpoints.file import read_checkpoint, require_header_keys, write_checkpoint
 from vit.checkpoints.model import load_weights
 from vit.errors import CheckpointError
+from vit.model.low_rank import no_change
 
 if TYPE_CHECKING:
     from vit.model.vision_transformer import VisionTransformer
@@ -77,7 +78,8 @@ class RunCheckpoints:
         It is the state's own model, whose last weights are overwritten.
         """
         model = state.selected()
-        load_weights(model, read_checkpoint(self.folder / BEST)[0], str(self.folder))
+        tensors = no_change(model.state_dict()) | read_checkpoint(self.folder / BEST)[0]
+        load_weights(model, tensors, str(self.folder))
         return model
 
     def resume(self, state: "TrainingState", may_differ: bool) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vit.checkpoints.file import read_checkpoint, require_header_keys
-from vit.checkpoints.model import build_from_header, strip_prefix
+from vit.checkpoints.model import build_from_header, evaluated_tensors
 from vit.checkpoints.run import check_classes
 from vit.errors import CheckpointError
 from vit.model.head_pruning import attention_modules, num_original_heads
@@ -41,9 +41,8 @@ def load_snapshot(path: Path) -> Snapshot:
     """
     tensors, header = read_checkpoint(path)
     require_header_keys(header, path, "kind")
-    # A run without averaging stores no tensors under average/
     if header["kind"] == "last":
-        tensors = strip_prefix(tensors, "average/") or strip_prefix(tensors, "model/")
+        tensors = evaluated_tensors(tensors)
     model = build_from_header(path, tensors, header)
     progress = header.get("progress") or {}
     return Snapshot(path, model, progress.get("step"))

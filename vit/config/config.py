@@ -27,7 +27,7 @@ from vit.config.settings import (
     one_of,
     setting,
 )
-from vit.config.train import PRECISION, TrainConfig
+from vit.config.train import PRECISION, TrainConfig, frozen_blocks
 from vit.errors import ConfigError
 from vit.text import first_line
 
@@ -100,6 +100,8 @@ def validate(config: Config) -> None:
     check_schedule(config)
     check_distillation(config.train)
     check_start(config)
+    check_frozen(config)
+    check_lora(config)
 
 
 def check_splits(data: DataConfig) -> None:
@@ -170,6 +172,42 @@ def check_start(config: Config) -> None:
         raise ConfigError(
             "train.whiten_patches would overwrite the first layer of pretrained=…; "
             "leave one of them out"
+        )
+
+
+def check_frozen(config: Config) -> None:
+    """Refuse to freeze more blocks than there are."""
+    count, num_layers = frozen_blocks(config.train.freeze), config.model.num_layers
+    if count is not None and count > num_layers:
+        raise ConfigError(
+            f"train.freeze=blocks:{count} is more than the {num_layers} blocks of "
+            f"model={config.model.name}; blocks:{num_layers} freezes all of them"
+        )
+
+
+def check_lora(config: Config) -> None:
+    """Refuse low-rank changes of nothing, and an optimizer that is not made for them."""
+    rank, model, freeze = config.train.lora_rank, config.model, config.train.freeze
+    if rank is None:
+        return
+    if config.pretrained is None:
+        raise ConfigError(
+            "train.lora_rank changes trained weights, which random ones are not; give pretrained=…"
+        )
+    if freeze == "backbone" or frozen_blocks(freeze) == model.num_layers:
+        raise ConfigError(
+            f"train.lora_rank does nothing with train.freeze={freeze}, which leaves no block to be "
+            "changed"
+        )
+    if rank >= model.hidden_size:
+        raise ConfigError(
+            f"train.lora_rank={rank} is no low rank: it must be below model.hidden_size, "
+            f"{model.hidden_size}"
+        )
+    if config.optimizer.name == "muon":
+        raise ConfigError(
+            "train.lora_rank does not go with optimizer=muon, which makes the steps of whole "
+            "matrices orthogonal, not those of their factors; use optimizer=adamw"
         )
 
 

@@ -12,7 +12,18 @@ from typing import NamedTuple
 from vit.config.config import Config
 from vit.config.model import ModelConfig
 from vit.config.resume import overridden_keys
+from vit.config.train import frozen_blocks
 from vit.errors import ConfigError
+
+
+def trains_no_block(config: Config) -> bool:
+    """Whether train.freeze leaves nothing in the blocks that is trained."""
+    freeze = config.train.freeze
+    return freeze == "backbone" or frozen_blocks(freeze) == config.model.num_layers
+
+
+def trains_all(config: Config) -> bool:
+    return config.train.freeze == "none"
 
 
 class Case(NamedTuple):
@@ -69,21 +80,6 @@ CASES = (
         "with data.mirror=false: a mirrored image would be of another class",
     ),
     Case(
-        "optimizer.layer_decay",
-        lambda config: config.train.freeze == "backbone",
-        "with train.freeze=backbone, which trains one layer alone",
-    ),
-    Case(
-        "optimizer.momentum",
-        lambda config: config.optimizer.name == "muon" and config.train.freeze == "backbone",
-        "with train.freeze=backbone, which leaves Muon no matrix",
-    ),
-    Case(
-        "optimizer.nesterov",
-        lambda config: config.optimizer.name == "muon" and config.train.freeze == "backbone",
-        "with train.freeze=backbone, which leaves Muon no matrix",
-    ),
-    Case(
         "train.class_weights",
         lambda config: config.train.class_weights != "none" and config.data.balance == 1,
         "with data.balance=1, which draws all classes equally often",
@@ -104,6 +100,51 @@ CASES = (
         "pretrained_positions",
         lambda config: config.pretrained is None,
         "without pretrained=FILE",
+    ),
+)
+
+# What acts in training alone does nothing in a frozen part, which gives fixed features
+NO_BLOCK = "with a train.freeze that leaves no block to be trained"
+DROPPED_IN_BLOCKS = (
+    "dropout",
+    "drop_path",
+    "attention_dropout",
+    "projection_dropout",
+    "mlp_dropout",
+)
+CASES_OF_FREEZING = (
+    *(
+        Case(key, trains_no_block, NO_BLOCK)
+        for key in ("optimizer.layer_decay", "train.drop_path_schedule")
+    ),
+    *(
+        Case(
+            f"optimizer.{key}",
+            lambda config: config.optimizer.name == "muon" and trains_no_block(config),
+            f"{NO_BLOCK}, since Muon has no matrix then",
+        )
+        for key in ("momentum", "nesterov")
+    ),
+    *(
+        Case(
+            f"model.{key}",
+            lambda config, key=key: bool(getattr(config.model, key)) and trains_no_block(config),
+            NO_BLOCK,
+        )
+        for key in DROPPED_IN_BLOCKS
+    ),
+    *(
+        Case(
+            f"model.{key}",
+            lambda config, key=key: bool(getattr(config.model, key)) and not trains_all(config),
+            "with a train.freeze that leaves the embeddings as they are",
+        )
+        for key in ("embedding_dropout", "patch_dropout")
+    ),
+    Case(
+        "runtime.activation_checkpointing",
+        lambda config: config.runtime.activation_checkpointing and trains_no_block(config),
+        f"{NO_BLOCK}: no activations are kept",
     ),
 )
 
@@ -162,7 +203,7 @@ def check_typed(config: Config, overrides: Sequence[str], reads_files: bool) -> 
     reads_files: whether the images are in files, and not all in memory.
     """
     of_data = CASES_OF_FILES if reads_files else CASES_OF_MEMORY
-    check_cases(CASES + of_data, config, overridden_keys(overrides))
+    check_cases(CASES + CASES_OF_FREEZING + of_data, config, overridden_keys(overrides))
 
 
 def check_typed_with_data(

@@ -39,6 +39,8 @@ class RuntimeConfig:
     processes: int | None = setting(POSITIVE, on_resume=BITS_MAY_DIFFER)
     # fsdp: each process keeps a part of the weights, their averages and the optimizer's state
     sharding: str = setting(one_of("none", "fsdp"), on_resume=BITS_MAY_DIFFER)
+    # From each start of the command, after which it has saved and ended; null: no limit
+    max_minutes: float | None = setting(POSITIVE, on_resume=FREE)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The group `train`: conf/train/default.yaml, which holds the values."""
 
+import re
 from dataclasses import dataclass
 
 from vit.config.settings import (
@@ -8,12 +9,25 @@ from vit.config.settings import (
     FRACTION,
     FREE,
     POSITIVE,
+    Range,
     one_of,
     setting,
 )
 
 PRECISION = one_of("auto", "bf16", "fp16", "fp32")
 SELECT = one_of("top1", "balanced_top1", "macro_f1", "loss")
+
+
+def frozen_blocks(freeze: str) -> int | None:
+    """Return N of train.freeze=blocks:N, None for its other values."""
+    match = re.fullmatch(r"blocks:(\d+)", freeze)
+    return int(match[1]) if match else None
+
+
+FREEZE = Range(
+    lambda value: value in ("none", "backbone") or frozen_blocks(value) is not None,
+    "none, backbone or blocks:N",
+)
 
 
 @dataclass
@@ -51,8 +65,11 @@ class TrainConfig:
 
     # Start the patch embedding from the principal axes of the training images' patches
     whiten_patches: bool = setting()
-    # backbone: only the head is trained (a linear probe)
-    freeze: str = setting(one_of("none", "backbone"))
+    # backbone: only the head is trained (a linear probe); blocks:N: all but the embeddings and the
+    # first N blocks
+    freeze: str = setting(FREEZE)
+    # LoRA: of the changes of the attention's matrices, which are trained with the head; null: none
+    lora_rank: int | None = setting(POSITIVE)
     # Of the averaged weights, which are then evaluated and saved as best; 0: no average
     ema_decay: float = setting(BELOW_ONE)
 
@@ -60,6 +77,9 @@ class TrainConfig:
     eval_every: float = setting(POSITIVE)
     # What the best checkpoint is best in, on the validation split; see vit.runs.selection
     select: str = setting(SELECT)
+    # Evaluations in a row without improvement that end the run; null: all steps are made. Free on a
+    # resume: it decides where a run ends, and changes no step that is made
+    patience: int | None = setting(POSITIVE, on_resume=FREE)
     # Epochs; null: never
     attention_every: float | None = setting(POSITIVE, on_resume=FREE)
     # Steps

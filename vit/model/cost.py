@@ -1,5 +1,9 @@
 """What a model costs and what shapes it computes, known before anything is trained."""
 
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,13 +53,18 @@ class WholeSequence(nn.Module):
 
 
 def forward_on_meta(
-    model: VisionTransformer, batch_size: int, *, whole: bool = True, training: bool = False
+    model: VisionTransformer,
+    batch_size: int,
+    *,
+    whole: bool = True,
+    training: bool = False,
+    frozen: Sequence[nn.Module] = (),
 ) -> Tensor:
     """Run one forward pass on shapes alone: nothing is computed or allocated.
 
-    whole: as WholeSequence, else as forward; training: in training mode, which drops patches. The
-    model keeps its weights and its mode. Returns the logits (batch_size, num_classes) on the meta
-    device.
+    whole: as WholeSequence, else as forward; training: in training mode, which drops patches, but
+    for the frozen modules. The model keeps its weights and its mode. Returns the logits
+    (batch_size, num_classes) on the meta device.
     """
     # Tensors on the meta device have a shape and a type, but no memory. functional_call uses them
     # in place of the weights for this one call, so the model itself is not touched.
@@ -66,6 +75,8 @@ def forward_on_meta(
     images = torch.empty(batch_size, patches.num_channels, *patches.image_size, device="meta")
     was_training = model.training
     model.train(training)
+    for module in frozen:
+        module.eval()
     with torch.no_grad():
         logits = torch.func.functional_call(called, shapes, (images,))
     model.train(was_training)
@@ -85,19 +96,68 @@ def count_macs(model: VisionTransformer) -> int:
     return counter.get_total_flops() // 2
 
 
-def training_flops(model: VisionTransformer, head_only: bool = False) -> int:
+def training_flops(model: VisionTransformer, frozen: Sequence[nn.Module] = ()) -> int:
     """FLOPs that one image costs in training: of the multiply-adds that are really done.
 
-    6 a multiply-add, 2 forward and 4 backward; 2 where there is no backward pass. Dropped patches,
-    and what the last block leaves out, are not counted; what activation checkpointing computes a
-    second time is not either, since it brings training no further. head_only: no other layer is
-    trained.
+    6 a multiply-add, 2 forward and 4 backward, half of these for the gradient of each factor; 2
+    before the first trained part, which has no backward pass; 4 where a weight behind it is frozen.
+    Dropped patches, and what the last block leaves out, are not counted; what activation
+    checkpointing computes a second time is not either, since it brings training no further.
+    frozen: the modules that compute as in evaluation.
     """
-    forward = forward_flops(model, training=True)
-    # A multiply-add for each of the heads' weights
-    heads = [head for head in (model.head, model.head_distill) if head is not None]
-    head = 2 * sum(head.weight.numel() for head in heads)
-    return forward + 2 * (head if head_only else forward)
+    fixed_parts = parts_without_gradients(model)
+    with FlopCounterMode(display=False) as counter, products_of_frozen(model, fixed_parts) as later:
+        forward_on_meta(model, 1, whole=False, training=True, frozen=frozen)
+    forward = counter.get_total_flops()
+
+    # Counted by the modules' names; one that is never called has none
+    counts = counter.get_flop_counts()
+    names = {module: name for name, module in model.named_modules()}
+    keys = [f"{type(model).__name__}.{names[module]}" for module in fixed_parts]
+    fixed = sum(sum(counts[key].values()) for key in keys if key in counts)
+    return forward + 2 * (forward - fixed) - sum(later)
+
+
+def parts_without_gradients(model: VisionTransformer) -> list[nn.Module]:
+    """Return the model's first parts, up to the first of which something is trained."""
+    after = (model.encoder.norm, model.attention_pool, model.pooler)
+    parts = [model.embeddings, *model.encoder.blocks, *(part for part in after if part is not None)]
+    return list(itertools.takewhile(lambda part: not is_trained(part), parts))
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Whether any parameter of a module gets gradients."""
+    return any(item.requires_grad for item in module.parameters())
+
+
+@contextlib.contextmanager
+def products_of_frozen(
+    model: VisionTransformer, fixed_parts: Sequence[nn.Module]
+) -> Iterator[list[int]]:
+    """List the forward FLOPs of every product with a frozen weight, fixed parts left out.
+
+    Each is counted when it is computed, within the block.
+    """
+    flops: list[int] = []
+    fixed = {module for part in fixed_parts for module in part.modules()}
+    layers = [item for item in model.modules() if isinstance(item, nn.Linear) and item not in fixed]
+    # Now, since the pass puts other tensors in the place of the parameters
+    frozen = {layer for layer in layers if not layer.weight.requires_grad}
+
+    def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        multiplied = [module]
+        # The attention multiplies by three matrices as one, without calling them
+        if isinstance(module, Attention):
+            multiplied = [module.query, module.key, module.value]
+        rows = inputs[0].numel() // inputs[0].shape[-1]
+        sizes = [layer.weight.numel() for layer in multiplied if layer in frozen]
+        flops.extend(2 * rows * size for size in sizes)
+
+    attentions = [item for item in model.modules() if isinstance(item, Attention)]
+    handles = [item.register_forward_hook(count) for item in (*layers, *attentions)]
+    yield flops
+    for handle in handles:
+        handle.remove()
 
 
 def forward_flops(model: VisionTransformer, training: bool = False) -> int:

@@ -36,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from vit.model.checks import check_counts, check_pooling
 from vit.model.head_pruning import remove_heads, select_heads, split_head_mask
 from vit.model.initialization import initialize
+from vit.model.low_rank import multiply_as_one
 from vit.model.mlp import MLP
 from vit.model.pooling import AttentionPool, Pooler
 from vit.model.positions import (
@@ -268,12 +269,7 @@ class Attention(nn.Module):
 
         They are three matrices, multiplied as one because that is faster.
         """
-        matrices = (self.query, self.key, self.value)
-        weight = torch.cat([matrix.weight for matrix in matrices])
-        bias = None
-        if self.query.bias is not None:
-            bias = torch.cat([matrix.bias for matrix in matrices])
-        product = F.linear(x, weight, bias)  # (B, N, 3·H·K)
+        product = multiply_as_one((self.query, self.key, self.value), x)  # (B, N, 3·H·K)
         product = product.unflatten(-1, (3, len(self.heads), self.head_size))
         query, key, value = product.permute(2, 0, 3, 1, 4).unbind()
 
@@ -395,7 +391,8 @@ class Encoder(nn.Module):
         last = len(self.blocks) - 1
         for n, block in enumerate(self.blocks):
             run = block
-            if self.checkpointing and self.training:
+            # A frozen block, which is not in training, keeps no activations anyway
+            if self.checkpointing and block.training:
                 run = partial(checkpoint, block, use_reentrant=False)
             block_keep = None if keep is None else keep[:, n]
             x = run(x, self.rotation, block_keep, outputs if n == last else None)

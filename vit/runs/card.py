@@ -12,6 +12,7 @@ from typing import Any
 from vit.evaluation.accuracy import wilson_interval
 from vit.files import read_json, read_jsonl, write_text
 from vit.runs.selection import CRITERIA, OF_CLASSES, describe_value
+from vit.runs.timing import Speed
 from vit.text import format_duration, markdown_table
 
 ROOT = Path(__file__).parents[2]
@@ -40,16 +41,16 @@ def write_card(
     settings: dict[str, Any],
     command: str,
     data: dict[str, Any],
-    macs: int,
+    speed: Speed,
     device: str,
     teacher: Section | None = None,
 ) -> None:
     """Write card.md into the folder of a finished run.
 
     settings: the configuration as nested dictionaries; command: see repeat_command; data: the
-    number of classes and descriptions of the splits; macs: multiply-adds of one image's forward
-    pass; device: a description of the hardware and the precision; teacher: what is said of it,
-    None without one. Raises OSError where the disk can't be written to.
+    number of classes and descriptions of the splits; speed: knows what an image costs; device: a
+    description of the hardware and the precision; teacher: what is said of it, None without one.
+    Raises OSError where the disk can't be written to.
     """
     # The numbers come from the run's files, so that the card can't say anything else than they do
     result = read_json(folder / "result.json")
@@ -63,7 +64,7 @@ def write_card(
         "Data": {"name": data_name, **data},
         "Recipe": recipe_section(settings, result),
         **({} if teacher is None else {"Teacher": teacher}),
-        "Cost": cost_section(result, timing, macs, device),
+        "Cost": cost_section(result, timing, speed, device),
         "Versions": versions_section(),
     }
 
@@ -118,7 +119,7 @@ def model_section(model: dict[str, Any]) -> Section:
 
 def recipe_section(settings: dict[str, Any], result: dict[str, Any]) -> Section:
     section = {
-        "length": f"{result['steps']:,} steps",
+        "length": f"{result['steps']:,} steps; {result['reason']}",
         "seed": settings["seed"],
         "start": settings.get("pretrained") or "random weights",
     }
@@ -129,10 +130,10 @@ def recipe_section(settings: dict[str, Any], result: dict[str, Any]) -> Section:
 
 
 def cost_section(
-    result: dict[str, Any], timing: list[dict[str, Any]], macs: int, device: str
+    result: dict[str, Any], timing: list[dict[str, Any]], speed: Speed, device: str
 ) -> Section:
     peak = max((row["memory_bytes"] for row in timing), default=0)
-    # A forward pass has two operations a multiply-add, the backward pass twice as many
+    forward, training = 2 * speed.macs / 1e9, speed.flops_per_image / 1e9
     return {
         "time": format_duration(result["seconds"]),
         "speed": f"{result['images_per_second']:g} images/s, pauses included",
@@ -140,7 +141,7 @@ def cost_section(
         "what the device could multiply in that time",
         "device": device,
         "parameters": f"{result['params']:,}",
-        "GFLOPs an image": f"{2 * macs / 1e9:.3g} forward, {6 * macs / 1e9:.3g} in training",
+        "GFLOPs an image": f"{forward:.3g} forward, {training:.3g} in training",
         "peak memory": f"{peak / 2**30:.2f} GiB",
     }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.errors import CheckpointError, ConfigError, Stopped, TrainingFailed, UserError
-from vit.files import write_json, write_text
+from vit.files import read_json, write_json, write_text
 from vit.text import shorten
 
 log = logging.getLogger("vit")
@@ -102,6 +102,11 @@ class RunFolder:
         """Whether a run has left its files here."""
         # Others do not count: a sweep has written job.json before it starts this very run
         return bool(FILES_OF_A_RUN & self.contents())
+
+    def finished_at(self, step: int) -> bool:
+        """Whether result.json says that the run is finished after so many steps."""
+        result = read_json(self.path / "result.json")
+        return result.get("status") == "finished" and result.get("steps") == step
 
     def require_empty(self) -> None:
         """Raise ConfigError where another run has left its files here."""

@@ -107,26 +107,28 @@ class Clock:
         return (time.monotonic() - since) / steps if steps > 0 else 0.0
 
 
-def step_flops(macs: int, teacher_macs: int = 0) -> int:
-    """Return the FLOPs of one image in a step, two for a multiply-add.
+def step_flops(macs: int, flops_a_mac: float = 6.0, teacher_macs: int = 0) -> float:
+    """Return the FLOPs of one image in a step.
 
-    Of the model forward, and twice that backward; of a teacher forward alone. What is computed a
+    flops_a_mac: of training for each multiply-add of the model's forward pass: two forward and
+    twice that backward, less where parts are frozen. Of a teacher forward alone. What is computed a
     second time (activation checkpointing) does not count: it brings training no further.
     """
-    return 6 * macs + 2 * teacher_macs
+    return flops_a_mac * macs + 2 * teacher_macs
 
 
 class Speed:
     """Turns images per second into MFU: the fraction of the device's rate in large matrix products.
 
     macs: multiply-adds of one image's forward pass; product_rate: FLOP/s of all processes together,
-    as vit.runtime.device.product_rate measures it; teacher_macs: of one image's forward pass
-    through a teacher.
+    as vit.runtime.device.product_rate measures it; flops_a_mac, teacher_macs: see step_flops.
     """
 
-    def __init__(self, macs: int, product_rate: float, teacher_macs: int = 0):
+    def __init__(
+        self, macs: int, product_rate: float, flops_a_mac: float = 6.0, teacher_macs: int = 0
+    ):
         self.macs = macs
-        self.flops_per_image = step_flops(macs, teacher_macs)
+        self.flops_per_image = step_flops(macs, flops_a_mac, teacher_macs)
         self.product_rate = product_rate
 
     def mfu(self, images_per_second: float) -> float:

@@ -14,6 +14,8 @@ from vit.runtime.cores import usable_cores
 from vit.runtime.signals import StopSignal
 
 TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+# Where the process that starts the others leaves when it was started itself
+STARTED = "VIT_STARTED"
 # How long the processes may take to save after a signal
 SECONDS_TO_SAVE = 600
 # How much later than the others the first process may report the same error
@@ -40,6 +42,17 @@ def wait_for_first(stop: StopSignal) -> bool:
     return bool(stop)
 
 
+def start_of_command() -> float:
+    """Return when the command was started that this process belongs to, by time.monotonic().
+
+    That clock is one for all processes of a machine. Of a process that torchrun itself has started,
+    it is this very moment.
+    """
+    if started_by_torchrun() and STARTED in os.environ:
+        return float(os.environ[STARTED])
+    return time.monotonic()
+
+
 def process_rank() -> int:
     """Return this process's number, 0 where it is alone.
 
@@ -53,11 +66,12 @@ def local_process_count() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started_by_torchrun() else 1
 
 
-def launch_processes(count: int, arguments: Sequence[str]) -> int:
+def launch_processes(count: int, arguments: Sequence[str], started: float) -> int:
     """Run `python arguments…` in `count` processes of this machine through torchrun's API.
 
-    Returns the exit code of the first that failed, 75 after a signal, or 0. A signal is passed on
-    to the processes, which are waited for so that they can save.
+    started: when the command was, which a limit of its time counts from. Returns the exit code of
+    the first that failed, 75 after a signal, or 0. A signal is passed on to the processes, which
+    are waited for so that they can save.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -68,6 +82,7 @@ def launch_processes(count: int, arguments: Sequence[str]) -> int:
 
     # The processes share the cores; without this torchrun gives each one thread
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
+    os.environ[STARTED] = str(started)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -13,7 +13,6 @@ from vit.errors import TrainingFailed
 from vit.model.cost import stage_shapes
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
-from vit.runs.timing import step_flops
 from vit.runtime.device import choose_device, product_rate
 from vit.runtime.faults import describe_fault
 from vit.runtime.machine import Machine, require_gpus, require_several
@@ -22,6 +21,7 @@ from vit.runtime.signals import StopSignal
 from vit.text import format_bytes, format_duration
 from vit.training import prepare, start
 from vit.training.distillation import Distillation
+from vit.training.freezing import describe_parameters
 from vit.training.plan import Plan
 from vit.training.reporting import describe_teacher, note_on_classes
 from vit.training.trial import Trial, try_steps
@@ -71,8 +71,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
         sections.append([f"not measured: {problem}"])
     else:
         rate = product_rate(machine.device, start.precision_of(config, machine).dtype)
-        teacher_macs = 0 if distillation is None else distillation.teacher.macs
-        flops = step_flops(macs, teacher_macs)
+        flops = prepare.step_flops_of(config, len(data.classes), distillation)
         sections.append(time_section(plan, trial, flops, share, rate))
         sections.append(memory_section(trial, share))
     return "\n\n".join("\n".join(lines) for lines in sections)
@@ -154,16 +153,22 @@ def length_section(
     distillation: Distillation | None,
 ) -> list[str]:
     """How long the run is, and what it costs on any machine."""
-    model = build_on_meta(asdict(config.model), len(data.classes))
+    model = prepare.trained_on_meta(config, len(data.classes))
     epochs = plan.total_steps / plan.steps_per_epoch
     evaluations = plan.evaluations(plan.total_steps)
+    patience = ""
+    if plan.patience is not None:
+        patience = f"; it ends after {plan.patience} in a row without improvement"
     image_flops = prepare.training_flops_of(config, len(data.classes), distillation)
     batch_flops = image_flops * plan.batch_size
-    teacher = [] if distillation is None else [describe_teacher(distillation, macs)]
+    teacher = []
+    if distillation is not None:
+        flops = prepare.step_flops_of(config, len(data.classes), distillation)
+        teacher = [describe_teacher(distillation, flops)]
     return [
         f"run         {plan.total_steps:,} steps of {plan.batch_size} images "
-        f"({epochs:.3g} epochs), {evaluations} evaluations",
-        f"parameters  {model.num_parameters():,}",
+        f"({epochs:.3g} epochs), {evaluations} evaluations{patience}",
+        f"parameters  {describe_parameters(model)}",
         f"forward     {macs / 1e9:.4g} GMACs an image ({2 * macs / 1e9:.4g} GFLOPs)",
         f"training    {image_flops / 1e9:.4g} GFLOPs an image, {batch_flops / 1e12:.4g} TFLOPs a "
         f"step, {batch_flops * plan.total_steps / 1e15:.4g} PFLOPs in all",
@@ -172,11 +177,11 @@ def length_section(
 
 
 def time_section(
-    plan: Plan, trial: Trial, image_flops: int, share: Share, product_rate: float
+    plan: Plan, trial: Trial, image_flops: float, share: Share, product_rate: float
 ) -> list[str]:
     """How long a step takes and the whole run would.
 
-    image_flops: see step_flops; product_rate: FLOP/s of large products.
+    image_flops: of training on one image; product_rate: FLOP/s of large products.
     """
     images_per_second = share.batch_size / trial.step_seconds
     mfu = min(1.0, image_flops * images_per_second / product_rate)

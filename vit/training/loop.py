@@ -4,6 +4,7 @@ It receives ready objects and knows neither the configuration nor the data set.
 """
 
 import contextlib
+import time
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,17 +14,22 @@ from vit.errors import Stopped
 from vit.runtime.compiling import without_compiling
 from vit.runtime.processes import Processes
 from vit.runtime.signals import Interrupted, StopSignal
-from vit.training.agreement import Agreement
+from vit.training.agreement import SECONDS, Agreement
 from vit.training.batches import Batches
 from vit.training.observer import Observer
 from vit.training.plan import Plan
 from vit.training.state import TrainingState
 from vit.training.step import OptimizerStep
 
+# Until a save has been measured: bytes a second, digest included, that the slowest disk takes
+SAVING_RATE = 1e8
+# A step may take so much longer than those before it
+STEP_FACTOR = 2.0
+
 
 @dataclass
 class Trainer:
-    """Trains a state from its current step to the end of the plan."""
+    """Trains a state from its current step to the end of the plan, or of its patience."""
 
     state: TrainingState
     step: OptimizerStep
@@ -36,15 +42,20 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.agreement = Agreement(self.processes)
+        # Of the last evaluation of this session
+        self.evaluation_seconds: float | None = None
 
     def fit(self) -> None:
-        """Train to the last step, and leave the last and the best checkpoint.
+        """Train to the end, and leave the last and the best checkpoint.
 
         Raises Stopped on a signal, after saving; TrainingFailed where the loss is not finite, with
         the last checkpoint kept.
         """
         progress, observer = self.state.progress, self.observer
         training = self.batches.training(progress.step, self.plan.total_steps)
+        # The weights, their average, and two moments of each, as an upper limit
+        size = 4 * sum(item.numel() * item.element_size() for item in self.state.model.parameters())
+        self.stop.expect_save(size / SAVING_RATE)
 
         # Closing the batches ends the processes that decode image files
         with contextlib.closing(training):
@@ -54,7 +65,7 @@ class Trainer:
                 if self.plan.evaluation_due(progress.step):
                     self.evaluate()
                 observer.draw_attention_if_due()
-                if progress.step == self.plan.total_steps:
+                if progress.step == self.plan.total_steps or self.plan.out_of_patience(progress):
                     break
                 self.save_or_stop()
 
@@ -137,10 +148,15 @@ class Trainer:
         return self.observer.clock.save_due(self.state.progress.step, self.plan.save_every)
 
     def save_or_stop(self) -> None:
-        """Save the last checkpoint where it is time to, or where a signal came.
+        """Save the last checkpoint where it is time to, or where the run has to stop.
 
-        Raises Stopped, after saving, where a signal came to any of the processes.
+        Raises Stopped, after saving, where a signal came to any of the processes, or one of them
+        may have no time for the steps until the next look.
         """
+        step_seconds = self.observer.clock.seconds_per_step(self.state.progress.step)
+        until_look = SECONDS if self.processes.count > 1 else 0.0
+        self.stop.require_time(STEP_FACTOR * step_seconds + until_look)
+
         stopping, saving = bool(self.stop), self.save_due()
         if self.processes.count > 1:
             # Before the first step of all, of which there was no look
@@ -151,14 +167,23 @@ class Trainer:
         if stopping or saving:
             self.save()
         if stopping:
+            self.wait_for_writer()
             step = self.state.progress.step
             raise Stopped(f"stopped by {self.stop.describe()} after step {step}")
+
+    def wait_for_writer(self) -> None:
+        """Wait until the first process has saved, before a process ends of its own accord.
+
+        The launcher gives the others half a minute then, which a large checkpoint may exceed.
+        """
+        self.processes.barrier()
 
     def evaluate(self) -> None:
         """Evaluate the selected weights, and save them as best where they are.
 
         These are the averaged weights, or the raw ones where there is no average. Where a signal
-        comes in the middle, the run is saved before Stopped is raised; resumed, it evaluates again.
+        comes in the middle, or the time would not suffice, the run is saved before Stopped is
+        raised; resumed, it evaluates again.
         """
         progress = self.state.progress
         # Done before: the run was saved after this evaluation and resumed, or a step was dropped
@@ -168,6 +193,8 @@ class Trainer:
         self.require_finite_losses()
 
         if self.batches.has_validation:
+            self.stop.require_time(self.expected_evaluation_seconds())
+            began = time.monotonic()
             try:
                 # The images that are drawn, too
                 with without_compiling():
@@ -176,7 +203,9 @@ class Trainer:
                 # Its steps were logged when the evaluation became due; there is nothing to keep
                 self.observer.restart_window()
                 self.save()
+                self.wait_for_writer()
                 raise
+            self.evaluation_seconds = time.monotonic() - began
 
             improved = progress.improve(metrics, self.state.select)
             self.observer.evaluated(metrics, improved)
@@ -187,8 +216,18 @@ class Trainer:
         progress.evaluated_step = progress.step
         self.observer.restart_window()
 
+    def expected_evaluation_seconds(self) -> float:
+        """Estimate how long an evaluation takes, from the last one or from the steps."""
+        if self.evaluation_seconds is not None:
+            return self.evaluation_seconds
+        # A step computes three times as much an image, which leaves room for decoding
+        images = self.batches.data.val
+        step_seconds = self.observer.clock.seconds_per_step(self.state.progress.step)
+        return 0.0 if images is None else step_seconds * len(images) / self.plan.batch_size
+
     def save(self) -> None:
         """Write the last checkpoint. Raises TrainingFailed instead where a loss is not finite."""
+        began = time.monotonic()
         # On a GPU losses are read only now and then; weights that diverged must not replace the
         # last good checkpoint
         self.require_finite_losses()
@@ -201,6 +240,7 @@ class Trainer:
         with self.observer.during("saving", "saving"):
             self.checkpoints.save_last(self.state)
         self.observer.clock.saved()
+        self.stop.expect_save(time.monotonic() - began)
         self.agreement.saving = False
 
     def require_finite_losses(self) -> None:

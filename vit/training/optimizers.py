@@ -125,12 +125,6 @@ def depth_of(name: str, num_layers: int) -> int:
     return 0 if name.startswith("embeddings.") else num_layers + 1
 
 
-def freeze_all_but_head(model: nn.Module) -> None:
-    """Let only the parameters of the heads get gradients, for a linear probe."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(("head.", "head_distill.")))
-
-
 class CombinedOptimizer(torch.optim.Optimizer):
     """Several optimizers of different parameters as one, with all their groups and states.
 
@@ -220,7 +214,7 @@ def muon(
         group["lr"] = group["initial_lr"] = (adamw_lr or grouping.lr) * group["lr_scale"]
 
     optimizers: list[torch.optim.Optimizer] = []
-    # None where the backbone is frozen
+    # None where all blocks are frozen
     if matrices:
         number_format = choose_newton_schulz(matrices[0]["params"][0].device)
         optimizers.append(

@@ -6,8 +6,12 @@ Schedules are pure functions of the step and hold no state, so nothing of them n
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vit.training.state import Progress
 
 Schedule = Callable[[int], float]
 
@@ -18,7 +22,8 @@ class Plan:
 
     steps_per_epoch: need not be whole; batch_size: global; schedule: step → factor on the learning
     rate. eval_every, attention_every: in epochs; log_every, save_every: in steps; save_every None:
-    by the clock.
+    by the clock. patience: evaluations in a row without improvement that end the run; None: it ends
+    after its last step.
     """
 
     total_steps: int
@@ -29,16 +34,37 @@ class Plan:
     attention_every: float | None
     log_every: int
     save_every: int | None
+    patience: int | None = None
 
     def evaluation_due(self, step: int) -> bool:
         return due_every(self.eval_every * self.steps_per_epoch, step, self.total_steps)
 
     def evaluations(self, step: int) -> int:
         """Return how many evaluations are due up to a step, itself included."""
-        interval = self.eval_every * self.steps_per_epoch
+        # At most one a step, however short the interval
+        interval = max(1.0, self.eval_every * self.steps_per_epoch)
         if step == self.total_steps:
             return int((step - 1) / interval) + 1
         return int(step / interval)
+
+    def out_of_patience(self, progress: "Progress") -> bool:
+        """Whether the last `patience` evaluations, up to the one just made, brought no improvement.
+
+        From the steps alone, so that there is no counter to be saved.
+        """
+        step, best_step = progress.step, progress.best_step
+        if self.patience is None or best_step is None or progress.evaluated_step != step:
+            return False
+        return self.evaluations(step) - self.evaluations(best_step) >= self.patience
+
+    def describe_end(self, progress: "Progress") -> str:
+        """Say why a run that has come to its end did so."""
+        if progress.step < self.total_steps and self.out_of_patience(progress):
+            return (
+                f"train.patience={self.patience}: no improvement since step {progress.best_step}, "
+                f"so it ended after step {progress.step} of {self.total_steps}"
+            )
+        return "all steps done"
 
     def attention_due(self, step: int) -> bool:
         if self.attention_every is None:

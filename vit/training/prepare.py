@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit.augment.affine import Affine
 from vit.augment.batch import BatchAugmentation
@@ -19,6 +19,7 @@ from vit.config.config import Config
 from vit.config.data import data_arguments
 from vit.config.in_vain import check_typed, check_typed_with_data
 from vit.config.resume import overridden_keys_of, with_settings_of_weights
+from vit.config.train import frozen_blocks
 from vit.data.class_balance import (
     ClassDraws,
     are_equal,
@@ -33,13 +34,16 @@ from vit.data.splits import ImageDataset
 from vit.data.training_transform import TrainingTransform
 from vit.errors import CheckpointError, ConfigError
 from vit.model.cost import count_macs, training_flops
+from vit.model.low_rank import add_low_rank
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.folder import RunFolder
+from vit.runs.timing import step_flops
 from vit.runtime.machine import Machine
 from vit.runtime.processes import Processes
 from vit.runtime.signals import Interrupted, StopSignal
 from vit.training.batches import Augmentation, Batches
 from vit.training.distillation import Distillation
+from vit.training.freezing import backbone_of, first_blocks_of, freeze
 from vit.training.optimizers import COMMON_KEYS, build_optimizer, require_elementwise
 from vit.training.plan import Plan, build_schedule
 from vit.weights.description import Weights
@@ -51,10 +55,14 @@ LONG_RUN = 10**9
 
 
 def start_machine(config: Config, stop: StopSignal) -> Machine:
-    """Return the hardware that the group `runtime` asks for, with torch set up for it."""
+    """Return the hardware that the group `runtime` asks for, with torch set up for it.
+
+    The limit of time holds from here on.
+    """
+    runtime = config.runtime
+    stop.limit(runtime.max_minutes)
     # Importing torch took seconds, in which a signal may have come
     stop.check()
-    runtime = config.runtime
     return Machine.start(
         stop,
         device=runtime.device,
@@ -136,8 +144,7 @@ def check_parts(config: Config, overrides: Sequence[str] = ()) -> None:
     check_typed(config, overrides, DATASETS[config.data.name].reads_files)
     check_heads(config)
 
-    # On the meta device, so that even the largest model takes no memory
-    build_optimizer_of(config, build_on_meta(asdict(config.model)))
+    build_optimizer_of(config, trained_on_meta(config))
 
     # Whether warmup and cooldown fit into a run in epochs is known only with the data
     build_schedule(
@@ -211,6 +218,32 @@ def macs_of(config: Config, num_classes: int) -> int:
     return count_macs(build_on_meta(asdict(config.model), num_classes))
 
 
+def trained_on_meta(config: Config, num_classes: int = 2) -> VisionTransformer:
+    """Build the model as it is trained, see choose_trained.
+
+    On the meta device, so that even the largest takes no memory. Raises ConfigError.
+    """
+    model = build_on_meta(asdict(config.model), num_classes)
+    choose_trained(config, model)
+    return model
+
+
+def choose_trained(config: Config, model: VisionTransformer) -> None:
+    """Freeze what is not trained, and add what is trained instead, in place."""
+    freeze(frozen_parts(config, model))
+    if config.train.lora_rank is not None:
+        first_block = frozen_blocks(config.train.freeze) or 0
+        add_low_rank(model, config.train.lora_rank, first_block)
+
+
+def frozen_parts(config: Config, model: VisionTransformer) -> list[nn.Module]:
+    """Return the modules that train.freeze leaves as they are."""
+    count = frozen_blocks(config.train.freeze)
+    if count is not None:
+        return first_blocks_of(model, count)
+    return [] if config.train.freeze == "none" else backbone_of(model)
+
+
 def training_flops_of(
     config: Config, num_classes: int, distillation: Distillation | None = None
 ) -> int:
@@ -218,15 +251,37 @@ def training_flops_of(
 
     A teacher's forward pass is among them.
     """
-    model = build_on_meta(asdict(config.model), num_classes)
+    model = trained_on_meta(config, num_classes)
     teaching = 0 if distillation is None else distillation.teacher.flops
-    return training_flops(model, head_only=config.train.freeze == "backbone") + teaching
+    return training_flops(model, frozen_parts(config, model)) + teaching
+
+
+def flops_a_mac(config: Config, num_classes: int) -> float:
+    """Return the FLOPs of training for each multiply-add of a forward pass.
+
+    6 where everything is trained, two forward and four backward; fewer where parts are frozen.
+    """
+    if config.train.freeze == "none" and config.train.lora_rank is None:
+        return 6.0
+    everything = training_flops(build_on_meta(asdict(config.model), num_classes))
+    return 6.0 * training_flops_of(config, num_classes) / everything
+
+
+def step_flops_of(
+    config: Config, num_classes: int, distillation: Distillation | None = None
+) -> float:
+    """Return the FLOPs of one image in a step, see vit.runs.timing.step_flops.
+
+    Unlike training_flops_of(), of the whole architecture, as MFU has it.
+    """
+    teacher_macs = 0 if distillation is None else distillation.teacher.macs
+    return step_flops(macs_of(config, num_classes), flops_a_mac(config, num_classes), teacher_macs)
 
 
 def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
     """Turn epochs and fractions into steps.
 
-    Raises ConfigError for a batch size or a schedule that is impossible with this data.
+    Raises ConfigError for a batch size, a schedule or a patience that is impossible with this data.
     """
     train, num_images, count = config.train, len(data.train), machine.processes.count
     if train.batch_size > num_images:
@@ -235,6 +290,11 @@ def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
             "lower it"
         )
     require_pairs(train.batch_size, count)
+    if train.patience is not None and data.val is None:
+        raise ConfigError(
+            f"train.patience={train.patience} counts evaluations on held-out images, and nothing "
+            "is held out; raise data.val_fraction, or leave it out"
+        )
 
     # Not rounded: batches run on over the end of an epoch, so that none is smaller
     steps_per_epoch = num_images / train.batch_size
@@ -251,6 +311,7 @@ def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
         attention_every=train.attention_every,
         log_every=train.log_every,
         save_every=train.save_every,
+        patience=train.patience,
     )
 
 

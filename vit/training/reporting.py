@@ -12,20 +12,22 @@ from vit.config.resume import notable_settings
 from vit.data.class_balance import are_unbalanced, describe_sizes, largest_share
 from vit.data.splits import ImageDataset
 from vit.figures.predictions import class_names
+from vit.model.low_rank import count_plain_parameters
 from vit.runs.card import repeat_command, write_card
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
 from vit.runs.selection import CRITERIA, OF_CLASSES
 from vit.runs.summary import cheaper_command, log_result
-from vit.runs.timing import Circumstances, bottleneck, step_flops
+from vit.runs.timing import Circumstances, Speed, bottleneck
 from vit.runtime.compiling import worth_compiling
 from vit.runtime.cores import usable_cores
 from vit.runtime.precision import choose_precision
 from vit.training.batches import Batches
 from vit.training.distillation import Distillation
+from vit.training.freezing import describe_parameters
 from vit.training.observer import Observer
 from vit.training.plan import Plan
-from vit.training.prepare import training_flops_of, training_sizes
+from vit.training.prepare import step_flops_of, training_flops_of, training_sizes
 from vit.training.state import TrainingState
 from vit.training.step import OptimizerStep
 
@@ -51,11 +53,12 @@ def announce(
     """
     model, data = step.state.model, batches.data
     log.info(
-        f"model  {config.model.name}: {model.num_parameters():,} parameters, "
+        f"model  {config.model.name}: {describe_parameters(model)} parameters, "
         f"{2 * macs / 1e9:.3g} GFLOPs an image"
     )
     if step.distillation is not None:
-        log.info(describe_teacher(step.distillation, macs))
+        flops = step_flops_of(config, len(data.classes), step.distillation)
+        log.info(describe_teacher(step.distillation, flops))
     if data.layout:
         log.info(f"data   {data.layout}")
     for name, images in {"train": data.train, "val": data.val, "test": data.test}.items():
@@ -102,13 +105,13 @@ def note_on_classes(config: Config, data: ImageDataset) -> str | None:
     return f"{text}: {', '.join(advice)}" if advice else text
 
 
-def describe_teacher(distillation: Distillation, macs: int) -> str:
+def describe_teacher(distillation: Distillation, image_flops: float) -> str:
     """Describe which teacher is asked what, and what of a step's work that is.
 
-    macs: multiply-adds of one image's forward pass through the student.
+    image_flops: of one image in a step, see vit.runs.timing.step_flops.
     """
     teacher = distillation.teacher
-    share = 2 * teacher.macs / step_flops(macs, teacher.macs)
+    share = 2 * teacher.macs / image_flops
     lines = [
         f"teacher {teacher.name}: {teacher.model.num_parameters():,} parameters, "
         f"{2 * teacher.macs / 1e9:.3g} GFLOPs an image, {share:.0%} of a step's work; "
@@ -182,7 +185,7 @@ def finish(
     data = batches.data
 
     # A single test value is a row of the HPARAMS page, and no curve
-    observer.metrics.evaluation(plan.total_steps, "test", test, observer.beside)
+    observer.metrics.evaluation(progress.step, "test", test, observer.beside)
     results = {}
     for name in ("top1", *observer.beside):
         results[f"result/test_{name}"] = test[name]
@@ -190,17 +193,18 @@ def finish(
         if (value := progress.best()[name]) is not None:
             results[f"result/val_{name}"] = value
     settings = notable_settings(config, run.overrides)
-    observer.board.hyperparameters(settings, results, plan.total_steps)
+    observer.board.hyperparameters(settings, results, progress.step)
     observer.close()
 
-    images_seen = plan.total_steps * plan.batch_size
+    reason = plan.describe_end(progress)
+    images_seen = progress.step * plan.batch_size
     compute = compute_of(config, observer, step, images_seen)
     run.write_result(
         status="finished",
-        reason="all steps done",
+        reason=reason,
         **run.describe_progress(),
         **{f"test_{name}": test[name] for name in CRITERIA},
-        params=observer.state.model.num_parameters(),
+        params=count_plain_parameters(observer.state.model),
         images_per_second=round(images_seen / progress.seconds, 2),
         pflops=compute.pflops,
         product_rate_share=compute.product_rate_share,
@@ -210,6 +214,8 @@ def finish(
     if run.writes:
         leave_card(config, run, observer, step, command)
 
+    if progress.step < plan.total_steps:
+        log.info(f"ended early: {reason}")
     log_result(
         run,
         best=progress.best(),
@@ -241,15 +247,15 @@ def leave_card(
         "validation": data.val or "nothing held out",
         "test": data.test,
     }
-    computing, macs = describe_computing(observer.batches, step), observer.speed.macs
-    teacher = None if step.distillation is None else card_of(step.distillation, macs)
-    write_card(run.path, to_dict(config), command, described, macs, computing, teacher)
+    computing, speed = describe_computing(observer.batches, step), observer.speed
+    teacher = None if step.distillation is None else card_of(step.distillation, speed)
+    write_card(run.path, to_dict(config), command, described, speed, computing, teacher)
 
 
-def card_of(distillation: Distillation, macs: int) -> dict[str, str]:
-    """Return what the card says of a teacher. macs: see describe_teacher."""
+def card_of(distillation: Distillation, speed: Speed) -> dict[str, str]:
+    """Return what the card says of a teacher. speed: knows what an image costs."""
     teacher = distillation.teacher
-    share = 2 * teacher.macs / step_flops(macs, teacher.macs)
+    share = 2 * teacher.macs / speed.flops_per_image
     return {
         "name": teacher.name,
         "SHA-256": teacher.sha256,
@@ -310,5 +316,5 @@ def speed_of_steps(observer: Observer, device: torch.device) -> float:
     if device.type != "cpu":
         seconds += spent.data
     # The first step is counted apart, since it may compile
-    steps = observer.plan.total_steps - observer.clock.first_step - 1
+    steps = observer.step - observer.clock.first_step - 1
     return steps * observer.plan.batch_size / max(seconds, 1e-9)

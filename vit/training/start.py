@@ -24,7 +24,7 @@ from vit.runs.screen import Screen
 from vit.runs.selection import logged_beside
 from vit.runs.summary import cheaper_command
 from vit.runs.tensorboard import TensorBoard
-from vit.runs.timing import Clock, Speed, step_flops
+from vit.runs.timing import Clock, Speed
 from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.compiling import compile_model
 from vit.runtime.device import product_rate, reset_peak_memory
@@ -36,13 +36,16 @@ from vit.training.distillation import TEMPERATURE, WEIGHT, Distillation, build_t
 from vit.training.losses import build_loss
 from vit.training.micro_batch import agree_on_micro_batch_size
 from vit.training.observer import Observer
-from vit.training.optimizers import freeze_all_but_head
 from vit.training.plan import Plan
 from vit.training.prepare import (
     build_optimizer_of,
+    choose_trained,
+    flops_a_mac,
+    frozen_parts,
     has_unbalanced_split,
     make_class_weights,
     preprocessing_of,
+    step_flops_of,
 )
 from vit.training.state import EMA, Progress, TrainingState
 from vit.training.step import OptimizerStep
@@ -84,8 +87,8 @@ def starting_state(
         whiten_patches(model, images.to(model.head.weight.device))
 
     # Before the optimizer is built, which takes the trained parameters alone
-    if config.train.freeze == "backbone":
-        freeze_all_but_head(model)
+    torch.manual_seed(random_seed(config.seed, "low-rank changes"))
+    choose_trained(config, model)
     model.encoder.checkpointing = config.runtime.activation_checkpointing
 
     # The average starts as a copy, so after the weights are final, and is sharded like the model.
@@ -158,7 +161,7 @@ def resume(
     """Bring the state to where the run's last checkpoint left it.
 
     Raises CheckpointError where it does not fit, ConfigError where the run is already longer than
-    asked for.
+    asked for, or has ended for want of improvement.
     """
     may_differ = config.resume_changed == "allow"
     for warning in checkpoints.resume(state, may_differ):
@@ -169,6 +172,12 @@ def resume(
         raise ConfigError(
             f"resume={run.path}: {step} steps are done already, more than the {plan.total_steps} "
             "that train.steps or train.epochs asks for"
+        )
+    # One that was killed before its result was written is resumed to write it
+    if step < plan.total_steps and plan.out_of_patience(state.progress) and run.finished_at(step):
+        raise ConfigError(
+            f"resume={run.path}: the run is finished ({plan.describe_end(state.progress)}); to go "
+            "on, give a larger train.patience, or train.patience=null"
         )
     log.info(f"resuming {run.path} after step {step}")
 
@@ -190,7 +199,7 @@ def make_step(
     """
     machine = batches.machine
     # First, so that the micro-batch leaves room for it
-    teacher_macs = place_teacher(distillation, machine)
+    place_teacher(distillation, machine)
 
     # Before the model is wrapped and compiled: the passes that try it out must exchange nothing.
     # Sharded models are left out, since there each pass is a collective that may not fail
@@ -205,7 +214,8 @@ def make_step(
     if not machine.sharded:
         synchronized = machine.processes.data_parallel(model, machine.device)
 
-    run_flops = step_flops(macs, teacher_macs) * plan.batch_size * plan.total_steps
+    image_flops = step_flops_of(config, len(batches.data.classes), distillation)
+    run_flops = image_flops * plan.batch_size * plan.total_steps
     mode = compile_mode(config, batches)
     compiled = compile_model(
         synchronized, mode, state.precision, config.model.hidden_size, run_flops
@@ -230,20 +240,16 @@ def make_step(
         seed=config.seed,
         compiled=compiled.is_compiled,
         distillation=distillation,
+        frozen=frozen_parts(config, model),
     )
 
 
-def place_teacher(distillation: Distillation | None, machine: Machine) -> int:
-    """Move a teacher to the device, whole in every process.
-
-    Returns the multiply-adds of one image's forward pass through it, 0 without one.
-    """
-    if distillation is None:
-        return 0
-    teacher = distillation.teacher
-    teacher.to(machine.device)
-    exclude_faulty_attention(machine.device, teacher.model)
-    return teacher.macs
+def place_teacher(distillation: Distillation | None, machine: Machine) -> None:
+    """Move a teacher to the device, whole in every process."""
+    if distillation is not None:
+        teacher = distillation.teacher
+        teacher.to(machine.device)
+        exclude_faulty_attention(machine.device, teacher.model)
 
 
 def compile_mode(config: Config, batches: Batches) -> bool | str:
@@ -339,7 +345,7 @@ def make_observer(
         plan=plan,
         batches=batches,
         clock=clock,
-        speed=Speed(macs, rate, step.teacher_macs),
+        speed=Speed(macs, rate, flops_a_mac(config, len(batches.data.classes)), step.teacher_macs),
         console=Console(
             screen,
             clock,

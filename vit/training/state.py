@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from vit.checkpoints.model import load_weights, strip_prefix
 from vit.errors import CheckpointError
+from vit.model.low_rank import merge_low_rank
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.selection import CRITERIA, score
 from vit.runtime.precision import Precision
@@ -124,8 +125,11 @@ class EMA:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         # Made once, and not before the first update, since sharding replaces parameters
         if self.lists is None or self.lists[0] is not model:
-            # Parameters alone: the model's buffers never change
-            self.lists = (model, list(self.model.parameters()), list(model.parameters()))
+            # Trained parameters alone: frozen ones and the model's buffers never change
+            pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+            trained = [pair for pair in pairs if pair[1].requires_grad]
+            averages, parameters = (list(items) for items in zip(*trained, strict=True))
+            self.lists = (model, averages, parameters)
         _, averages, parameters = self.lists
         # One kernel for all of them; pyright does not know it
         torch._foreach_lerp_(averages, parameters, weight)  # pyright: ignore[reportPrivateImportUsage]
@@ -176,8 +180,14 @@ class TrainingState:
         }
 
     def selected_tensors(self) -> dict[str, Tensor]:
-        """Return the weights of selected() by name; see tensors() where the model is sharded."""
-        return model_tensors(self.selected())
+        """Return the weights of selected() by name, low-rank changes merged.
+
+        See tensors() where the model is sharded.
+        """
+        weights = cast(dict[str, Tensor], get_model_state_dict(self.selected()))
+        # On the device, where evaluations merge them too: the bits are then the same
+        with torch.no_grad():
+            return gather_to_first(merge_low_rank(weights))
 
     def restore(self, tensors: dict[str, Tensor], header: Mapping[str, Any], source: str) -> None:
         """Take over what tensors() gave, and the progress and precision of a checkpoint's header.

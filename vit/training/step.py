@@ -6,6 +6,7 @@ floating point and elementwise dropout.
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,7 +34,8 @@ class OptimizerStep:
     compiled where that pays; synchronized: the same, not compiled. batch_size: global;
     micro_batch_size: images of a forward and backward pass, None for the whole batch. clip_norm: of
     the whole gradient, None for no clipping; seed: of dropout and stochastic depth. distillation:
-    the part of the loss that comes from a teacher, None without one.
+    the part of the loss that comes from a teacher, None without one. frozen: the modules that give
+    fixed features, see vit.training.freezing.
     """
 
     state: TrainingState
@@ -49,9 +51,13 @@ class OptimizerStep:
     seed: int
     compiled: bool = False
     distillation: Distillation | None = None
+    frozen: Sequence[nn.Module] = ()
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
+        self.set_frozen_mode()
+        frozen = {module for part in self.frozen for module in part.modules()}
+        self.frozen_blocks = sum(block in frozen for block in self.state.model.encoder.blocks)
         # Once, since going through all modules in every step takes a GPU's host long
         self.parameters = list(self.state.model.parameters())
         self.scaler = self.state.precision.scaler()
@@ -75,6 +81,7 @@ class OptimizerStep:
         # Only after an evaluation: it goes through all modules
         if not self.state.model.training:
             self.state.model.train()
+            self.set_frozen_mode()
         while True:
             sums = self.accumulate_gradients(images, labels)
             # Part of a batch's gradient is of no use: a resumed run makes the whole step again
@@ -96,6 +103,11 @@ class OptimizerStep:
                 return torch.stack([*sums, grad_norm])
             # fp16 overflowed: the weights were left alone and the scale was halved. The same batch
             # is tried again, so that neither schedule nor average moves without a step
+
+    def set_frozen_mode(self) -> None:
+        """Let nothing be dropped in what is frozen."""
+        for part in self.frozen:
+            part.eval()
 
     def accumulate_gradients(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """Forward and backward passes over the batch, a micro-batch at a time.
@@ -173,6 +185,7 @@ class OptimizerStep:
             self.seed,
             self.state.progress.step,
             self.drop_path_schedule,
+            self.frozen_blocks,
         )
         if keep is None:
             return [None] * -(-count // size)
@@ -233,19 +246,27 @@ def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def draw_drop_path(
-    rate: float, num_layers: int, batch_size: int, seed: int, step: int, schedule: str = "linear"
+    rate: float,
+    num_layers: int,
+    batch_size: int,
+    seed: int,
+    step: int,
+    schedule: str = "linear",
+    frozen_blocks: int = 0,
 ) -> Tensor | None:
     """Draw the factors of stochastic depth for a global batch: (B, L, 2) on the CPU.
 
     The last axis is the attention and the MLP of a block. A factor is 0, or 1 / keep rate, so that
     its mean is 1. schedule linear: the rate of dropping rises from 0 in the first block to `rate`
     in the last (Huang et al. 2016, arXiv:1603.09382); constant: it is `rate` in every block
-    (Touvron et al. 2022, DeiT-III, arXiv:2204.07118). Returns None for a rate of 0.
+    (Touvron et al. 2022, DeiT-III, arXiv:2204.07118). frozen_blocks: so many first blocks drop
+    nothing. Returns None where none does.
     """
-    if not rate:
+    if not rate or frozen_blocks == num_layers:
         return None
     first = rate if schedule == "constant" else 0
     rates = torch.linspace(first, rate, num_layers)[:, None]
+    rates[:frozen_blocks] = 0
 
     # A function of (seed, step, image, layer, branch) alone, without the state of a generator
     images = torch.arange(batch_size)[:, None, None]

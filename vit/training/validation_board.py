@@ -106,7 +106,12 @@ def watch_gradients(
     They are written at step 1 and each multiple of the interval. A hook of the optimizer, since
     the gradients exist only until its step.
     """
-    layers = parameters_by_layer(model)
+    # Frozen layers have none
+    layers = {
+        name: [item for item in parameters if item.requires_grad]
+        for name, parameters in parameters_by_layer(model).items()
+    }
+    layers = {name: parameters for name, parameters in layers.items() if parameters}
 
     def write(*_: object) -> None:
         # The step that is about to be made

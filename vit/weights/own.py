@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from vit.checkpoints.file import read_checkpoint, require_header_keys, write_checkpoint
-from vit.checkpoints.model import parse_pruned_heads, strip_prefix
+from vit.checkpoints.model import evaluated_tensors, parse_pruned_heads
 from vit.data.preprocessing import Preprocessing
 from vit.weights.description import Weights, describe, require_head, squash_preprocessing
 
@@ -33,7 +33,7 @@ def read_own(path: Path) -> Weights:
     require_header_keys(header, path, "kind", "config", "classes", "preprocessing")
     # The last checkpoint holds the whole state of training; evaluation uses the average.
     if header["kind"] != "best":
-        tensors = strip_prefix(tensors, "average/") or strip_prefix(tensors, "model/")
+        tensors = evaluated_tensors(tensors)
     # describe() finds the sizes that are left out here in the tensors, and what the weights were
     # before training is of no interest.
     known = {
