@@ -173,7 +173,7 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_saves_merged_weights(tmp_pat
         checkpoints = real_checkpoints(tmp_path / name)
         if resuming:
             torch.nn.init.normal_(model.head.weight)  # all of it comes from the checkpoint
-            checkpoints.resume(state, data_may_differ=False)
+            checkpoints.resume(state, may_differ=False)
         return make_trainer(
             tmp_path / name, state=state, checkpoints=checkpoints, micro_batch_size=5
         )
