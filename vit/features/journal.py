@@ -20,12 +20,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from vit.data.image_files import file_of
-from vit.data.labeled_sources import Source
+from vit.data.labeled_sources import LabeledImage, Source
 from vit.errors import ConfigError, DataError
 from vit.files import atomic_write
 
@@ -36,13 +36,6 @@ FEATURES, IMAGES, STATE = "features.f32", "images.jsonl", "state.json"
 
 # Advice at the end of messages
 ANEW = "start anew with --overwrite, or choose another --out"
-
-
-class Image(NamedTuple):
-    """An image's path and the name of its class, which is empty where it is not known."""
-
-    path: str
-    label: str
 
 
 @dataclass(frozen=True)
@@ -178,7 +171,9 @@ class Journal:
         file.seek(size)
         return file
 
-    def append(self, features: np.ndarray, images: Sequence[Image], sources: list[Source]) -> None:
+    def append(
+        self, features: np.ndarray, images: Sequence[LabeledImage], sources: list[Source]
+    ) -> None:
         """Append one batch.
 
         features: float32 (n, D) of the n images that could be read; sources: all that were taken.
@@ -219,11 +214,11 @@ class Journal:
             while block := file.read(4 * self.state.width * rows):
                 yield np.frombuffer(block, "<f4").reshape(-1, self.state.width)
 
-    def image_blocks(self, rows: int) -> Iterator[list[Image]]:
+    def image_blocks(self, rows: int) -> Iterator[list[LabeledImage]]:
         """Yield the images, so many at a time."""
         with open(self.folder / IMAGES, encoding="utf-8") as file:
             while lines := list(islice(file, rows)):
-                yield [Image(*json.loads(line)) for line in lines]
+                yield [LabeledImage(*json.loads(line)) for line in lines]
 
     def close(self) -> None:
         for file in (self.features, self.images, self.lock_file):
