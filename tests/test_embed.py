@@ -320,19 +320,19 @@ def test_a_command_that_ended_while_the_file_was_written(model, monkeypatch):
 @pytest.mark.slow
 def test_killed_at_any_moment_and_started_again(model, tmp_path):
     """A real process, which gets its paths one by one, is killed when it has committed some."""
-    paths = PATHS * 40
+    paths = [str(tmp_path / path) for path in PATHS * 40]
     Path("list.txt").write_text("\n".join(paths))
-    arguments = ("best.safetensors", "--batch-size", "3", "--workers", "0", "--out")
-    where = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT)}}
+    options = ("--batch-size", "3", "--workers", "0", "--out")
+    arguments = (str(tmp_path / "best.safetensors"), *options)
     with open("list.txt") as whole:
-        done = run("vit.embed", *arguments, "whole.npz", stdin=whole, **where)
+        done = run("vit.embed", *arguments, str(tmp_path / "whole.npz"), stdin=whole, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
     state = Path("f.npz.partial/state.json")
     rows = 0
     for _ in range(2):
         reading, writing = os.pipe()
-        process = start("vit.embed", *arguments, "f.npz", stdin=reading, **where)
+        process = start("vit.embed", *arguments, str(tmp_path / "f.npz"), stdin=reading, cwd=ROOT)
         os.close(reading)
         lines = iter(f"{path}\n".encode() for path in paths[:-1])
 
@@ -350,7 +350,7 @@ def test_killed_at_any_moment_and_started_again(model, tmp_path):
         rows = json.loads(state.read_text())["rows"]
     assert not Path("f.npz").exists()
     with open("list.txt") as whole:
-        done = run("vit.embed", *arguments, "f.npz", stdin=whole, **where)
+        done = run("vit.embed", *arguments, str(tmp_path / "f.npz"), stdin=whole, cwd=ROOT)
     assert f"going on after {rows} images" in done.stdout, done.stderr
     assert Path("f.npz").read_bytes() == Path("whole.npz").read_bytes()
 
