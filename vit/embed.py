@@ -288,12 +288,10 @@ def make_features(
 ) -> None:
     """Compute what is not in the folder yet, then write the file. Raises ConfigError, DataError."""
     from vit.features.files import write_features
-    from vit.features.journal import Journal, discard
+    from vit.features.journal import Journal
 
     with writing_to(f"--out {options.out}", MAKE_ROOM):
-        if options.overwrite:
-            discard(folder)
-        journal = Journal(folder, settings)
+        journal = Journal(folder, settings, anew=options.overwrite)
     start, done = time.perf_counter(), journal.state.rows
     with contextlib.closing(journal):
         try:
