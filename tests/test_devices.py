@@ -99,6 +99,8 @@ def test_training_resuming_evaluating_and_looking_inside(device, tmp_path):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         maps = ("--attention", tmp_path / "maps")
         call("predict", best, tmp_path / "images", *maps, "--workers", 0)
+        page = ("--similar", tmp_path / "similar.html")
+        call("embed", best, tmp_path / "images", "--out", tmp_path / "f.npz", *page)
         call("prune", best, "--fraction", 0.5, "--out", tmp_path / "pruned.safetensors")
         call("explore", best, "--limit", 2, "--out", tmp_path / "explorer.html")
     assert len(list((tmp_path / "maps").rglob("*.png"))) == 6

@@ -13,15 +13,15 @@ that can't be read is reported on standard error and left out; the exit code is 
 """
 
 import argparse
-import collections
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from vit.errors import ConfigError, DataError, run_command, writing_to
+from vit.errors import ConfigError, DataError, UserError, run_command, writing_to
 from vit.explore import check_writable
 from vit.files import write_text
 from vit.predict import escape_unprintable, failures_explained
@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vit.data.labeled_sources import Source
+    from vit.data.preprocessing import Preprocessing
     from vit.features.embedder import Embedder
     from vit.features.files import FeatureFile
-    from vit.features.journal import Image, Journal, State
+    from vit.features.journal import Journal, State
     from vit.report.similar import Query
+
+SUFFIXES = (".npz", ".parquet")
 
 MAKE_ROOM = "make room, and start the same command again: it goes on where it stopped"
 
@@ -166,13 +169,15 @@ def check_shown(queries: int, options: argparse.Namespace) -> None:
 
 def check_outputs(options: argparse.Namespace) -> None:
     """Raise ConfigError for a file that can't be written, before anything is computed."""
-    from vit.features.files import SUFFIXES
-
     # Judged by the extension, so that a checkpoint is never overwritten by mistake
     if options.out.is_dir() or options.out.suffix not in SUFFIXES:
         raise ConfigError(
             f"--out {options.out}: give the name of a file that ends in .npz or .parquet"
         )
+    # Started again, the command would take a folder with such a file for one of parquet files
+    for folder in options.images if options.out.suffix == ".parquet" else ():
+        if os.path.isdir(folder) and options.out.absolute().is_relative_to(os.path.abspath(folder)):
+            raise ConfigError(f"--out {options.out}: lies among the images; choose another folder")
     page = options.similar
     if page is not None and (page.is_dir() or page.suffix.lower() not in (".html", ".htm")):
         raise ConfigError(f"--similar {page}: give the name of a file that ends in .html")
@@ -204,16 +209,19 @@ def embed(options: argparse.Namespace) -> None:
 
     if options.label_column is not None and not any(map(takes_label_column, options.images)):
         raise ConfigError("--label-column does nothing without a table or parquet files")
+    folder = options.out.with_name(f"{options.out.name}.partial")
+    is_finished = options.out.exists() and not (folder / STATE).exists()
+    finished = None
+    if is_finished and not options.overwrite:
+        finished = about_finished(options.out)
+
     use_exact_float32()
     device = choose_device(options.device)
     embedder = load_embedder(options.checkpoint, options.precision, device, warn)
     settings = settings_of(embedder, options.batch_size)
-
-    folder = options.out.with_name(f"{options.out.name}.partial")
-    is_begun = (folder / STATE).exists() and not options.overwrite
     with failures_explained():
-        if options.out.exists() and not options.overwrite and not is_begun:
-            check_finished(options, settings)
+        if finished is not None:
+            check_finished(finished, settings, options)
         else:
             make_features(folder, settings, embedder, options)
         file = open_features(options.out)
@@ -252,17 +260,25 @@ def sources_of(options: argparse.Namespace) -> "Iterator[Source]":
     return find_sources(options.images or ["-"], options.label_column)
 
 
-def check_finished(options: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Raise ConfigError unless the file that is there is what this command would write."""
+def about_finished(out: Path) -> dict[str, Any]:
+    """What a file says of its features. Raises ConfigError where it is of another kind."""
     from vit.features.files import open_features
-    from vit.features.journal import ANEW, chain_all, refuse_other_settings
+    from vit.features.journal import ANEW
 
     try:
-        about = open_features(options.out).about
+        return open_features(out).about
     except DataError as error:
         raise ConfigError(f"--out {error}; {ANEW}") from None
+
+
+def check_finished(
+    about: dict[str, Any], settings: dict[str, Any], options: argparse.Namespace
+) -> None:
+    """Raise ConfigError unless the file that is there is what this command would write."""
+    from vit.features.journal import ANEW, chain_all, refuse_other_settings
+
     refuse_other_settings(options.out, about, settings)
-    if chain_all(sources_of(options), options.batch_size) != about["images"]:
+    if chain_all(sources_of(options), options.batch_size) != about["images_digest"]:
         raise ConfigError(f"{options.out}: holds features of other images; {ANEW}")
     print(f"{options.out}: complete already")
 
@@ -272,15 +288,19 @@ def make_features(
 ) -> None:
     """Compute what is not in the folder yet, then write the file. Raises ConfigError, DataError."""
     from vit.features.files import write_features
-    from vit.features.journal import Journal, discard
+    from vit.features.journal import Journal
 
     with writing_to(f"--out {options.out}", MAKE_ROOM):
-        if options.overwrite:
-            discard(folder)
-        journal = Journal(folder, settings)
+        journal = Journal(folder, settings, anew=options.overwrite)
     start, done = time.perf_counter(), journal.state.rows
     with contextlib.closing(journal):
-        embed_all(journal, embedder, options)
+        try:
+            embed_all(journal, embedder, options)
+        except UserError:
+            # Nothing to go on from
+            if not journal.state.batches:
+                journal.remove()
+            raise
         state = journal.state
         if not state.rows:
             journal.remove()
@@ -298,13 +318,13 @@ def make_features(
 
 
 def about_features(state: "State", checkpoint: str) -> dict[str, Any]:
-    """What a file says of its features; `images` is a digest of all that were taken."""
+    """What a file says of its features; the digest is of all images that were taken."""
     return {
         "model": checkpoint,
         **state.settings,
         "rows": state.rows,
         "left_out": state.left_out,
-        "images": state.digest,
+        "images_digest": state.digest,
     }
 
 
@@ -315,6 +335,7 @@ def embed_all(journal: "Journal", embedder: "Embedder", options: argparse.Namesp
     """
     from tqdm import tqdm
 
+    from vit.data.labeled_sources import labeled_batches
     from vit.features.journal import ANEW, skip_finished
 
     sources = sources_of(options)
@@ -324,7 +345,7 @@ def embed_all(journal: "Journal", embedder: "Embedder", options: argparse.Namesp
     if done:
         print(f"going on after {done:,} images, in {journal.folder}")
     with tqdm(unit=" images", initial=done, leave=False, dynamic_ncols=True, disable=None) as bar:
-        for batch in labeled_batches(sources, embedder, options):
+        for batch in labeled_batches(sources, *how_to_read(embedder, options)):
             for error in batch.errors:
                 warn(escape_unprintable(str(error)))
             features = embedder(batch.pixels)
@@ -333,42 +354,11 @@ def embed_all(journal: "Journal", embedder: "Embedder", options: argparse.Namesp
             bar.update(len(batch.sources))
 
 
-class LabeledBatch(NamedTuple):
-    """One batch: all that was taken, and of it the images that could be read, with their pixels.
-
-    pixels: uint8 (len(images), C, *image_size), or None where there are none.
-    """
-
-    sources: "list[Source]"
-    images: "list[Image]"
-    pixels: "Tensor | None"
-    errors: list[DataError]
-
-
-def labeled_batches(
-    sources: "Iterator[Source]", embedder: "Embedder", options: argparse.Namespace
-) -> Iterator[LabeledBatch]:
-    """Yield images batch by batch, decoded ahead of their use."""
-    from vit.data.image_stream import stream_batches
-    from vit.features.journal import Image
-
-    # The stream decodes paths; what was taken waits here for its batch
-    taken: collections.deque[Source] = collections.deque()
-
-    def paths() -> "Iterator[str | DataError]":
-        for source in sources:
-            taken.append(source)
-            yield source.path
-
-    preprocessing = embedder.model.preprocessing
-    for batch in stream_batches(paths(), preprocessing, options.batch_size, options.workers):
-        count = len(batch.paths) + len(batch.errors)
-        of_batch = [taken.popleft() for _ in range(count)]
-        images = [
-            Image(path, of_batch[position].label)
-            for path, position in zip(batch.paths, batch.positions, strict=True)
-        ]
-        yield LabeledBatch(of_batch, images, batch.pixels, batch.errors)
+def how_to_read(
+    embedder: "Embedder", options: argparse.Namespace
+) -> "tuple[Preprocessing, int, int | None]":
+    """What labeled_batches() takes beside the images."""
+    return embedder.model.preprocessing, options.batch_size, options.workers
 
 
 def write_page(file: "FeatureFile", embedder: "Embedder", options: argparse.Namespace) -> None:
@@ -396,12 +386,13 @@ def embed_queries(
     """The images of --queries and their features, (Q, D). Raises DataError, ConfigError."""
     import torch
 
-    from vit.data.labeled_sources import find_sources
+    from vit.data.labeled_sources import find_sources, labeled_batches
     from vit.report.similar import Query
 
     queries: list[Query] = []
     features: list[Tensor] = []
-    for batch in labeled_batches(find_sources(options.queries), embedder, options):
+    sources = find_sources(options.queries)
+    for batch in labeled_batches(sources, *how_to_read(embedder, options)):
         # A page without one of its queries would mislead
         for error in batch.errors:
             raise DataError(f"--queries: {error}")

@@ -60,7 +60,7 @@ def test_a_run_says_which_weights_it_started_from(tmp_path, hub, env):
     assert "pretrained does nothing" in error_line(train(tmp_path, *other, env=elsewhere))
 
 
-def test_evaluated_and_exported_by_name(tmp_path, hub, env):
+def test_evaluated_exported_and_embedded_by_name(tmp_path, hub, env):
     done = run("evaluate.py", *SMALL[:3], "out=.", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
@@ -70,6 +70,10 @@ def test_evaluated_and_exported_by_name(tmp_path, hub, env):
     done = run("vit.export", f"hf:{VIT}", *options, cwd=ROOT, env=offline)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "hf" / "model.safetensors").is_file()
+    files = (str(tmp_path / "images" / "test"), "--out", str(tmp_path / "f.npz"))
+    done = run("vit.embed", f"hf:{VIT}", *files, cwd=ROOT, env=offline)
+    assert done.returncode == 0, done.stderr
+    assert "8 images, 192 features each" in done.stdout
 
 
 @pytest.mark.slow

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faults.trials import RUN, Effort, Row, differences, digests, finish, must_finish
-from helpers import Program, make_images, start, wait_until
+from helpers import ROOT, Program, make_images, start, wait_until
 from torch import Tensor
 
 from vit.checkpoints.file import read_checkpoint, write_checkpoint
-from vit.checkpoints.run import LAST, PREVIOUS
+from vit.checkpoints.run import BEST, LAST, PREVIOUS
 
 MOST_SIGNALS = 4  # to one run
 SECONDS_TO_END = 30  # after a signal
@@ -106,6 +106,7 @@ def kills(work: Path, effort: Effort) -> Iterator[Row]:
     yield trial.row(signal.SIGTERM, 1 if effort.quick else effort.kills)
     if not effort.quick:
         yield workers(trial)
+    yield embeddings(trial, 1 if effort.quick else effort.kills)
     yield negative_controls(work, effort)
 
 
@@ -117,6 +118,37 @@ def workers(trial: Kills) -> Row:
         code, errors = finish(trial.work, *arguments)
         same = code == 0 and not differences(digests(trial.work / folder), trial.expected)
         row.count(same, f"{count}: {errors[-300:]}")
+    return row
+
+
+def embeddings(trial: Kills, wanted: int) -> Row:
+    """Files of features, of images that are named often enough for seconds of work."""
+    row = Row("vit.embed: SIGKILL at a random moment, started again to the same bytes")
+    best = str(trial.work / "whole" / "checkpoints" / BEST)
+    images = [str(trial.work / "images")] * 20
+    options = ("--batch-size", "4", "--workers", "0", "--out")
+
+    def begin(name: str) -> Program:
+        return start("vit.embed", best, *images, *options, str(trial.work / name), cwd=ROOT)
+
+    began = time.monotonic()
+    _, errors = begin("whole.npz").communicate(timeout=600)
+    length = time.monotonic() - began
+    assert not errors, errors
+    for number in range(wanted):
+        name = f"killed_{number}.npz"
+        process = begin(name)
+        try:
+            process.communicate(timeout=trial.dice.uniform(0.2, length))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        _, errors = begin(name).communicate(timeout=600)
+        same = (
+            not errors
+            and (trial.work / name).read_bytes() == (trial.work / "whole.npz").read_bytes()
+        )
+        row.count(same, f"{name}: {errors[-300:]}")
     return row
 
 

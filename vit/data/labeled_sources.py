@@ -5,14 +5,19 @@ or a folder of the latter two. The order is that of the names, and within one th
 folder is sorted. All splits are taken. Nothing is collected, so a million images need no memory.
 """
 
+import collections
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vit.data.image_stream import find_images
+from torch import Tensor
+
+from vit.data.image_stream import find_images, stream_batches
 from vit.data.layouts import split_of
 from vit.data.parquet_index import find_parquet, iter_labels
+from vit.data.preprocessing import Preprocessing
 from vit.data.tables import is_table, read_rows
 from vit.data.tar_index import CLASSES, index_shard
 from vit.errors import DataError
@@ -26,6 +31,27 @@ class Source(NamedTuple):
 
     path: str | DataError
     label: str
+
+
+class LabeledImage(NamedTuple):
+    """The path of an image that could be read, and the name of its class, or nothing."""
+
+    path: str
+    label: str
+
+
+@dataclass(frozen=True)
+class LabeledBatch:
+    """One batch of a stream: all that was taken, and of it the images that could be read.
+
+    pixels: of these, uint8 (len(images), C, *image_size), or None where there are none.
+    errors: of the others.
+    """
+
+    sources: list[Source]
+    images: list[LabeledImage]
+    pixels: Tensor | None
+    errors: list[DataError]
 
 
 def find_sources(names: Sequence[str], label_column: str | None = None) -> Iterator[Source]:
@@ -109,3 +135,24 @@ def class_names(file: Path) -> dict[int, str]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: can't read the names of the classes ({error})") from None
+
+
+def labeled_batches(
+    sources: Iterator[Source], preprocessing: Preprocessing, batch_size: int, workers: int | None
+) -> Iterator[LabeledBatch]:
+    """Yield images batch by batch, decoded ahead of their use as stream_batches() does it."""
+    # The stream decodes paths; what was taken waits here for its batch
+    taken: collections.deque[Source] = collections.deque()
+
+    def paths() -> Iterator[str | DataError]:
+        for source in sources:
+            taken.append(source)
+            yield source.path
+
+    for batch in stream_batches(paths(), preprocessing, batch_size, workers):
+        of_batch = [taken.popleft() for _ in range(len(batch.paths) + len(batch.errors))]
+        images = [
+            LabeledImage(path, of_batch[position].label)
+            for path, position in zip(batch.paths, batch.positions, strict=True)
+        ]
+        yield LabeledBatch(of_batch, images, batch.pixels, batch.errors)

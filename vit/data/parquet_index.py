@@ -208,13 +208,13 @@ def label_column_of(
     if len(candidates) > 1:
         raise DataError(
             f"{path.absolute()}: {' and '.join(candidates)} can each be the label; choose one with "
-            "data.label_column (vit.shards: --label-column)"
+            "data.label_column (vit.shards, vit.embed: --label-column)"
         )
     if not candidates or candidates[0] not in columns:
         expected = label_column or f"{LABEL_COLUMNS[0]} (or {', '.join(LABEL_COLUMNS[1:])})"
         raise DataError(
             f"{path.absolute()}: no column {expected}; it has {', '.join(columns)}; name another "
-            "with data.label_column (vit.shards: --label-column)"
+            "with data.label_column (vit.shards, vit.embed: --label-column)"
         )
     return candidates[0], declared.get(candidates[0])
 

@@ -21,12 +21,12 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from vit.data.labeled_sources import LabeledImage
 from vit.errors import DataError
-from vit.features.journal import Image, Journal
+from vit.features.journal import Journal
 from vit.files import atomic_write
 
 FORMAT = "vit-features-1"
-SUFFIXES = (".npz", ".parquet")
 
 # Bytes of features that are held at a time
 BLOCK_BYTES = 2**22
@@ -55,7 +55,7 @@ class FeatureFile(Protocol):
         """Yield all features in order, float32 (some rows, D)."""
         ...
 
-    def images(self, rows: Sequence[int]) -> list[Image]:
+    def images(self, rows: Sequence[int]) -> list[LabeledImage]:
         """The images of these rows, in their order."""
         ...
 
@@ -177,10 +177,11 @@ class NpzFeatures:
                 block = file.read(size * min(step, self.rows - start))
                 yield np.frombuffer(block, "<f4").reshape(-1, self.width)
 
-    def images(self, rows: Sequence[int]) -> list[Image]:
+    def images(self, rows: Sequence[int]) -> list[LabeledImage]:
         labels = self.labels
         return [
-            Image(str(self.paths[row]), "" if labels is None else str(labels[row])) for row in rows
+            LabeledImage(str(self.paths[row]), "" if labels is None else str(labels[row]))
+            for row in rows
         ]
 
 
@@ -216,8 +217,8 @@ class ParquetFeatures:
             column = self.file.read_row_group(group, columns=["features"]).column(0)
             yield column.combine_chunks().flatten().to_numpy().reshape(-1, self.width)
 
-    def images(self, rows: Sequence[int]) -> list[Image]:
-        found: dict[int, Image] = {}
+    def images(self, rows: Sequence[int]) -> list[LabeledImage]:
+        found: dict[int, LabeledImage] = {}
         start = 0
         for group in range(self.file.num_row_groups):
             end = start + self.file.metadata.row_group(group).num_rows
@@ -226,7 +227,7 @@ class ParquetFeatures:
                 table = self.file.read_row_group(group, columns=self.columns)
                 for row in wanted:
                     values = table.slice(row - start, 1).to_pylist()[0]
-                    found[row] = Image(values["path"], values.get("label") or "")
+                    found[row] = LabeledImage(values["path"], values.get("label") or "")
             start = end
         return [found[row] for row in rows]
 

@@ -20,12 +20,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from vit.data.image_files import file_of
-from vit.data.labeled_sources import Source
+from vit.data.labeled_sources import LabeledImage, Source
 from vit.errors import ConfigError, DataError
 from vit.files import atomic_write
 
@@ -36,13 +36,6 @@ FEATURES, IMAGES, STATE = "features.f32", "images.jsonl", "state.json"
 
 # Advice at the end of messages
 ANEW = "start anew with --overwrite, or choose another --out"
-
-
-class Image(NamedTuple):
-    """An image's path and the name of its class, which is empty where it is not known."""
-
-    path: str
-    label: str
 
 
 @dataclass(frozen=True)
@@ -113,35 +106,42 @@ def skip_finished(sources: Iterator[Source], state: State, batch_size: int) -> b
     return digest == state.digest
 
 
-def refuse_other_settings(
-    name: Path, settings: dict[str, Any], expected: dict[str, Any], advice: str = ANEW
-) -> None:
+def refuse_other_settings(name: Path, settings: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raise ConfigError, naming the first, where settings of a file differ from the expected."""
     for key, value in expected.items():
         if settings.get(key) == value:
             continue
         if key == "checkpoint":
-            raise ConfigError(f"{name}: holds features of another checkpoint; {advice}")
+            raise ConfigError(f"{name}: holds features of another checkpoint; {ANEW}")
         raise ConfigError(
             f"{name}: holds features with {key.replace('_', ' ')} {settings.get(key)}, not "
-            f"{value}; {advice}"
+            f"{value}; {ANEW}"
         )
 
 
 class Journal:
     """The folder, locked by one process at a time.
 
+    anew: what is in it counts for nothing.
+
     Raises ConfigError where another process has locked it, or it holds something else; OSError
     where it can't be written.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
+    def __init__(self, folder: Path, settings: dict[str, Any], anew: bool = False):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.lock()
-        self.state = self.read_state(settings)
-        self.features = self.open_at(FEATURES, 4 * self.state.width * self.state.rows)
-        self.images = self.open_at(IMAGES, self.state.text_size)
+        # A caller who goes on after an error has nothing to close
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(self.lock_file)
+            if anew:
+                (folder / STATE).unlink(missing_ok=True)
+            self.state = self.read_state(settings)
+            rows_size = 4 * self.state.width * self.state.rows
+            self.features = opened.enter_context(self.open_at(FEATURES, rows_size))
+            self.images = opened.enter_context(self.open_at(IMAGES, self.state.text_size))
+            self.files = opened.pop_all()
         self.committed = time.monotonic()
 
     def lock(self) -> None:
@@ -178,7 +178,9 @@ class Journal:
         file.seek(size)
         return file
 
-    def append(self, features: np.ndarray, images: Sequence[Image], sources: list[Source]) -> None:
+    def append(
+        self, features: np.ndarray, images: Sequence[LabeledImage], sources: list[Source]
+    ) -> None:
         """Append one batch.
 
         features: float32 (n, D) of the n images that could be read; sources: all that were taken.
@@ -219,26 +221,19 @@ class Journal:
             while block := file.read(4 * self.state.width * rows):
                 yield np.frombuffer(block, "<f4").reshape(-1, self.state.width)
 
-    def image_blocks(self, rows: int) -> Iterator[list[Image]]:
+    def image_blocks(self, rows: int) -> Iterator[list[LabeledImage]]:
         """Yield the images, so many at a time."""
         with open(self.folder / IMAGES, encoding="utf-8") as file:
             while lines := list(islice(file, rows)):
-                yield [Image(*json.loads(line)) for line in lines]
+                yield [LabeledImage(*json.loads(line)) for line in lines]
 
     def close(self) -> None:
-        for file in (self.features, self.images, self.lock_file):
-            # What the last flush could not write has been reported
-            with contextlib.suppress(OSError):
-                file.close()
+        # What the last flush could not write has been reported
+        with contextlib.suppress(OSError):
+            self.files.close()
 
     def remove(self) -> None:
         """Remove the folder, the state first: without it the rest counts for nothing."""
         self.close()
-        discard(self.folder)
-
-
-def discard(folder: Path) -> None:
-    """Remove a journal's folder, where there is one. Raises OSError."""
-    (folder / STATE).unlink(missing_ok=True)
-    if folder.exists():
-        shutil.rmtree(folder)
+        (self.folder / STATE).unlink(missing_ok=True)
+        shutil.rmtree(self.folder)

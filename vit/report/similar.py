@@ -12,9 +12,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vit.data.image_files import open_image
+from vit.data.labeled_sources import LabeledImage
 from vit.errors import DataError
 from vit.features.files import FeatureFile
-from vit.features.journal import Image
 from vit.features.neighbors import nearest_rows
 from vit.report.page import environment
 from vit.text import shorten
@@ -32,7 +32,7 @@ MAX_NAME = 40
 class Query(NamedTuple):
     """An image to look for. row: its row in the file of features, None where it is not of it."""
 
-    image: Image
+    image: LabeledImage
     row: int | None
 
 
@@ -111,7 +111,7 @@ class Copies:
     def __init__(self) -> None:
         self.addresses: dict[str, str | None] = {}
 
-    def show(self, image: Image, score: float | None = None, query_label: str = "") -> Shown:
+    def show(self, image: LabeledImage, score: float | None = None, query_label: str = "") -> Shown:
         """An image as the page holds it. score: None for a query."""
         if image.path not in self.addresses:
             self.addresses[image.path] = small_copy(image.path)
