@@ -109,6 +109,20 @@ def test_several_processes_end_together_before_the_limit(tmp_path):
     assert 0 < steps[0] < steps[1]
 
 
+@pytest.mark.slow
+def test_the_command_of_a_sweep_resumes_the_jobs_that_were_stopped(tmp_path):
+    minutes = minutes_for_a_part(tmp_path)
+    endless = ("train.epochs=1000", f"runtime.max_minutes={minutes}", "hydra.sweep.dir=sweep")
+    steps = []
+    for _ in range(2):
+        done = train(tmp_path, "-m", *LONG, *endless)
+        assert done.returncode == 0, done.stderr
+        assert "0 of 1 jobs finished" in done.stdout
+        assert f"job 0 stopped: stopped by runtime.max_minutes={minutes:g}" in done.stdout
+        steps.append(read_result(tmp_path / "sweep" / "0")["steps"])
+    assert 0 < steps[0] < steps[1]
+
+
 def test_a_limit_that_starting_up_does_not_fit_into_says_so(tmp_path):
     done = train(tmp_path, *LONG, "runtime.max_minutes=0.001", "hydra.run.dir=run")
     assert "runtime.max_minutes=0.001 before the first step" in error_line(done, 75)

@@ -20,6 +20,7 @@ WORDS = [
     "data.interpolation",
     "model.init",
     "model.position",
+    "train.freeze",
 ]
 IMPOSSIBLE_MODELS = [
     ("model.num_heads=5", "num_heads"),
@@ -53,6 +54,9 @@ OTHERS = [
     (["hydra.run.dir=/proc/x"], "/proc/x"),
     (["experiment=digits", "schedule.warmup=5epochs"], "warmup"),
     (["experiment=digits", "train.steps=5", "schedule.warmup=5"], "warmup"),
+    (["experiment=digits", "train.freeze=blocks:99"], "train.freeze"),
+    (["experiment=digits", "train.lora_rank=4"], "train.lora_rank"),
+    (["experiment=digits", "train.patience=3", "data.val_fraction=0"], "train.patience"),
 ]
 OF_EVALUATE = [
     ([], "checkpoint="),

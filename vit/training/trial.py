@@ -97,6 +97,8 @@ def first_images(images: ImageSplit, count: int) -> ImageSplit:
 def memory_by_purpose(state: TrainingState, activations: int) -> dict[str, int]:
     """Bytes that training keeps; activations: of the largest micro-batch."""
     trained = [item for item in state.model.parameters() if item.requires_grad]
+    # Of what is trained alone; frozen weights are shared with their average
+    averages = [] if state.ema is None else trained
     moments = [
         value
         for values in state.optimizer.state.values()
@@ -107,7 +109,7 @@ def memory_by_purpose(state: TrainingState, activations: int) -> dict[str, int]:
         "weights": total_bytes(state.model.parameters()),
         "gradients": total_bytes(trained),
         "optimizer": total_bytes(moments),
-        "average": 0 if state.ema is None else total_bytes(state.ema.model.parameters()),
+        "average": total_bytes(averages),
         "activations": activations,
     }
 
