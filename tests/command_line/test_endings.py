@@ -72,24 +72,24 @@ def run_in_time(folder, minutes, *arguments):
     if done.returncode == 75:
         assert "resume=parts" in error_line(done, 75)
         assert result["status"] == "stopped"
-        assert result["reason"].startswith(f"stopped by runtime.max_minutes={minutes:g} ")
+        assert result["reason"].startswith(f"stopped by runtime.max_minutes={minutes:g}")
     else:
         assert done.returncode == 0, done.stderr
         assert result["status"] == "finished"
     return done.returncode
 
 
-def finish_in_parts(folder, *arguments):
-    """Two starts within a limit, and one that may take as long as it will."""
-    minutes = round((1.5 * seconds_of_a_start(folder, *arguments) + 2.5) / 60, 3)
-    codes = [run_in_time(folder, minutes, *arguments) for _ in range(2)]
-    assert codes[0] == 75, "the run is too short for this test"
-    assert run_in_time(folder, 100, *arguments) == 0
+def minutes_for_a_part(folder, *arguments):
+    """A limit that leaves a start a few seconds for its steps."""
+    return round((1.5 * seconds_of_a_start(folder, *arguments) + 4) / 60, 3)
 
 
 @pytest.mark.slow
 def test_a_run_with_a_limit_of_time_ends_before_it_and_goes_on_to_the_same_bits(tmp_path):
-    finish_in_parts(tmp_path)
+    minutes = minutes_for_a_part(tmp_path)
+    assert run_in_time(tmp_path, minutes) == 75, "the run is too short for this test"
+    run_in_time(tmp_path, minutes)
+    assert run_in_time(tmp_path, 100) == 0
     whole = train(tmp_path, *LONG, "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
     ours, theirs = (last_tensors(tmp_path / name) for name in ("parts", "whole"))
@@ -100,8 +100,27 @@ def test_a_run_with_a_limit_of_time_ends_before_it_and_goes_on_to_the_same_bits(
 
 @pytest.mark.slow
 def test_several_processes_end_together_before_the_limit(tmp_path):
-    finish_in_parts(tmp_path, "runtime.processes=2")
-    assert read_result(tmp_path / "parts")["steps"] == 360
+    endless = ("train.epochs=1000", "runtime.processes=2")
+    minutes = minutes_for_a_part(tmp_path, *endless)
+    steps = []
+    for _ in range(2):
+        assert run_in_time(tmp_path, minutes, *endless) == 75
+        steps.append(read_result(tmp_path / "parts")["steps"])
+    assert 0 < steps[0] < steps[1]
+
+
+@pytest.mark.slow
+def test_the_command_of_a_sweep_resumes_the_jobs_that_were_stopped(tmp_path):
+    minutes = minutes_for_a_part(tmp_path)
+    endless = ("train.epochs=1000", f"runtime.max_minutes={minutes}", "hydra.sweep.dir=sweep")
+    steps = []
+    for _ in range(2):
+        done = train(tmp_path, "-m", *LONG, *endless)
+        assert done.returncode == 0, done.stderr
+        assert "0 of 1 jobs finished" in done.stdout
+        assert f"job 0 stopped: stopped by runtime.max_minutes={minutes:g}" in done.stdout
+        steps.append(read_result(tmp_path / "sweep" / "0")["steps"])
+    assert 0 < steps[0] < steps[1]
 
 
 def test_a_limit_that_starting_up_does_not_fit_into_says_so(tmp_path):

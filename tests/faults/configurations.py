@@ -22,6 +22,7 @@ WORDS = [
     "data.interpolation",
     "model.init",
     "model.position",
+    "train.freeze",
 ]
 IMPOSSIBLE_MODELS = [
     ("model.num_heads=5", "num_heads"),
@@ -60,6 +61,9 @@ OTHERS = [
     (["train.teacher=x", "train.distillation=soft", "train.loss=bce"], "train.loss=bce"),
     (["experiment=digits", "schedule.warmup=5epochs"], "warmup"),
     (["experiment=digits", "train.steps=5", "schedule.warmup=5"], "warmup"),
+    (["experiment=digits", "train.freeze=blocks:99"], "train.freeze"),
+    (["experiment=digits", "train.lora_rank=4"], "train.lora_rank"),
+    (["experiment=digits", "train.patience=3", "data.val_fraction=0"], "train.patience"),
 ]
 OF_EVALUATE = [
     ([], "checkpoint="),

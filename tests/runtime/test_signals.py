@@ -11,6 +11,7 @@ from helpers import ROOT
 
 from vit.errors import Stopped
 from vit.runtime.signals import Interrupted, StopSignal
+from vit.runtime.time_limit import TimeLimit
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -104,11 +105,10 @@ def test_the_minutes_count_from_the_start_of_the_command():
 
 
 def test_at_the_limit_an_alarm_stops_the_run_and_interrupts_long_work(stop, exits):
-    stop.started -= 55.5  # three seconds are left free
-    stop.limit(1)
+    stop.limit(0.06)  # three seconds of it are left free
     with stop.interrupting(), pytest.raises(Interrupted):
         time.sleep(30)
-    assert stop.describe() == "runtime.max_minutes=1"
+    assert stop.describe() == "runtime.max_minutes=0.06"
     # It is not saved again, and a save that is measured sets no other alarm
     stop.expect_save(1)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -150,3 +150,9 @@ signal.setitimer(signal.ITIMER_REAL, 0.3)
 def test_an_alarm_does_not_kill_a_process_that_is_ending():
     done = subprocess.run([sys.executable, "-c", END_AT_THE_LIMIT], cwd=ROOT, check=False)
     assert done.returncode == 0
+
+
+def test_a_slow_start_leaves_more_time_to_end():
+    quick, slow = (TimeLimit(2, time.monotonic() - seconds) for seconds in (1, 20))
+    assert pytest.approx(quick.seconds_left(), abs=0.1) == 120 - 1 - 6
+    assert pytest.approx(slow.seconds_left(), abs=0.1) == 120 - 20 - 10

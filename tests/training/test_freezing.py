@@ -13,6 +13,8 @@ from small_training import (
     same_bits,
 )
 
+from vit.checkpoints.model import evaluated_tensors
+from vit.errors import CheckpointError
 from vit.model.cost import training_flops
 from vit.training.freezing import backbone_of, describe_parameters, first_blocks_of, freeze
 
@@ -45,6 +47,33 @@ def test_frozen_parts_keep_every_bit_and_have_no_state(tmp_path, count, optimize
         is_frozen = any(name.startswith(f"{part}.") for part in frozen)
         assert (parameter not in state.optimizer.state) == is_frozen
         assert torch.equal(parameter, before.get_parameter(name)) == is_frozen, name
+
+
+def test_frozen_weights_are_in_memory_and_in_the_checkpoint_once():
+    """Averages of them would be what they are."""
+    state, parts = frozen_state(2)
+    frozen = {id(item) for part in parts for item in part.parameters()}
+    shared = {id(item) for item in state.ema.model.parameters() if id(item) in frozen}
+    assert shared == frozen
+    pairs = zip(state.ema.model.named_parameters(), state.model.parameters(), strict=True)
+    own = {name for (name, average), item in pairs if average is not item}
+    tensors = state.tensors()
+    assert {name for name in tensors if name.startswith("average/")} == {
+        f"average/{name}" for name in own
+    }
+
+    other, _ = frozen_state(2, init="xavier")
+    header = {"progress": state.progress.to_dict(), "precision": "fp32"}
+    other.restore(tensors, header, "test")
+    assert same_bits(other.model, state.model)
+    assert same_bits(other.ema.model, state.ema.model)
+    evaluated = evaluated_tensors(tensors)
+    assert all(
+        torch.equal(evaluated[name], item) for name, item in state.ema.model.named_parameters()
+    )
+    without = {name: item for name, item in tensors.items() if "average/" not in name}
+    with pytest.raises(CheckpointError, match="is missing"):
+        other.restore(without, header, "test")
 
 
 def test_no_graph_is_kept_of_what_is_frozen():

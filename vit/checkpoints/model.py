@@ -156,9 +156,10 @@ def first_differences(differences: list[str], count: int) -> str:
 def evaluated_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights that a run evaluates, of the tensors of its whole state.
 
-    These are the averaged ones where there are any, with low-rank changes merged.
+    These are the averaged ones where there are any (there are none of frozen weights), and low-rank
+    changes are merged.
     """
-    weights = strip_prefix(tensors, "average/") or strip_prefix(tensors, "model/")
+    weights = strip_prefix(tensors, "model/") | strip_prefix(tensors, "average/")
     return merge_low_rank(weights)
 
 

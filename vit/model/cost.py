@@ -121,7 +121,8 @@ def training_flops(model: VisionTransformer, frozen: Sequence[nn.Module] = ()) -
 def parts_without_gradients(model: VisionTransformer) -> list[nn.Module]:
     """Return the model's first parts, up to the first of which something is trained."""
     after = (model.encoder.norm, model.attention_pool, model.pooler)
-    parts = [model.embeddings, *model.encoder.blocks, *(part for part in after if part is not None)]
+    before = [model.embeddings, *model.encoder.blocks.children()]
+    parts = [*before, *(part for part in after if part is not None)]
     return list(itertools.takewhile(lambda part: not is_trained(part), parts))
 
 
@@ -142,16 +143,17 @@ def products_of_frozen(
     fixed = {module for part in fixed_parts for module in part.modules()}
     layers = [item for item in model.modules() if isinstance(item, nn.Linear) and item not in fixed]
     # Now, since the pass puts other tensors in the place of the parameters
-    frozen = {layer for layer in layers if not layer.weight.requires_grad}
+    sizes: dict[nn.Module, int] = {
+        layer: layer.weight.numel() for layer in layers if not layer.weight.requires_grad
+    }
 
     def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        multiplied = [module]
+        multiplied: list[nn.Module] = [module]
         # The attention multiplies by three matrices as one, without calling them
         if isinstance(module, Attention):
             multiplied = [module.query, module.key, module.value]
         rows = inputs[0].numel() // inputs[0].shape[-1]
-        sizes = [layer.weight.numel() for layer in multiplied if layer in frozen]
-        flops.extend(2 * rows * size for size in sizes)
+        flops.extend(2 * rows * sizes[layer] for layer in multiplied if layer in sizes)
 
     attentions = [item for item in model.modules() if isinstance(item, Attention)]
     handles = [item.register_forward_hook(count) for item in (*layers, *attentions)]

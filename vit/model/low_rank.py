@@ -38,10 +38,10 @@ class LowRankLinear(nn.Linear):
         nn.init.zeros_(self.up.weight)
         self.to(base.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not self.training:
-            return F.linear(x, self.merged(), self.bias)
-        return F.linear(x, self.weight, self.bias) + self.up(self.down(x))
+            return F.linear(input, self.merged(), self.bias)
+        return super().forward(input) + self.up(self.down(input))
 
     def merged(self) -> Tensor:
         """Return W + B A, (out, in)."""

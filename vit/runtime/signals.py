@@ -100,10 +100,10 @@ class StopSignal:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         second_interrupt = self.name is not None and number == signal.SIGINT
-        at_limit = number == signal.SIGALRM and self.time_limit is not None
+        limit = self.time_limit if number == signal.SIGALRM else None
         if self.exit_immediately or second_interrupt:
-            os._exit(Stopped.exit_code if at_limit else 128 + number)
-        self.name = self.time_limit.describe() if at_limit else signal.Signals(number).name
+            os._exit(128 + number if limit is None else Stopped.exit_code)
+        self.name = signal.Signals(number).name if limit is None else limit.describe()
         # Nothing is raised elsewhere: in the middle of an import a library might swallow the
         # exception, and in the middle of a step the weights would be half updated
         if self.raises:

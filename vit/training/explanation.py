@@ -4,6 +4,7 @@ It reads the data set's list, refuses what training would refuse, makes a few re
 the shapes at every stage, the run's length, its costs, its time and its memory by part.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 
 from vit.checkpoints.model import build_on_meta
@@ -72,7 +73,8 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     else:
         rate = product_rate(machine.device, start.precision_of(config, machine).dtype)
         flops = prepare.step_flops_of(config, len(data.classes), distillation)
-        sections.append(time_section(plan, trial, flops, share, rate))
+        limit = config.runtime.max_minutes
+        sections.append(time_section(plan, trial, flops, share, rate, limit))
         sections.append(memory_section(trial, share))
     return "\n\n".join("\n".join(lines) for lines in sections)
 
@@ -87,7 +89,8 @@ def share_of_process(config: Config) -> Share:
 
 def single_machine(config: Config, stop: StopSignal) -> Machine:
     """This process alone: a page needs no other, and starting them takes long."""
-    alone = replace(config, runtime=replace(config.runtime, sharding="none", processes=None))
+    runtime = replace(config.runtime, sharding="none", processes=None, max_minutes=None)
+    alone = replace(config, runtime=runtime)
     return prepare.start_machine(alone, stop)
 
 
@@ -177,11 +180,17 @@ def length_section(
 
 
 def time_section(
-    plan: Plan, trial: Trial, image_flops: float, share: Share, product_rate: float
+    plan: Plan,
+    trial: Trial,
+    image_flops: float,
+    share: Share,
+    product_rate: float,
+    max_minutes: float | None,
 ) -> list[str]:
     """How long a step takes and the whole run would.
 
-    image_flops: of training on one image; product_rate: FLOP/s of large products.
+    image_flops: of training on one image; product_rate: FLOP/s of large products; max_minutes: the
+    limit of each start.
     """
     images_per_second = share.batch_size / trial.step_seconds
     mfu = min(1.0, image_flops * images_per_second / product_rate)
@@ -195,6 +204,12 @@ def time_section(
         f"the run     about {format_duration(training + evaluating)}, of which "
         f"{format_duration(evaluating)} evaluating",
     ]
+    if max_minutes is not None:
+        starts = math.ceil((training + evaluating) / (60 * max_minutes))
+        lines.append(
+            f"            at least {starts} {'start' if starts == 1 else 'starts'} of "
+            f"runtime.max_minutes={max_minutes:g}, without starting up"
+        )
     if share.processes > 1:
         lines.append("            without what exchanging gradients takes, which was not measured")
     return lines

@@ -5,7 +5,7 @@ not among it: all randomness is a function of the seed and the step.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
@@ -113,8 +113,10 @@ class EMA:
     """
 
     def __init__(self, model: VisionTransformer, decay: float):
-        # In float32 like the parameters: 16 bits would lose steps as small as 1 - decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        # In float32 like the parameters: 16 bits would lose steps as small as 1 - decay. Frozen
+        # parameters are shared, since their average is what they are
+        shared = {id(item): item for item in model.parameters() if not item.requires_grad}
+        self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
         self.decay = decay
         # (model, averages, parameters) of the last update
         self.lists: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None
@@ -139,9 +141,9 @@ class EMA:
 class TrainingState:
     """All that training changes.
 
-    A `last` checkpoint holds the tensors under model/, average/ and optimizer/, and progress and
-    precision in its header. precision: what train.precision=auto chose when the run started.
-    select: what the best checkpoint is best in, see vit.runs.selection.
+    A `last` checkpoint holds the tensors under model/, average/ (of what is trained) and
+    optimizer/, and progress and precision in its header. precision: what train.precision=auto chose
+    when the run started. select: what the best checkpoint is best in, see vit.runs.selection.
     """
 
     model: VisionTransformer
@@ -168,7 +170,9 @@ class TrainingState:
         """
         parts = {"model": model_tensors(self.model)}
         if self.ema is not None:
-            parts["average"] = model_tensors(self.ema.model)
+            named = self.model.named_parameters()
+            frozen = {name for name, item in named if not item.requires_grad}
+            parts["average"] = model_tensors(self.ema.model, without=frozen)
         # Asked for the state of an untouched optimizer, torch makes a first step with it
         if self.progress.step > 0:
             parts["optimizer"] = optimizer_tensors(self.model, self.optimizer)
@@ -209,14 +213,21 @@ class TrainingState:
         elif optimizer:
             raise CheckpointError(f"{source}: unexpected {next(iter(optimizer))} before any step")
 
-        load_weights(self.model, strip_prefix(tensors, "model/"), source)
+        weights = strip_prefix(tensors, "model/")
+        load_weights(self.model, weights, source)
         if self.ema is not None:
-            load_weights(self.ema.model, strip_prefix(tensors, "average/"), source)
+            average = strip_prefix(tensors, "average/")
+            # Of frozen weights there is none; where there is none at all, the error says so
+            load_weights(self.ema.model, weights | average if average else {}, source)
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's weights by name, put together where they are sharded."""
-    return gather_to_first(cast(dict[str, Tensor], get_model_state_dict(model)))
+def model_tensors(model: nn.Module, without: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return a model's weights by name, put together where they are sharded.
+
+    without: names to leave out.
+    """
+    weights = cast(dict[str, Tensor], get_model_state_dict(model))
+    return gather_to_first({name: item for name, item in weights.items() if name not in without})
 
 
 OptimizerState = dict[str, dict[str, Any]]  # {parameter: {key: tensor or None}}

@@ -100,6 +100,8 @@ def memory_by_purpose(
 ) -> dict[str, int]:
     """Bytes that training keeps; activations: of the largest micro-batch."""
     trained = [item for item in state.model.parameters() if item.requires_grad]
+    # Of what is trained alone; frozen weights are shared with their average
+    averages = [] if state.ema is None else trained
     moments = [
         value
         for values in state.optimizer.state.values()
@@ -110,7 +112,7 @@ def memory_by_purpose(
         "weights": total_bytes(state.model.parameters()),
         "gradients": total_bytes(trained),
         "optimizer": total_bytes(moments),
-        "average": 0 if state.ema is None else total_bytes(state.ema.model.parameters()),
+        "average": total_bytes(averages),
         "teacher": total_bytes(distillation.teacher.model.parameters()) if distillation else 0,
         "activations": activations,
     }
