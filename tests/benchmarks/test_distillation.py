@@ -9,7 +9,7 @@ from helpers import TINY, read_result, run
 
 from benchmarks import distillation
 
-SHORT = [*TINY[1:], "train.epochs=1", "runtime.threads=1"]
+SHORT = [*TINY[2:4], "train.steps=3", "runtime.threads=1"]
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ def test_students_with_and_without_a_teacher_are_compared(tmp_path, monkeypatch,
     forked = SimpleNamespace(run=run_forked, DEVNULL=subprocess.DEVNULL)
     monkeypatch.setattr(distillation, "subprocess", forked)
     monkeypatch.setattr(distillation, "TEACHER", [*distillation.TEACHER, *SHORT])
-    options = ["--seeds", "2", "--epochs", "1", "--out", str(tmp_path), "--", "runtime.threads=1"]
+    options = ["--seeds", "2", "--steps", "3", "--out", str(tmp_path), "--", "runtime.threads=1"]
     monkeypatch.setattr("sys.argv", ["distillation.py", *options])
 
     distillation.main()
