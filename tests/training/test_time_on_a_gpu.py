@@ -111,6 +111,7 @@ def test_the_loaders_seconds_are_those_of_its_batches(now):
 def test_speed_is_that_of_the_wall_clock(tmp_path):
     """The device computes while the host waits for data, so that wait belongs to the steps."""
     observer = make_observer(tmp_path, make_state(), make_plan(11), MadeUpBatches())
+    observer.state.progress.step = 11
     observer.clock.count("steps", 8.0)
     observer.clock.count("data", 2.0)
     assert speed_of_steps(observer, CUDA) == 16 * 10 / 10
