@@ -236,14 +236,14 @@ def train(
         checkpoints.save_last(state)
         reporting.show_start(config, observer)
 
-    Trainer(state, step, batches, plan, checkpoints, observer, stop, machine.processes).fit()
+    trainer = Trainer(state, step, batches, plan, checkpoints, observer, stop, machine.processes)
+    trainer.fit()
 
     # Every process reads the best checkpoint, which the first one has written; the test set is read
     # this once, for the weights that were selected on the validation split
     machine.processes.barrier()
-    best = checkpoints.load_best(state)
     screen.doing("evaluating on the test split")
-    test = batches.evaluate(best, data.test, state.precision)
+    test = trainer.test(checkpoints.load_best(state))
     reporting.finish(config, run, test, observer, step, command)
 
     # Leaving waits for all, since the others would take an early end of this one for a fault

@@ -57,7 +57,7 @@ LONG = [*TINY, "train.epochs=40", "train.eval_every=4", "model.dropout=0.1", "ru
 def seconds_of_a_start(folder, *arguments):
     """How long a run of one step takes, which is nearly all starting up and ending."""
     began = time.monotonic()
-    done = train(folder, *LONG, *arguments, "train.steps=1", "hydra.run.dir=short")
+    done = train(folder, *arguments, *LONG, "train.steps=1", "hydra.run.dir=short")
     assert done.returncode == 0, done.stderr
     return time.monotonic() - began
 
@@ -111,7 +111,7 @@ def test_several_processes_end_together_before_the_limit(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_of_a_sweep_resumes_the_jobs_that_were_stopped(tmp_path):
-    minutes = minutes_for_a_part(tmp_path)
+    minutes = minutes_for_a_part(tmp_path, "-m")
     endless = ("train.epochs=1000", f"runtime.max_minutes={minutes}", "hydra.sweep.dir=sweep")
     steps = []
     for _ in range(2):

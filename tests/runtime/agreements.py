@@ -154,11 +154,11 @@ def main(folder: str) -> None:
     notes = {
         "micro batches": micro_batches(processes),
         "whole": whole_run(processes, Path(folder)),
-        "stopped": stopped_run(processes, Path(folder)),
         "diverging": diverging_run(processes, Path(folder)),
+        # Last, since they leave the group together
+        "stopped": stopped_run(processes, Path(folder)),
     }
     Path(folder, f"{processes.rank}.json").write_text(json.dumps(notes))
-    processes.leave()
 
 
 if __name__ == "__main__":

@@ -153,8 +153,12 @@ class Processes:
         fully_shard(model, mesh=mesh, mp_policy=whole)
 
     def leave(self) -> None:
-        """Leave the group at the end of a run, once all processes have come to it."""
-        if self.count == 1:
+        """Leave the group at the end of a run, once all processes have come to it.
+
+        A process that ends within a group may be aborted, and the launcher gives the others half a
+        minute then, which saving may take.
+        """
+        if self.count == 1 or not dist.is_initialized():
             return
         self.barrier()
         # The heartbeat first, or it would miss the process that leaves before the others

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vit.checkpoints.run import RunCheckpoints
 from vit.errors import Stopped
+from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.compiling import without_compiling
 from vit.runtime.processes import Processes
 from vit.runtime.signals import Interrupted, StopSignal
@@ -167,16 +168,10 @@ class Trainer:
         if stopping or saving:
             self.save()
         if stopping:
-            self.wait_for_writer()
+            # All have come here: none may end while another still saves
+            self.processes.leave()
             step = self.state.progress.step
             raise Stopped(f"stopped by {self.stop.describe()} after step {step}")
-
-    def wait_for_writer(self) -> None:
-        """Wait until the first process has saved, before a process ends of its own accord.
-
-        The launcher gives the others half a minute then, which a large checkpoint may exceed.
-        """
-        self.processes.barrier()
 
     def evaluate(self) -> None:
         """Evaluate the selected weights, and save them as best where they are.
@@ -203,7 +198,7 @@ class Trainer:
                 # Its steps were logged when the evaluation became due; there is nothing to keep
                 self.observer.restart_window()
                 self.save()
-                self.wait_for_writer()
+                self.processes.leave()
                 raise
             self.evaluation_seconds = time.monotonic() - began
 
@@ -215,6 +210,16 @@ class Trainer:
         # The time of the evaluation must not count as time of the next steps
         progress.evaluated_step = progress.step
         self.observer.restart_window()
+
+    def test(self, model: VisionTransformer) -> dict[str, float]:
+        """Evaluate a model on the test split. Raises Stopped where a signal came in the middle."""
+        images = self.batches.data.test
+        assert images is not None
+        try:
+            return self.batches.evaluate(model, images, self.state.precision)
+        except Stopped:
+            self.processes.leave()
+            raise
 
     def expected_evaluation_seconds(self) -> float:
         """Estimate how long an evaluation takes, from the last one or from the steps."""
