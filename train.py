@@ -186,7 +186,7 @@ def guarded_train(
         from vit.runtime.faults import faults_end_training
 
         images_at_once = config.train.micro_batch_size or config.train.batch_size
-        with faults_end_training(images_at_once, run.kept_checkpoint):
+        with faults_end_training(images_at_once, run.kept_checkpoint, stop):
             return train(config, run, stop, warnings, screen)
 
 

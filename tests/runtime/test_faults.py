@@ -3,13 +3,16 @@
 import errno
 import os
 import signal
+import time
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from vit.errors import TrainingFailed
+from vit.errors import Stopped, TrainingFailed
 from vit.runtime.faults import describe_fault, faults_end_training
+from vit.runtime.signals import StopSignal
+from vit.runtime.time_limit import TimeLimit
 
 FAULTS = [
     (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
@@ -39,6 +42,34 @@ def test_faults_are_described_in_one_line(error, part):
     assert str(failed.value) == f"{message}; kept"
     assert failed.value.exit_code == 3
     assert failed.value.__suppress_context__
+
+
+LOST = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed")
+
+
+def stop_with_seconds_left(seconds):
+    stop = StopSignal()
+    stop.time_limit = TimeLimit(60, time.monotonic())
+    stop.time_limit.ends = time.monotonic() + seconds
+    return stop
+
+
+def test_at_the_limit_of_time_a_lost_process_has_stopped_first():
+    stop = stop_with_seconds_left(1)
+    with pytest.raises(Stopped, match=r"runtime\.max_minutes=60"):
+        with faults_end_training(16, lambda: "", stop):
+            raise LOST
+    with pytest.raises(TrainingFailed, match="disk"), faults_end_training(16, lambda: "", stop):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("stop", [StopSignal(), stop_with_seconds_left(100)])
+def test_before_the_limit_a_lost_process_is_a_fault(stop):
+    # Its launcher sends SIGTERM to the others
+    stop.name = "SIGTERM"
+    with pytest.raises(TrainingFailed, match="another process"):
+        with faults_end_training(16, lambda: "", stop):
+            raise LOST
 
 
 def test_the_advice_never_falls_below_one_image():

@@ -216,10 +216,10 @@ def test_processes_without_a_gpu_each_do_not_wait_for_one_another(monkeypatch):
 def test_the_launcher_starts_no_processes_for_too_few_gpus(monkeypatch, tmp_path):
     with_gpus(monkeypatch, 2)
     launched = []
-    monkeypatch.setattr("train.launch_processes", lambda count, arguments: launched.append(count))
+    monkeypatch.setattr("train.launch_processes", lambda count, *rest: launched.append(count))
     monkeypatch.setattr("train.prepare_arguments", lambda arguments: arguments)
     with pytest.raises(ConfigError, match=r"^runtime\.processes=3: .*runtime\.device=cpu"):
-        train.run_in_processes(3, "auto", tmp_path, [])
-    train.run_in_processes(2, "auto", tmp_path, [])
-    train.run_in_processes(3, "cpu", tmp_path, [])
+        train.run_in_processes(3, "auto", tmp_path, [], 0.0)
+    train.run_in_processes(2, "auto", tmp_path, [], 0.0)
+    train.run_in_processes(3, "cpu", tmp_path, [], 0.0)
     assert launched == [2, 3]

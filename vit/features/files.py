@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import parquet
 
 from vit.data.labeled_sources import LabeledImage
 from vit.errors import DataError
@@ -113,6 +111,10 @@ def write_member(
 
 def write_parquet(path: Path, journal: Journal, about: dict[str, Any]) -> None:
     """One block is one row group."""
+    # Late, since importing it starts a thread, which processes that are forked would lack
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
     state = journal.state
     step = block_rows(state.width)
     columns = [("path", pa.string()), ("label", pa.string())]
@@ -122,7 +124,7 @@ def write_parquet(path: Path, journal: Journal, about: dict[str, Any]) -> None:
     schema = pa.schema(columns, metadata={"vit": json.dumps(about)})
     # Numbers without a pattern: neither a dictionary nor compression makes them smaller
     options = {"compression": "none", "use_dictionary": ["label"], "write_statistics": False}
-    with parquet.ParquetWriter(path, schema, **options) as writer:
+    with ParquetWriter(path, schema, **options) as writer:
         blocks = zip(journal.image_blocks(step), journal.feature_blocks(step), strict=True)
         for images, features in blocks:
             values = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), state.width)
@@ -204,7 +206,9 @@ class ParquetFeatures:
     """A parquet file of features. Raises OSError, ValueError or KeyError for another file."""
 
     def __init__(self, path: Path):
-        self.file = parquet.ParquetFile(path)
+        from pyarrow.parquet import ParquetFile
+
+        self.file = ParquetFile(path)
         schema = self.file.schema_arrow
         self.about = json.loads((schema.metadata or {})[b"vit"])
         require_format(self.about)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 
 import torch.distributed as dist
 
-from vit.errors import TrainingFailed
+from vit.errors import Stopped, TrainingFailed
 from vit.runtime.memory import is_out_of_memory
+from vit.runtime.signals import StopSignal
 from vit.text import first_line
 
 # No space, no quota, file too large, read-only file system
@@ -20,11 +21,14 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextlib.contextmanager
-def faults_end_training(images_at_once: int, kept: Callable[[], str]) -> Iterator[None]:
+def faults_end_training(
+    images_at_once: int, kept: Callable[[], str], stop: StopSignal | None = None
+) -> Iterator[None]:
     """Turn a fault of the machine in the block into TrainingFailed; other errors pass through.
 
     images_at_once: of a forward pass, for the advice where memory runs out. kept: returns what to
-    add to the message, such as how to resume.
+    add to the message, such as how to resume. stop: of the run; where its limit of time is
+    reached, the loss of another process is the end of that one, and Stopped is raised.
     """
     try:
         yield
@@ -35,6 +39,8 @@ def faults_end_training(images_at_once: int, kept: Callable[[], str]) -> Iterato
             raise
         if is_lost_worker(error):
             stop_watching_workers()
+        if is_lost_process(error) and stop is not None and stop.is_at_limit():
+            raise Stopped(f"stopped by {stop.describe()}") from None
         raise TrainingFailed(message + kept()) from None
 
 
@@ -48,8 +54,7 @@ def describe_fault(error: OSError | RuntimeError | MemoryError, images_at_once: 
             f"out of memory: try train.micro_batch_size={smaller}, "
             f"which leaves the result as it is ({first_line(error)})"
         )
-    # gloo and the loader raise plain RuntimeErrors that only their text tells apart
-    if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+    if is_lost_process(error):
         return f"another process of this run has ended ({first_line(error)})"
     if is_lost_worker(error):
         return (
@@ -57,6 +62,12 @@ def describe_fault(error: OSError | RuntimeError | MemoryError, images_at_once: 
             "if memory is short, lower runtime.workers"
         )
     return None
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether it is the error of a collective that another process of the run has left."""
+    # gloo, as the loader below, raises plain RuntimeErrors that only their text tells apart
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def is_lost_worker(error: Exception) -> bool:

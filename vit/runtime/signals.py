@@ -15,6 +15,10 @@ from vit.errors import Stopped
 from vit.runtime.time_limit import TimeLimit
 
 
+# By so much the clocks of a run's processes differ in when they began to count
+SECONDS_APART = 5.0
+
+
 class Interrupted(BaseException):
     """A signal came within StopSignal.interrupting().
 
@@ -74,6 +78,10 @@ class StopSignal:
         """Become true where something that takes so long would end too late."""
         if not self and self.time_limit is not None and self.time_limit.seconds_left() < seconds:
             self.name = self.time_limit.describe()
+
+    def is_at_limit(self) -> bool:
+        """Whether the limit of time is reached, or so nearly that another process may be there."""
+        return self.time_limit is not None and self.time_limit.seconds_left() < SECONDS_APART
 
     def check(self) -> None:
         """Raise Stopped where a signal has come, before there is anything to save."""
