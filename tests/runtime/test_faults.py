@@ -56,9 +56,9 @@ def stop_with_seconds_left(seconds):
 
 def test_at_the_limit_of_time_a_lost_process_has_stopped_first():
     stop = stop_with_seconds_left(1)
-    with pytest.raises(Stopped, match=r"runtime\.max_minutes=60"):
-        with faults_end_training(16, lambda: "", stop):
-            raise LOST
+    at_limit = pytest.raises(Stopped, match=r"runtime\.max_minutes=60")
+    with at_limit, faults_end_training(16, lambda: "", stop):
+        raise LOST
     with pytest.raises(TrainingFailed, match="disk"), faults_end_training(16, lambda: "", stop):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -67,9 +67,9 @@ def test_at_the_limit_of_time_a_lost_process_has_stopped_first():
 def test_before_the_limit_a_lost_process_is_a_fault(stop):
     # Its launcher sends SIGTERM to the others
     stop.name = "SIGTERM"
-    with pytest.raises(TrainingFailed, match="another process"):
-        with faults_end_training(16, lambda: "", stop):
-            raise LOST
+    failed = pytest.raises(TrainingFailed, match="another process")
+    with failed, faults_end_training(16, lambda: "", stop):
+        raise LOST
 
 
 def test_the_advice_never_falls_below_one_image():

@@ -14,7 +14,6 @@ from types import FrameType
 from vit.errors import Stopped
 from vit.runtime.time_limit import TimeLimit
 
-
 # By so much the clocks of a run's processes differ in when they began to count
 SECONDS_APART = 5.0
 
