@@ -61,6 +61,18 @@ def test_sizes_divide_the_batch_where_that_costs_no_half(batch_size, sizes):
         assert size / 4 < smaller_size(batch_size, size) <= (size + 1) / 2
 
 
+def test_a_teacher_needs_memory_too():
+    """It may hold fewer images at once than the student, and is asked before."""
+    model, teacher = LimitedMemory(60), LimitedMemory(12)
+
+    def teach(images, precision):
+        return teacher(images)
+
+    assert find_micro_batch_size(model, SHAPE, 100, FP32, teach) == 10
+    assert teacher.tried == [100, 50, 25, 10]
+    assert model.tried == [10]
+
+
 def test_not_even_one_image_fits():
     with pytest.raises(torch.OutOfMemoryError):
         find_micro_batch_size(LimitedMemory(0), SHAPE, 8, FP32)
