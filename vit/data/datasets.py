@@ -53,9 +53,8 @@ class Request(NamedTuple):
 class DatasetReader:
     """An entry of DATASETS.
 
-    read         Request → Splits; its keyword-only parameters are further keys of the
-    configuration's
-                 data group, required where they have no default
+    read         Request → Splits; its keyword-only parameters are further keys of the group data,
+                 required where they have no default
     title        the data set's name for people
     num_classes  as published, or None where the files decide
     needs_root   the files are in a folder, data.root
