@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help train demo test test-faults lint bench check-recipes tensorboard clean
+.PHONY: help train demo test test-long test-faults lint bench check-recipes tensorboard clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ demo: $(VENV)/.installed  ## look into a model in the browser: attention, heads;
 
 test: $(VENV)/.installed-dev  ## the tests, ten minutes on two cores, no network
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+test-long: $(VENV)/.installed-dev  ## tests with many processes that `make test` leaves out; some minutes
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m long
 
 test-faults: $(VENV)/.installed-dev  ## kills, damaged and hostile files, mistakes by the hundred; one to two hours
 	$(RUN) tests/faults

@@ -12,7 +12,7 @@ from benchmarks import distillation
 SHORT = [*TINY[2:4], "train.steps=3", "runtime.threads=1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_students_with_and_without_a_teacher_are_compared(tmp_path, monkeypatch, capsys):
     started = []
 

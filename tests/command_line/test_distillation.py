@@ -124,7 +124,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, teacher):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+@pytest.mark.parametrize("sharding", ["none", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_every_process_asks_a_teacher_of_its_own(tmp_path, teacher, sharding):
     """The losses are those of one process, whose sums were added in another order."""
     overrides = [*STUDENT, "model.distill_token=true", "train.steps=12", "train.precision=fp32"]

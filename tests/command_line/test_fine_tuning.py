@@ -125,7 +125,7 @@ def test_nothing_that_reads_the_best_weights_knows_how_they_were_trained(folder)
     assert evaluation["loss"] == pytest.approx(logged[STEPS]["loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.long), "fsdp"])
 def test_several_processes_train_the_same(folder, sharding):
     settings = (
         "model.dropout=0",  # it alone depends on how the batch is split
