@@ -17,7 +17,8 @@ BF16, FP32 = Precision("bf16", CPU), Precision("fp32", CPU)
     ("precision", "width", "run_flops", "worth"),
     [
         (BF16, 384, 1e16, True),
-        (BF16, 192, 1e16, False),
+        (BF16, 192, 1e16, True),
+        (BF16, 128, 1e16, False),
         (BF16, 384, 1e13, False),
         (FP32, 768, 1e20, False),
         (Precision("bf16", CUDA), 192, 1e17, True),

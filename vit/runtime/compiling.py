@@ -20,17 +20,17 @@ from vit.errors import ConfigError
 from vit.model.vision_transformer import Block
 from vit.runtime.precision import Precision
 
-# Compiling takes about a minute. On a GPU it saves a third or more of a step; on CPUs 15 % in bf16
-# at a width of 384 and nothing at 192 (benchmarks/README.md). In fp32 on a CPU matrix products are
-# nearly all of the time, and compiling does not touch them. The run must be long enough to win the
-# minute back.
+# Compiling takes about a minute. On a GPU it saves a third or more of a step; on CPUs in bf16 10 %
+# at a width of 192, 15 % at 256 and 4 to 8 % at 384 (benchmarks/README.md). In fp32 on a CPU matrix
+# products are nearly all of the time, and compiling does not touch them. The run must be long
+# enough to win the minute back.
 #
 # Compiling one block for all of them, and not the model, was tried on a ViT-S/4 in bf16 (2 cores of
 # an AMD EPYC Zen 4, batch 16, seconds of CPU time): 44 to compile instead of 66, of which the first
 # also loads the compiler, and 0.81 a step instead of 0.77, where uncompiled it is 0.82. So it is
 # for short runs on a GPU, where compiling takes much of the time; there it is not measured.
 COMPILE_MIN_FLOPS = {"cuda": 2e16, "cpu": 5e14}
-CPU_COMPILE_MIN_WIDTH = 384
+CPU_COMPILE_MIN_WIDTH = 192
 
 
 def worth_compiling(precision: Precision, width: int, run_flops: float) -> bool:
