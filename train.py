@@ -224,13 +224,13 @@ def train(
     checkpoints = start.make_checkpoints(config, run, batches, distillation)
     if not new:
         start.resume(config, run, state, plan, checkpoints)
-    macs = prepare.macs_of(config, len(data.classes))
-    step = start.make_step(config, state, batches, plan, macs, new, distillation)
-    reporting.announce(config, run, batches, plan, step, macs)
+    cost = prepare.cost_of(config, len(data.classes), distillation)
+    step = start.make_step(config, state, batches, plan, cost.step_flops, new, distillation)
+    reporting.announce(config, run, batches, plan, step, cost)
 
     # From here on the folder and its result.json are this run's
     command = reporting.begin(config, run, state)
-    observer = start.make_observer(config, run, state, plan, batches, step, macs, new, screen)
+    observer = start.make_observer(config, run, state, plan, batches, step, cost, new, screen)
     if new:
         # Before the first step, so that an early kill leaves something to resume
         checkpoints.save_last(state)

@@ -15,7 +15,7 @@ from vit.runs.console import Console
 from vit.runs.metrics_log import MetricsLog
 from vit.runs.screen import Screen
 from vit.runs.tensorboard import TensorBoard
-from vit.runs.timing import Clock, Speed
+from vit.runs.timing import Clock, Cost, Speed
 from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
@@ -197,7 +197,7 @@ def make_observer(folder: Path, state: TrainingState, plan: Plan, batches: Any) 
         plan=plan,
         batches=batches,
         clock=clock,
-        speed=Speed(10**6, 1e12),
+        speed=Speed(Cost(10**6, 6e6), 1e12),
         console=Console(
             Screen(speaks=False),
             clock,

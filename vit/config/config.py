@@ -27,7 +27,7 @@ from vit.config.settings import (
     one_of,
     setting,
 )
-from vit.config.train import PRECISION, TrainConfig, frozen_blocks
+from vit.config.train import PRECISION, TrainConfig, freezes_all_blocks, frozen_blocks
 from vit.errors import ConfigError
 from vit.text import first_line
 
@@ -194,7 +194,7 @@ def check_lora(config: Config) -> None:
         raise ConfigError(
             "train.lora_rank changes trained weights, which random ones are not; give pretrained=…"
         )
-    if freeze == "backbone" or frozen_blocks(freeze) == model.num_layers:
+    if freezes_all_blocks(freeze, model.num_layers):
         raise ConfigError(
             f"train.lora_rank does nothing with train.freeze={freeze}, which leaves no block to be "
             "changed"

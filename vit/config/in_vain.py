@@ -12,14 +12,12 @@ from typing import NamedTuple
 from vit.config.config import Config
 from vit.config.model import ModelConfig
 from vit.config.resume import overridden_keys
-from vit.config.train import frozen_blocks
+from vit.config.train import freezes_all_blocks
 from vit.errors import ConfigError
 
 
 def trains_no_block(config: Config) -> bool:
-    """Whether train.freeze leaves nothing in the blocks that is trained."""
-    freeze = config.train.freeze
-    return freeze == "backbone" or frozen_blocks(freeze) == config.model.num_layers
+    return freezes_all_blocks(config.train.freeze, config.model.num_layers)
 
 
 def trains_all(config: Config) -> bool:

@@ -24,6 +24,11 @@ def frozen_blocks(freeze: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def freezes_all_blocks(freeze: str, num_layers: int) -> bool:
+    """Whether train.freeze leaves nothing in the blocks that is trained."""
+    return freeze == "backbone" or frozen_blocks(freeze) == num_layers
+
+
 FREEZE = Range(
     lambda value: value in ("none", "backbone") or frozen_blocks(value) is not None,
     "none, backbone or blocks:N",

@@ -114,18 +114,22 @@ class Preprocessing:
             images.div_(255)
         # Small images are enlarged here, on the device, and not in the workers
         if images.shape[-2:] != self.image_size:
-            images = F.interpolate(
-                images,
-                self.image_size,
-                mode=self.interpolation,
-                antialias=True,
-                align_corners=False,
-            )
+            images = self.resize_batch(images)
         constants = self.constants(images.device)
         if on_cpu:
             return images.sub_(constants.mean).div_(constants.std)
         # One kernel in place of three, whose last bits differ from those of the CPU
         return torch.addcmul(constants.shift, images, constants.scale)
+
+    def resize_batch(self, images: Tensor) -> Tensor:
+        """(B, C, any height and width) → (B, C, *image_size), antialiased."""
+        return F.interpolate(
+            images,
+            self.image_size,
+            mode=self.interpolation,
+            antialias=True,
+            align_corners=False,
+        )
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of to_input's normalization, to look at: floats in 0..1."""

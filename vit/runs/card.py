@@ -12,7 +12,7 @@ from typing import Any
 from vit.evaluation.accuracy import wilson_interval
 from vit.files import read_json, read_jsonl, write_text
 from vit.runs.selection import CRITERIA, OF_CLASSES, describe_value
-from vit.runs.timing import Speed
+from vit.runs.timing import Cost
 from vit.text import format_duration, markdown_table
 
 ROOT = Path(__file__).parents[2]
@@ -41,14 +41,14 @@ def write_card(
     settings: dict[str, Any],
     command: str,
     data: dict[str, Any],
-    speed: Speed,
+    cost: Cost,
     device: str,
     teacher: Section | None = None,
 ) -> None:
     """Write card.md into the folder of a finished run.
 
     settings: the configuration as nested dictionaries; command: see repeat_command; data: the
-    number of classes and descriptions of the splits; speed: knows what an image costs; device: a
+    number of classes and descriptions of the splits; cost: of one image; device: a
     description of the hardware and the precision; teacher: what is said of it, None without one.
     Raises OSError where the disk can't be written to.
     """
@@ -64,7 +64,7 @@ def write_card(
         "Data": {"name": data_name, **data},
         "Recipe": recipe_section(settings, result),
         **({} if teacher is None else {"Teacher": teacher}),
-        "Cost": cost_section(result, timing, speed, device),
+        "Cost": cost_section(result, timing, cost, device),
         "Versions": versions_section(),
     }
 
@@ -130,10 +130,10 @@ def recipe_section(settings: dict[str, Any], result: dict[str, Any]) -> Section:
 
 
 def cost_section(
-    result: dict[str, Any], timing: list[dict[str, Any]], speed: Speed, device: str
+    result: dict[str, Any], timing: list[dict[str, Any]], cost: Cost, device: str
 ) -> Section:
     peak = max((row["memory_bytes"] for row in timing), default=0)
-    forward, training = 2 * speed.macs / 1e9, speed.flops_per_image / 1e9
+    forward, training = 2 * cost.macs / 1e9, cost.step_flops / 1e9
     return {
         "time": format_duration(result["seconds"]),
         "speed": f"{result['images_per_second']:g} images/s, pauses included",

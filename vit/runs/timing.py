@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # A kill repeats at most this much work; saving takes a second or so
 SECONDS_BETWEEN_SAVES = 600
@@ -107,33 +108,32 @@ class Clock:
         return (time.monotonic() - since) / steps if steps > 0 else 0.0
 
 
-def step_flops(macs: int, flops_a_mac: float = 6.0, teacher_macs: int = 0) -> float:
-    """Return the FLOPs of one image in a step.
+class Cost(NamedTuple):
+    """What one image costs.
 
-    flops_a_mac: of training for each multiply-add of the model's forward pass: two forward and
-    twice that backward, less where parts are frozen. Of a teacher forward alone. What is computed a
-    second time (activation checkpointing) does not count: it brings training no further.
+    macs: multiply-adds of a forward pass; step_flops: FLOPs of a step, a teacher's pass included.
+    What is computed a second time (activation checkpointing) does not count: it brings training no
+    further. Both are of the whole architecture, as papers have it; vit.model.cost.training_flops
+    counts what is really done.
     """
-    return flops_a_mac * macs + 2 * teacher_macs
+
+    macs: int
+    step_flops: float
 
 
 class Speed:
     """Turns images per second into MFU: the fraction of the device's rate in large matrix products.
 
-    macs: multiply-adds of one image's forward pass; product_rate: FLOP/s of all processes together,
-    as vit.runtime.device.product_rate measures it; flops_a_mac, teacher_macs: see step_flops.
+    product_rate: FLOP/s of all processes together, as vit.runtime.device.product_rate measures it.
     """
 
-    def __init__(
-        self, macs: int, product_rate: float, flops_a_mac: float = 6.0, teacher_macs: int = 0
-    ):
-        self.macs = macs
-        self.flops_per_image = step_flops(macs, flops_a_mac, teacher_macs)
+    def __init__(self, cost: Cost, product_rate: float):
+        self.cost = cost
         self.product_rate = product_rate
 
     def mfu(self, images_per_second: float) -> float:
         """Return the MFU of a speed, between 0 and 1."""
-        rate = self.flops_per_image * images_per_second
+        rate = self.cost.step_flops * images_per_second
         # The product rate was measured too low where the machine was busy
         self.product_rate = max(self.product_rate, rate)
         return rate / self.product_rate

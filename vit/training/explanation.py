@@ -14,6 +14,7 @@ from vit.errors import TrainingFailed
 from vit.model.cost import stage_shapes
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
+from vit.runs.timing import Cost
 from vit.runtime.device import choose_device, product_rate
 from vit.runtime.faults import describe_fault
 from vit.runtime.machine import Machine, require_gpus, require_several
@@ -62,19 +63,18 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     distillation = start.make_distillation(config, taught_by, data)
     trial, problem = measure(config, data, machine, stop, weights, share, distillation)
     screen.doing(None)
-    macs = prepare.macs_of(config, len(data.classes))
+    cost = prepare.cost_of(config, len(data.classes), distillation)
     sections = [
         shapes_section(config, data, share),
         data_section(config, data),
-        length_section(config, plan, data, macs, distillation),
+        length_section(config, plan, data, cost, distillation),
     ]
     if trial is None:
         sections.append([f"not measured: {problem}"])
     else:
         rate = product_rate(machine.device, start.precision_of(config, machine).dtype)
-        flops = prepare.step_flops_of(config, len(data.classes), distillation)
         limit = config.runtime.max_minutes
-        sections.append(time_section(plan, trial, flops, share, rate, limit))
+        sections.append(time_section(plan, trial, cost.step_flops, share, rate, limit))
         sections.append(memory_section(trial, share))
     return "\n\n".join("\n".join(lines) for lines in sections)
 
@@ -152,7 +152,7 @@ def length_section(
     config: Config,
     plan: Plan,
     data: ImageDataset,
-    macs: int,
+    cost: Cost,
     distillation: Distillation | None,
 ) -> list[str]:
     """How long the run is, and what it costs on any machine."""
@@ -166,13 +166,12 @@ def length_section(
     batch_flops = image_flops * plan.batch_size
     teacher = []
     if distillation is not None:
-        flops = prepare.step_flops_of(config, len(data.classes), distillation)
-        teacher = [describe_teacher(distillation, flops)]
+        teacher = [describe_teacher(distillation, cost)]
     return [
         f"run         {plan.total_steps:,} steps of {plan.batch_size} images "
         f"({epochs:.3g} epochs), {evaluations} evaluations{patience}",
         f"parameters  {describe_parameters(model)}",
-        f"forward     {macs / 1e9:.4g} GMACs an image ({2 * macs / 1e9:.4g} GFLOPs)",
+        f"forward     {cost.macs / 1e9:.4g} GMACs an image ({2 * cost.macs / 1e9:.4g} GFLOPs)",
         f"training    {image_flops / 1e9:.4g} GFLOPs an image, {batch_flops / 1e12:.4g} TFLOPs a "
         f"step, {batch_flops * plan.total_steps / 1e15:.4g} PFLOPs in all",
         *teacher,

@@ -37,7 +37,7 @@ from vit.model.cost import count_macs, training_flops
 from vit.model.low_rank import add_low_rank
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.folder import RunFolder
-from vit.runs.timing import step_flops
+from vit.runs.timing import Cost
 from vit.runtime.machine import Machine
 from vit.runtime.processes import Processes
 from vit.runtime.signals import Interrupted, StopSignal
@@ -267,15 +267,11 @@ def flops_a_mac(config: Config, num_classes: int) -> float:
     return 6.0 * training_flops_of(config, num_classes) / everything
 
 
-def step_flops_of(
-    config: Config, num_classes: int, distillation: Distillation | None = None
-) -> float:
-    """Return the FLOPs of one image in a step, see vit.runs.timing.step_flops.
-
-    Unlike training_flops_of(), of the whole architecture, as MFU has it.
-    """
-    teacher_macs = 0 if distillation is None else distillation.teacher.macs
-    return step_flops(macs_of(config, num_classes), flops_a_mac(config, num_classes), teacher_macs)
+def cost_of(config: Config, num_classes: int, distillation: Distillation | None) -> Cost:
+    """Return what one image costs, see Cost: of a teacher two FLOPs a multiply-add."""
+    macs = macs_of(config, num_classes)
+    teaching = 0 if distillation is None else 2 * distillation.teacher.macs
+    return Cost(macs, flops_a_mac(config, num_classes) * macs + teaching)
 
 
 def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:

@@ -18,7 +18,7 @@ from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
 from vit.runs.selection import CRITERIA, OF_CLASSES
 from vit.runs.summary import cheaper_command, log_result
-from vit.runs.timing import Circumstances, Speed, bottleneck
+from vit.runs.timing import Circumstances, Cost, bottleneck
 from vit.runtime.compiling import worth_compiling
 from vit.runtime.cores import usable_cores
 from vit.runtime.precision import choose_precision
@@ -27,7 +27,7 @@ from vit.training.distillation import Distillation
 from vit.training.freezing import describe_parameters
 from vit.training.observer import Observer
 from vit.training.plan import Plan
-from vit.training.prepare import step_flops_of, training_flops_of, training_sizes
+from vit.training.prepare import training_flops_of, training_sizes
 from vit.training.state import TrainingState
 from vit.training.step import OptimizerStep
 
@@ -45,20 +45,16 @@ def start_log(run: RunFolder, screen: Screen, warnings: list[str]) -> None:
 
 
 def announce(
-    config: Config, run: RunFolder, batches: Batches, plan: Plan, step: OptimizerStep, macs: int
+    config: Config, run: RunFolder, batches: Batches, plan: Plan, step: OptimizerStep, cost: Cost
 ) -> None:
-    """Say what is about to happen: model, data, length, hardware, folder.
-
-    macs: multiply-adds of one image's forward pass.
-    """
+    """Say what is about to happen: model, data, length, hardware, folder."""
     model, data = step.state.model, batches.data
     log.info(
         f"model  {config.model.name}: {describe_parameters(model)} parameters, "
-        f"{2 * macs / 1e9:.3g} GFLOPs an image"
+        f"{2 * cost.macs / 1e9:.3g} GFLOPs an image"
     )
     if step.distillation is not None:
-        flops = step_flops_of(config, len(data.classes), step.distillation)
-        log.info(describe_teacher(step.distillation, flops))
+        log.info(describe_teacher(step.distillation, cost))
     if data.layout:
         log.info(f"data   {data.layout}")
     for name, images in {"train": data.train, "val": data.val, "test": data.test}.items():
@@ -82,7 +78,7 @@ def announce(
     if batches.train.pixels is not None:
         side, model_side = batches.train.pixels.shape[-1], batches.preprocessing.image_size[0]
         if model_side >= 4 * side:
-            cheaper = cheaper_command(macs, config, small_images=True)
+            cheaper = cheaper_command(cost.macs, config, small_images=True)
             log.info(
                 f"note   images of {side} px are enlarged to {model_side}; from scratch a model of "
                 f"their own size learns faster and costs less: {cheaper}"
@@ -105,13 +101,10 @@ def note_on_classes(config: Config, data: ImageDataset) -> str | None:
     return f"{text}: {', '.join(advice)}" if advice else text
 
 
-def describe_teacher(distillation: Distillation, image_flops: float) -> str:
-    """Describe which teacher is asked what, and what of a step's work that is.
-
-    image_flops: of one image in a step, see vit.runs.timing.step_flops.
-    """
+def describe_teacher(distillation: Distillation, cost: Cost) -> str:
+    """Describe which teacher is asked what, and what of a step's work that is."""
     teacher = distillation.teacher
-    share = 2 * teacher.macs / image_flops
+    share = 2 * teacher.macs / cost.step_flops
     lines = [
         f"teacher {teacher.name}: {teacher.model.num_parameters():,} parameters, "
         f"{2 * teacher.macs / 1e9:.3g} GFLOPs an image, {share:.0%} of a step's work; "
@@ -247,15 +240,15 @@ def leave_card(
         "validation": data.val or "nothing held out",
         "test": data.test,
     }
-    computing, speed = describe_computing(observer.batches, step), observer.speed
-    teacher = None if step.distillation is None else card_of(step.distillation, speed)
-    write_card(run.path, to_dict(config), command, described, speed, computing, teacher)
+    computing, cost = describe_computing(observer.batches, step), observer.speed.cost
+    teacher = None if step.distillation is None else card_of(step.distillation, cost)
+    write_card(run.path, to_dict(config), command, described, cost, computing, teacher)
 
 
-def card_of(distillation: Distillation, speed: Speed) -> dict[str, str]:
-    """Return what the card says of a teacher. speed: knows what an image costs."""
+def card_of(distillation: Distillation, cost: Cost) -> dict[str, str]:
+    """Return what the card says of a teacher."""
     teacher = distillation.teacher
-    share = 2 * teacher.macs / speed.flops_per_image
+    share = 2 * teacher.macs / cost.step_flops
     return {
         "name": teacher.name,
         "SHA-256": teacher.sha256,

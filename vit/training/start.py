@@ -24,7 +24,7 @@ from vit.runs.screen import Screen
 from vit.runs.selection import logged_beside
 from vit.runs.summary import cheaper_command
 from vit.runs.tensorboard import TensorBoard
-from vit.runs.timing import Clock, Speed
+from vit.runs.timing import Clock, Cost, Speed
 from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.compiling import compile_model
 from vit.runtime.device import product_rate, reset_peak_memory
@@ -40,12 +40,10 @@ from vit.training.plan import Plan
 from vit.training.prepare import (
     build_optimizer_of,
     choose_trained,
-    flops_a_mac,
     frozen_parts,
     has_unbalanced_split,
     make_class_weights,
     preprocessing_of,
-    step_flops_of,
 )
 from vit.training.state import EMA, Progress, TrainingState
 from vit.training.step import OptimizerStep
@@ -187,15 +185,15 @@ def make_step(
     state: TrainingState,
     batches: Batches,
     plan: Plan,
-    macs: int,
+    image_flops: float,
     new: bool,
     distillation: Distillation | None = None,
 ) -> OptimizerStep:
     """Return the optimizer's step.
 
     The micro-batch is made to fit into the memory, and the model is wrapped for several processes
-    and compiled, its teacher likewise. macs: multiply-adds of one image's forward pass; new: the
-    run is not resumed.
+    and compiled, its teacher likewise. image_flops: of one image in a step, which decide whether
+    compiling pays; new: the run is not resumed.
     """
     machine = batches.machine
     # First, so that the micro-batch leaves room for it
@@ -214,7 +212,6 @@ def make_step(
     if not machine.sharded:
         synchronized = machine.processes.data_parallel(model, machine.device)
 
-    image_flops = step_flops_of(config, len(batches.data.classes), distillation)
     run_flops = image_flops * plan.batch_size * plan.total_steps
     mode = compile_mode(config, batches)
     compiled = compile_model(
@@ -309,14 +306,13 @@ def make_observer(
     plan: Plan,
     batches: Batches,
     step: OptimizerStep,
-    macs: int,
+    cost: Cost,
     new: bool,
     screen: Screen,
 ) -> Observer:
     """Return what reports on the run.
 
-    The files of a resumed run are cut back to the step of its checkpoint. macs: multiply-adds of
-    one image's forward pass; new: the run is not resumed.
+    The files of a resumed run are cut back to the step of its checkpoint. new: it is not resumed.
     """
     machine, first_step = batches.machine, state.progress.step
     board = TensorBoard(run.path / "tensorboard", None if new else first_step + 1, run.writes)
@@ -336,7 +332,7 @@ def make_observer(
     slow_advice = None
     if machine.device.type == "cpu":
         in_memory = batches.train.pixels is not None
-        command = cheaper_command(macs, config, small_images=in_memory)
+        command = cheaper_command(cost.macs, config, small_images=in_memory)
         slow_advice = f"  that is long without a GPU; cheaper: {command}"
 
     clock = Clock(first_step, state.progress.seconds)
@@ -345,7 +341,7 @@ def make_observer(
         plan=plan,
         batches=batches,
         clock=clock,
-        speed=Speed(macs, rate, flops_a_mac(config, len(batches.data.classes)), step.teacher_macs),
+        speed=Speed(cost, rate),
         console=Console(
             screen,
             clock,

@@ -64,11 +64,6 @@ class OptimizerStep:
         if self.state.progress.scaler is not None:
             self.scaler.load_state_dict(self.state.progress.scaler)
 
-    @property
-    def teacher_macs(self) -> int:
-        """Multiply-adds of one image's forward pass through the teacher, 0 without one."""
-        return 0 if self.distillation is None else self.distillation.teacher.macs
-
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """Make the step on a global batch of which these are this process's images.
 

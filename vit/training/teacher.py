@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.data.class_folders import imagenet_wnids
@@ -67,13 +66,7 @@ class Teacher:
         before, after = ours.constants(images.device), own.constants(images.device)
         pixels = match_channels(images * before.std + before.mean, own.num_channels)
         if pixels.shape[-2:] != own.image_size:
-            pixels = F.interpolate(
-                pixels,
-                own.image_size,
-                mode=own.interpolation,
-                antialias=True,
-                align_corners=False,
-            )
+            pixels = own.resize_batch(pixels)
         return (pixels - after.mean) / after.std
 
     def to(self, device: torch.device) -> None:
