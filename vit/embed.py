@@ -21,6 +21,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vit.config.image_options import (
+    add_computing,
+    check_minima,
+    flag_of,
+    require_images,
+)
 from vit.errors import ConfigError, DataError, UserError, run_command, writing_to
 from vit.explore import check_writable
 from vit.files import write_text
@@ -79,19 +85,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--label-column", metavar="NAME", help="the column with the classes, where it is not found"
     )
     add_computing(parser)
+    add_precision(parser)
     add_similar(parser)
     return parser.parse_intermixed_args(arguments)  # IMAGES may follow the options
 
 
-def add_computing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default: 64)")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        help="processes that decode images (default: one per core where there are many images, "
-        "eight at most)",
-    )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+def add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default="auto",
@@ -129,22 +128,10 @@ def add_similar(parser: argparse.ArgumentParser) -> None:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise ConfigError for what can be seen to be wrong before anything is read."""
-    minima = {"batch_size": 1, "workers": 0, "num_queries": 1, "neighbors": 1}
-    for name, minimum in minima.items():
-        value = getattr(options, name)
-        if value is not None and value < minimum:
-            raise ConfigError(f"{flag_of(name)} must be {minimum} or more, got {value}")
-    # Waiting for paths to be typed would look like a command that hangs
-    if not options.images and sys.stdin.isatty():
-        raise ConfigError(
-            "no images: give files, folders or 'patterns*', or pipe their paths in, one per line"
-        )
+    check_minima(options, {"batch_size": 1, "workers": 0, "num_queries": 1, "neighbors": 1})
+    require_images(options)
     check_similar(options)
     check_outputs(options)
-
-
-def flag_of(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def check_similar(options: argparse.Namespace) -> None:

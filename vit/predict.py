@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
+from vit.config.image_options import add_computing, check_minima, require_images
 from vit.errors import ConfigError, DataError, run_command, writing_to
 from vit.files import atomic_write
 from vit.text import first_line
@@ -95,29 +96,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="write each image with its attention rollout there, as PNG",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default: 64)")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        help="processes that decode images (default: one per core where there are many images, "
-        "eight at most)",
-    )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    add_computing(parser)
     return parser.parse_args(arguments)
 
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise ConfigError for what can be seen to be wrong before anything is read."""
-    for name, minimum in (("top_k", 1), ("batch_size", 1), ("workers", 0)):
-        value = getattr(options, name)
-        if value is not None and value < minimum:
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} must be {minimum} or more, got {value}")
-    # Waiting for paths to be typed would look like a command that hangs
-    if not options.images and sys.stdin.isatty():
-        raise ConfigError(
-            "no images: give files, folders or 'patterns*', or pipe their paths in, one per line"
-        )
+    check_minima(options, {"top_k": 1, "batch_size": 1, "workers": 0})
+    require_images(options)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
