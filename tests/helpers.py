@@ -16,6 +16,15 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 Program = subprocess.Popen | ForkedProcess
+# A model of small images with attention that differs from head to head
+SMALL_BLOCKS = {
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "init": "trunc_normal",
+    "init_range": 0.3,
+}
 # A run of seconds, not minutes
 TINY = [
     "experiment=digits",

@@ -19,7 +19,7 @@ import pytest
 import timm
 import torch
 from foreign_models import timm_model
-from helpers import ROOT, make_images, run, start, wait_until
+from helpers import ROOT, SMALL_BLOCKS, make_images, run, start, wait_until
 from limited_memory import memory_of
 from PIL import Image
 from pyarrow import parquet
@@ -39,12 +39,7 @@ SIZE = (16, 24)
 CONFIG = {
     "name": "tiny",
     "image_size": list(SIZE),
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "init": "trunc_normal",
-    "init_range": 0.3,
+    **SMALL_BLOCKS,
 }
 # In the order of their paths
 PATHS = [

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, SMALL_BLOCKS
 from limited_memory import memory_of
 from PIL import Image
 
@@ -56,12 +56,7 @@ def checkpoint(tmp_path_factory):
     config = {
         "name": "tiny",
         "image_size": list(SIZE),
-        "patch_size": 8,
-        "hidden_size": 32,
-        "num_layers": 2,
-        "num_heads": 4,
-        "init": "trunc_normal",
-        "init_range": 0.3,
+        **SMALL_BLOCKS,
     }
     model = build_model(config, 3)
     assert isinstance(model, VisionTransformer)

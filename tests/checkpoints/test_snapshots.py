@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import SMALL_BLOCKS
 
 from vit.checkpoints.file import write_checkpoint
 from vit.checkpoints.model import build_model
@@ -12,15 +13,7 @@ from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError
 from vit.model.vision_transformer import VisionTransformer
 
-SMALL = {
-    "image_size": 16,
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "init": "trunc_normal",
-    "init_range": 0.3,
-}
+SMALL = {"image_size": 16, **SMALL_BLOCKS}
 
 
 def build(classes=("cat", "dog"), **changes) -> VisionTransformer:
