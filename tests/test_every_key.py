@@ -120,6 +120,7 @@ KEYS_OF_TRAIN = {
     "augment.pad": Change("0.5"),
     "augment.crop_scale": Change("[0.2,0.3]", ("augment.pad=0",)),
     "augment.flip": Change("0"),
+    "augment.alternating_flip": Change("true"),
     "augment.rotate": Change("30"),
     "augment.translate": Change("0.2"),
     "augment.scale": Change("0.2"),

@@ -95,6 +95,10 @@ def test_what_does_nothing_is_refused_with_what_it_belongs_to(overrides, key, be
             ["augment=big_vision", "augment.policy_magnitude=15"],
             r"augment\.policy_magnitude .* 10 .*augment\.policy=randaugment_big_vision, got 15",
         ),
+        (
+            ["augment.alternating_flip=true", "augment.flip=0.3"],
+            r"augment\.alternating_flip .*augment\.flip=0\.5, got 0\.3",
+        ),
         (["optimizer=muon", "optimizer.momentum=0"], r"optimizer\.nesterov.*optimizer\.momentum"),
         (["data.root=null"], r"data=cifar10 needs data\.root"),
         (["data=folder"], r"data=folder needs data\.root=FOLDER"),

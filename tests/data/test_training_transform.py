@@ -25,7 +25,7 @@ def random_crops(path, size, seeds, channels=3):
     crops = []
     for seed in seeds:
         torch.manual_seed(seed)
-        crops.append(transform(path).int())
+        crops.append(transform(path, 0, 0).int())
     return torch.stack(crops)
 
 
@@ -38,7 +38,7 @@ def test_the_generator_decides(tmp_path):
 
     def augmented(seed):
         torch.manual_seed(seed)
-        return transform(path)
+        return transform(path, 0, 0)
 
     assert augmented(1).shape == (3, 32, 32)
     assert augmented(1).dtype == torch.uint8
@@ -49,7 +49,7 @@ def test_the_generator_decides(tmp_path):
 def test_without_changes_the_pixels_are_those_of_evaluation(tmp_path):
     preprocessing = Preprocessing((32, 32), 3, *IMAGENET, 0.875, "bicubic")
     Image.fromarray(gradient(100, 80)).save(tmp_path / "image.png")
-    plain = TrainingTransform(preprocessing, None, 0.0)(tmp_path / "image.png")
+    plain = TrainingTransform(preprocessing, None, 0.0)(tmp_path / "image.png", 0, 0)
     assert torch.equal(plain, preprocessing.read_pixels(tmp_path / "image.png"))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from vit.augment.affine import NUMBERS, Affine, warp
 from vit.augment.batch_operations import apply_drawn
 from vit.augment.boxes import NUMBERS_PER_BOX, resized_crop_boxes, sample_numbers
+from vit.augment.flips import AlternatingFlip
 from vit.augment.policies import Policy
 from vit.runtime.device import send
 
@@ -25,7 +26,7 @@ class BatchAugmentation:
     size        (height, width) of the model's input in pixels, reached by a resized crop
     pad         fraction of the longer side to pad on each side before the random crop
     crop_scale  with pad 0, the fractions of the area that a random crop takes, or None
-    flip        probability of mirroring
+    flip        probability of mirroring, or which images are mirrored in a pass
     affine      rotation, translation, scaling and shear; their sampling also reaches `size`
     policies    see vit.augment.policies
     """
@@ -36,7 +37,7 @@ class BatchAugmentation:
         size: tuple[int, int],
         pad: float,
         crop_scale: Sequence[float] | None,
-        flip: float,
+        flip: float | AlternatingFlip,
         policies: Sequence[Policy] = (),
         affine: Affine | None = None,
     ):
@@ -58,7 +59,10 @@ class BatchAugmentation:
         draw = functools.partial(sample_numbers, self.seed, epochs, indices)
 
         pad = round(self.pad * max(height, width))
-        flipped = draw("flip", 1)[:, 0] < self.flip
+        if isinstance(self.flip, AlternatingFlip):
+            flipped = self.flip(epochs, indices)
+        else:
+            flipped = draw("flip", 1)[:, 0] < self.flip
         if self.crop_scale is not None and not self.pad:
             numbers = draw("resized crop", NUMBERS_PER_BOX)
             boxes = resized_crop_boxes(numbers, height, width, self.crop_scale)

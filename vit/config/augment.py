@@ -37,6 +37,8 @@ class AugmentConfig:
     crop_scale: list[float] | None = setting(CROP_SCALE)
     # Probability of mirroring, where data.mirror allows it
     flip: float = setting(PROBABILITY)
+    # Mirror each image in every second pass instead, which takes flip=0.5
+    alternating_flip: bool = setting()
     # Affine changes, each uniform up to this amount to either side: degrees of rotation,
     # translation as a fraction of the sides, a factor within 1 ± scale, degrees of shear
     rotate: float = setting(DEGREES)

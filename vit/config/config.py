@@ -114,13 +114,18 @@ def check_splits(data: DataConfig) -> None:
 
 
 def check_augmentation(augment: AugmentConfig) -> None:
-    """Check RandAugment's scale of magnitudes, and that mixing is ever done."""
+    """Check RandAugment's scale of magnitudes, and that mirroring and mixing are ever done."""
     # big_vision and timm count magnitudes to 10, torchvision to 30
     of_ten = augment.policy in ("randaugment_big_vision", "randaugment_timm")
     if of_ten and (augment.policy_magnitude or 0) > 10:
         raise ConfigError(
             f"augment.policy_magnitude is at most 10 with augment.policy={augment.policy}, "
             f"got {augment.policy_magnitude}"
+        )
+    if augment.alternating_flip and augment.flip != 0.5:
+        raise ConfigError(
+            "augment.alternating_flip mirrors each image in every second pass, which takes "
+            f"augment.flip=0.5, got {augment.flip:g}"
         )
     if augment.mix_probability is not None and not (augment.mixup or augment.cutmix):
         raise ConfigError(

@@ -78,6 +78,11 @@ CASES = (
         "with data.mirror=false: a mirrored image would be of another class",
     ),
     Case(
+        "augment.alternating_flip",
+        lambda config: config.augment.alternating_flip and not config.data.mirror,
+        "with data.mirror=false: a mirrored image would be of another class",
+    ),
+    Case(
         "train.class_weights",
         lambda config: config.train.class_weights != "none" and config.data.balance == 1,
         "with data.balance=1, which draws all classes equally often",

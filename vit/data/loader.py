@@ -94,7 +94,7 @@ class ImageFileDataset(Dataset):
         if self.transform is None:
             return self.preprocessing.read_pixels(path)
         seed_libraries(random_seed(self.seed, "sample", epoch, index))
-        return self.transform(path)
+        return self.transform(path, epoch, index)
 
 
 def seed_libraries(seed: int) -> None:

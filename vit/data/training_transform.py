@@ -10,6 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from vit.augment.affine import NUMBERS, Affine, warp
+from vit.augment.flips import AlternatingFlip
 from vit.augment.image import Crop, apply_policies, draw_crop, random_flip
 from vit.augment.policies import Policy
 from vit.data.image_files import decode_jpeg, exif_orientation, open_lazily, to_mode, to_pixels
@@ -21,7 +22,7 @@ class TrainingTransform:
 
     crop_scale  fractions of the area that the random crop takes (Szegedy et al. 2015); None: the
                 image is resized and cropped as in evaluation
-    flip        probability of mirroring
+    flip        probability of mirroring, or which images are mirrored in a pass
     policies    see vit.augment.policies
     affine      rotation, translation, scaling and shear
     """
@@ -30,7 +31,7 @@ class TrainingTransform:
         self,
         preprocessing: Preprocessing,
         crop_scale: Sequence[float] | None,
-        flip: float,
+        flip: float | AlternatingFlip,
         policies: Sequence[Policy] = (),
         affine: Affine | None = None,
     ):
@@ -40,13 +41,20 @@ class TrainingTransform:
         self.policies = policies
         self.affine = affine or Affine()
 
-    def __call__(self, path: str | Path) -> Tensor:
-        """Raises DataError, naming the path, for a file that cannot be read."""
+    def __call__(self, path: str | Path, epoch: int, index: int) -> Tensor:
+        """Raises DataError, naming the path, for a file that cannot be read.
+
+        epoch, index: which pass over the data and which sample it is.
+        """
         if self.crop_scale is None:
             pixels = self.preprocessing.read_pixels(path)
         else:
             pixels = self.random_crop(path, self.crop_scale)
-        pixels = random_flip(pixels, self.flip)
+        if isinstance(self.flip, AlternatingFlip):
+            flipped = self.flip(torch.tensor(epoch), torch.tensor(index))
+            pixels = pixels.flip(-1) if flipped else pixels
+        else:
+            pixels = random_flip(pixels, self.flip)
         if self.affine:
             height, width = pixels.shape[-2:]
             matrices = self.affine.matrices(torch.rand(1, NUMBERS), height, width)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vit.augment.affine import Affine
 from vit.augment.batch import BatchAugmentation
+from vit.augment.flips import AlternatingFlip
 from vit.augment.mixing import MixupCutmix
 from vit.augment.policies import build_policies
 from vit.checkpoints.model import build_on_meta
@@ -375,6 +376,8 @@ def make_augmentation(
     augment, seed = config.augment, config.seed
     # A mirrored digit is of another class, or of none
     flip = augment.flip if config.data.mirror else 0.0
+    if flip and augment.alternating_flip:
+        flip = AlternatingFlip(seed)
     policies = build_policies_of(config)
     affine = Affine(augment.rotate, augment.translate, augment.scale, augment.shear)
     crop_scale, size = augment.crop_scale, preprocessing.image_size
