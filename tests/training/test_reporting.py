@@ -1,20 +1,24 @@
 """What a run says of its classes before it starts, and what it makes of them."""
 
+import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from composing import configured
+from PIL import Image
 
 from vit.data.class_balance import balanced_weights
 from vit.data.splits import ImageDataset, ImageSplit
 from vit.training.prepare import (
+    cost_of,
     has_unbalanced_split,
     make_class_weights,
     make_order,
     training_sizes,
 )
-from vit.training.reporting import note_on_classes, note_on_test_classes
+from vit.training.reporting import note_on_classes, note_on_size, note_on_test_classes
 
 CPU = torch.device("cpu")
 
@@ -85,3 +89,34 @@ def test_weights_are_those_of_what_is_drawn(balance):
     weights = make_class_weights(config, data, CPU)
     assert weights.dtype == torch.float32
     assert torch.equal(weights, balanced_weights(training_sizes(data), balance).float())
+
+
+def size_note(images, *overrides):
+    config = configured(*overrides)
+    return note_on_size(config, images, cost_of(config, 3, None))
+
+
+def test_photos_that_are_made_as_small_as_a_thumbnail_are_told(tmp_path):
+    # Most of them count, and neither a damaged one nor the longer sides do
+    sizes = [(500, 375), (640, 480), (375, 500), (32, 32)]
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+    (tmp_path / "4.png").write_bytes(b"no image")
+    paths = np.array([os.fsencode(tmp_path / f"{number}.png") for number in range(5)])
+    images = ImageSplit("photos", torch.zeros(5, dtype=torch.int64), paths=paths)
+    line = size_note(images, "data=folder", "data.root=x")
+    assert line == (
+        "note   images of about 375 px are made 32 px small, in which little can be told apart; "
+        "model=vit_s16 sees 224 px"
+    )
+    assert size_note(images, "data=folder", "data.root=x", "model=vit_s16") is None
+    unreadable = ImageSplit("photos", torch.zeros(1, dtype=torch.int64), paths=paths[4:])
+    assert size_note(unreadable, "data=folder", "data.root=x") is None
+
+
+def test_small_images_that_are_enlarged_are_told_with_a_cheaper_command():
+    images = data_of(4, 4, 4).train
+    assert size_note(images, "model.image_size=8", "model.patch_size=4").startswith(
+        "note   images of 2 px are enlarged to 8; from scratch a model of their own size"
+    )
+    assert size_note(images, "model.image_size=4", "model.patch_size=4") is None

@@ -31,6 +31,9 @@ TAR_MEMBER = re.compile(r"(.*\.tar)!(\d+)\+(\d+)")
 # A larger image is refused by its header, since decoding it could exhaust the memory
 MAX_PIXELS = 100_000_000
 
+# So many images show how large the images of a data set are
+NUM_TYPICAL = 9
+
 # What Pillow's readers raise for files that are cut short, damaged or malicious
 UNREADABLE = (
     OSError,
@@ -137,6 +140,17 @@ def open_lazily(path: str | Path) -> Iterator[Image.Image]:
         raise DataError(
             f"{path}: not a readable image ({error}); repair it or take it out of the data set"
         ) from None
+
+
+def typical_side(paths: Sequence[bytes] | np.ndarray) -> int | None:
+    """The median of the shorter sides of a few images, in pixels; None where none can be read."""
+    sides: list[int] = []
+    step = max(1, len(paths) // NUM_TYPICAL)
+    for path in paths[::step][:NUM_TYPICAL]:
+        # Which images are damaged is found, and told, by whoever decodes them
+        with contextlib.suppress(DataError), open_lazily(os.fsdecode(path)) as image:
+            sides.append(min(image.size))
+    return sorted(sides)[len(sides) // 2] if sides else None
 
 
 def open_image(path: str | Path, num_channels: int = 3) -> Image.Image:

@@ -25,7 +25,7 @@ from vit.training import prepare, start
 from vit.training.distillation import Distillation
 from vit.training.freezing import describe_parameters
 from vit.training.plan import Plan
-from vit.training.reporting import describe_teacher, note_on_classes
+from vit.training.reporting import describe_teacher, notes_on_data
 from vit.training.trial import Trial, try_steps
 
 # Parts of the memory that every process has for itself
@@ -66,7 +66,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     cost = prepare.cost_of(config, len(data.classes), distillation)
     sections = [
         shapes_section(config, data, share),
-        data_section(config, data),
+        data_section(config, data, cost),
         length_section(config, plan, data, cost, distillation),
     ]
     if trial is None:
@@ -141,11 +141,10 @@ def shapes_section(config: Config, data: ImageDataset, share: Share) -> list[str
     return [title, "", *(f"{name:{name_width}}  {shape}" for name, shape in shapes)]
 
 
-def data_section(config: Config, data: ImageDataset) -> list[str]:
+def data_section(config: Config, data: ImageDataset, cost: Cost) -> list[str]:
     splits = {"train": data.train, "val": data.val, "test": data.test}
     lines = [f"{name:11} {images or 'nothing held out'}" for name, images in splits.items()]
-    note = note_on_classes(config, data)
-    return lines if note is None else [*lines, note]
+    return [*lines, *notes_on_data(config, data, cost)]
 
 
 def length_section(

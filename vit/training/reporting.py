@@ -10,7 +10,8 @@ import torch
 from vit.config.config import Config, to_dict, to_yaml
 from vit.config.resume import notable_settings
 from vit.data.class_balance import are_unbalanced, describe_sizes, largest_share
-from vit.data.splits import ImageDataset
+from vit.data.image_files import typical_side
+from vit.data.splits import ImageDataset, ImageSplit
 from vit.figures.predictions import class_names
 from vit.model.low_rank import count_plain_parameters
 from vit.runs.card import repeat_command, write_card
@@ -27,13 +28,14 @@ from vit.training.distillation import Distillation
 from vit.training.freezing import describe_parameters
 from vit.training.observer import Observer
 from vit.training.plan import Plan
-from vit.training.prepare import training_flops_of, training_sizes
+from vit.training.prepare import image_size_of, training_flops_of, training_sizes
 from vit.training.state import TrainingState
 from vit.training.step import OptimizerStep
 
 log = logging.getLogger("vit")
 
 SHOWN_TRAINING_IMAGES = 64
+SMALL_SIDE = 64  # pixels, of models for small images
 NOT_HELD_OUT = "nothing held out: the last weights are taken"
 
 
@@ -59,8 +61,7 @@ def announce(
         log.info(f"data   {data.layout}")
     for name, images in {"train": data.train, "val": data.val, "test": data.test}.items():
         log.info(f"{name:6} {images or NOT_HELD_OUT}")
-    note = note_on_classes(config, data)
-    if note is not None:
+    for note in notes_on_data(config, data, cost):
         log.info(note)
 
     # Which weights count is said before the run, and not chosen by their accuracy after it
@@ -74,15 +75,11 @@ def announce(
     if step.compiled:
         log.info("note   the first step compiles the model, which takes a minute or so")
 
-    # Enlarging 32 px to 224 costs 49 times the pixels and adds no detail
-    if batches.train.pixels is not None:
-        side, model_side = batches.train.pixels.shape[-1], batches.preprocessing.image_size[0]
-        if model_side >= 4 * side:
-            cheaper = cheaper_command(cost.macs, config, small_images=True)
-            log.info(
-                f"note   images of {side} px are enlarged to {model_side}; from scratch a model of "
-                f"their own size learns faster and costs less: {cheaper}"
-            )
+
+def notes_on_data(config: Config, data: ImageDataset, cost: Cost) -> list[str]:
+    """Return lines on what is unusual about the data and can be helped."""
+    notes = note_on_classes(config, data), note_on_size(config, data.train, cost)
+    return [note for note in notes if note is not None]
 
 
 def note_on_classes(config: Config, data: ImageDataset) -> str | None:
@@ -99,6 +96,29 @@ def note_on_classes(config: Config, data: ImageDataset) -> str | None:
     if data.val is not None and config.train.select not in OF_CLASSES:
         advice.append("train.select=balanced_top1 or macro_f1 selects by all classes alike")
     return f"{text}: {', '.join(advice)}" if advice else text
+
+
+def note_on_size(config: Config, images: ImageSplit, cost: Cost) -> str | None:
+    """Return a line on images of quite another size than the model's input; None for others."""
+    model_side = min(image_size_of(config))
+    # Enlarging 32 px to 224 costs 49 times the pixels and adds no detail
+    if images.pixels is not None:
+        side = min(images.pixels.shape[2:])
+        if model_side < 4 * side:
+            return None
+        cheaper = cheaper_command(cost.macs, config, small_images=True)
+        return (
+            f"note   images of {side} px are enlarged to {model_side}; from scratch a model of "
+            f"their own size learns faster and costs less: {cheaper}"
+        )
+    # The default model is one for small images, and a photo of 32 px shows little of what is in it
+    side = None if images.paths is None else typical_side(images.paths)
+    if side is not None and model_side <= SMALL_SIDE and side >= 4 * model_side:
+        return (
+            f"note   images of about {side} px are made {model_side} px small, in which little can "
+            "be told apart; model=vit_s16 sees 224 px"
+        )
+    return None
 
 
 def describe_teacher(distillation: Distillation, cost: Cost) -> str:
