@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from judged_models import write_best, write_classes
 
 from evaluate import check_source, measure
+from vit.checkpoints.file import read_checkpoint, write_checkpoint
 from vit.config.command_line import prepare_arguments
 from vit.config.config import CONF, from_composed, register
 from vit.config.resume import command_line_changes
@@ -185,6 +186,33 @@ def test_another_resolution(tmp_path, evaluate, run_on_files):
         evaluate(run_on_files, "model.image_size=18")
     with pytest.raises(ConfigError, match=r"model\.image_size=big: image_size must be"):
         evaluate(run_on_files, "model.image_size=big")
+
+
+def test_named_classes_of_weights_are_never_matched_by_position(tmp_path, evaluate):
+    make_images(tmp_path / "pets", {"train": 4})
+    make_images(tmp_path / "pets" / "test", {"cat": 1, "dog": 4}, ("",))
+    path = tmp_path / "best.safetensors"
+    write_best(path, ["dog", "cat"], "data=imagenet")
+    always_predict(path, 0)
+    weights = f"pretrained={path}"
+    # Four of five are dogs, the second folder and the first output
+    folder = evaluate(weights, "data=folder", f"data.root={tmp_path / 'pets'}")
+    assert (folder["n"], folder["top1"]) == (5, 0.8)
+
+    lines = ["path,label,split"]
+    for image in sorted((tmp_path / "pets").glob("*/*/*.jpg")):
+        lines.append(f"{image},{image.parent.name},{image.parent.parent.name}")
+    (tmp_path / "pets.csv").write_text("\n".join(lines))
+    table = evaluate(weights, "data=folder", f"data.root={tmp_path / 'pets.csv'}")
+    assert (table["n"], table["top1"]) == (5, 0.8)
+
+
+def always_predict(path, output):
+    """Make the model of a checkpoint predict this output for every image."""
+    tensors, header = read_checkpoint(path)
+    tensors["head.weight"] = torch.zeros_like(tensors["head.weight"])
+    tensors["head.bias"] = torch.arange(len(tensors["head.bias"])).eq(output).float()
+    write_checkpoint(path, tensors, header)
 
 
 def test_weights_that_name_no_classes_are_measured_on_a_whole_folder(tmp_path, evaluate):
