@@ -149,6 +149,22 @@ def test_a_report_of_a_subset(tmp_path, evaluate, run_on_files):
     assert "2 views" in page
 
 
+def test_no_mirrored_views_of_what_mirroring_changes(tmp_path, evaluate, run_on_files):
+    others = write_classes(tmp_path / "others", CLASSES)
+    folder = ("data=folder", f"data.root={others}", "views=mirrored")
+    evaluate(run_on_files, *folder)
+    # The group's file says otherwise than the run did
+    path = tmp_path / "glyphs.safetensors"
+    write_best(path, CLASSES, "data=folder", f"data.root={tmp_path / 'pets'}", "data.mirror=false")
+    with pytest.raises(ConfigError, match=r"views=mirrored does not go with data\.mirror=false"):
+        evaluate(f"checkpoint={path}", *folder)
+    # And the other way round
+    path = tmp_path / "ten.safetensors"
+    write_best(path, [str(digit) for digit in range(10)], "data=imagenet")
+    with pytest.raises(ConfigError, match=r"views=mirrored does not go with data\.mirror=false"):
+        evaluate(f"checkpoint={path}", "data=digits", "views=mirrored")
+
+
 def test_a_model_of_imagenet(tmp_path, evaluate):
     path = tmp_path / "best.safetensors"
     model = write_best(path, readable_names(WNIDS), "data=imagenet")

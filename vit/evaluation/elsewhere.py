@@ -60,7 +60,7 @@ def restore_elsewhere(
     return RestoredModel(
         model=model.to(device),
         header=header,
-        config=replace(config, data=with_preprocessing(given, model.preprocessing)),
+        config=replace(config, data=as_the_model_knows(given, run.data, model.preprocessing)),
         data=test_set.data,
         precision=choose_precision(precision or trained_in, device, width_of(model)),
         batch_size=batch_size or default_batch_size(config.train),
@@ -68,14 +68,21 @@ def restore_elsewhere(
     )
 
 
-def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
-    """The group `data` as the images were prepared: as the model knows them."""
+def as_the_model_knows(
+    data: DataConfig, of_run: DataConfig, preprocessing: Preprocessing
+) -> DataConfig:
+    """The group `data` with what the model brings: the preprocessing, and whether to mirror.
+
+    of_run: the group of the run.
+    """
     return replace(
         data,
         mean=list(preprocessing.mean),
         std=list(preprocessing.std),
         eval_crop=preprocessing.eval_crop,
         interpolation=preprocessing.interpolation,
+        # Neither may be mirrored: what the model has learned to tell apart, nor what it is shown
+        mirror=data.mirror and of_run.mirror,
     )
 
 
