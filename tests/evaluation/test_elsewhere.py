@@ -2,11 +2,13 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 import torch
 from helpers import make_images
 from hydra import compose, initialize_config_dir
-from judged_models import write_best, write_classes
+from judged_models import write_best, write_classes, write_noise
+from pyarrow import parquet
 
 from evaluate import check_source, measure
 from vit.checkpoints.file import read_checkpoint, write_checkpoint
@@ -229,6 +231,48 @@ def always_predict(path, output):
     tensors["head.weight"] = torch.zeros_like(tensors["head.weight"])
     tensors["head.bias"] = torch.arange(len(tensors["head.bias"])).eq(output).float()
     write_checkpoint(path, tensors, header)
+
+
+def test_the_splits_of_parquet_files(tmp_path, evaluate):
+    root = tmp_path / "hub"
+    write_parquet(root / "data" / "train-00000-of-00001.parquet", ["cat", "dog"] * 10)
+    write_parquet(root / "data" / "test-00000-of-00001.parquet", ["dog", "dog", "cat", "dog"])
+    path = tmp_path / "best.safetensors"
+    write_best(path, ["dog", "cat"], "data=imagenet")
+    always_predict(path, 0)
+    folder = ("data=folder", f"data.root={root}")
+    numbers = evaluate(f"pretrained={path}", *folder)
+    assert (numbers["n"], numbers["top1"]) == (4, 0.75)
+    with pytest.raises(DataError, match=r"not the run's own data set, .* no table and no parquet"):
+        evaluate(f"checkpoint={path}", *folder)
+
+
+def write_parquet(path, labels):
+    """Write a parquet file of one image for each label."""
+    write_noise(path.with_name("image.png"), 0)
+    image = path.with_name("image.png").read_bytes()
+    path.with_name("image.png").unlink()
+    parquet.write_table(pa.table({"image": [image] * len(labels), "label": labels}), path)
+
+
+def test_the_runs_column_of_labels_means_nothing_to_other_folders(tmp_path, evaluate):
+    table = write_table(tmp_path / "pets.csv", write_classes(tmp_path / "images", CLASSES, 20))
+    path = tmp_path / "best.safetensors"
+    write_best(path, CLASSES, "data=folder", f"data.root={table}", "data.label_column=breed")
+    others = write_classes(tmp_path / "others", CLASSES, count=5)
+    numbers = evaluate(f"checkpoint={path}", "data=folder", f"data.root={others}")
+    assert numbers["n"] == 15
+    other_table = write_table(tmp_path / "others.csv", others)
+    with pytest.raises(DataError, match=r"not the run's own data set, .* no table and no parquet"):
+        evaluate(f"checkpoint={path}", "data=folder", f"data.root={other_table}")
+
+
+def write_table(path, root):
+    """Write a CSV of the images in root/<class>/, all of them train, with the classes as breeds."""
+    images = [image.relative_to(path.parent) for image in sorted(root.glob("*/*.*"))]
+    rows = [f"{image},{image.parent.name}" for image in images]
+    path.write_text("\n".join(["path,breed", *rows]))
+    return path
 
 
 def test_weights_that_name_no_classes_are_measured_on_a_whole_folder(tmp_path, evaluate):

@@ -19,7 +19,7 @@ from vit.config.settings import check_ranges
 from vit.data.datasets import load_data
 from vit.data.preprocessing import Preprocessing
 from vit.data.splits import ImageDataset
-from vit.errors import DataError
+from vit.errors import ConfigError, DataError
 from vit.evaluation.resolution import with_changed_input
 from vit.evaluation.restore import RestoredModel, default_batch_size, restore_loaded, width_of
 from vit.evaluation.test_data import protocol_of, read_data
@@ -109,8 +109,8 @@ def is_of_the_run(
         return True
     try:
         moved = load_run_data(replace(run.data, root=given.root), model, device)
-    except DataError:
-        # It lacks train/, for example
+    except (ConfigError, DataError):
+        # It lacks train/, for example, or the table in which the run's data.label_column was
         return False
     return header.get("data") == moved.train.fingerprint()
 

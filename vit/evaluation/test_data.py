@@ -10,6 +10,7 @@ from vit.config.data import DataConfig, data_arguments
 from vit.data.class_folders import class_names, imagenet_wnids
 from vit.data.class_matching import in_the_same_order, match_classes, only_one_has_names
 from vit.data.datasets import load_data
+from vit.data.parquet_index import find_parquet
 from vit.data.splits import ImageDataset, ImageSplit
 from vit.data.test_sets import TEST_SETS, TestSet, read_test_set, splits_in
 from vit.errors import CheckpointError, ConfigError, DataError
@@ -129,11 +130,16 @@ def labeled_for_weights(
 
 
 def is_whole(data: DataConfig, typed: Collection[str]) -> bool:
-    """Whether foreign weights are measured on all images of a folder, which has no train/."""
+    """Whether foreign weights are measured on all images of a folder.
+
+    It holds class folders: no train/, and no parquet files, whose splits are as they say.
+    """
     if data.name != "folder" or data.root is None or not Path(data.root).is_dir():
         return False
     cut = {"data.val_fraction", "data.test_fraction"} & set(typed)
-    return not cut and "train" not in splits_in(Path(data.root))
+    if cut or find_parquet(Path(data.root)):
+        return False
+    return "train" not in splits_in(Path(data.root))
 
 
 def classes_of_head(path: Path, data: DataConfig, count: int) -> list[str]:
