@@ -118,6 +118,53 @@ def test_training_images_are_never_measured_as_test(tmp_path, evaluate):
         evaluate(checkpoint, "data=folder", f"data.root={tmp_path / 'pets' / 'train'}")
 
 
+def test_training_images_are_known_behind_tables(tmp_path, evaluate, capsys):
+    # As the images of a table may lie anywhere, they are compared with those of any folder
+    root = write_classes(tmp_path / "images", CLASSES, count=20)
+    table = write_table(tmp_path / "tables" / "pets.csv", root)
+    path = tmp_path / "best.safetensors"
+    write_best(path, CLASSES, "data=folder", f"data.root={table}", "data.label_column=breed")
+    checkpoint = (f"checkpoint={path}", "data=folder")
+    with pytest.raises(DataError, match="48 of these 60 images are training images of the run"):
+        evaluate(*checkpoint, f"data.root={root}")
+    others = write_classes(tmp_path / "others", CLASSES, count=5)
+    assert evaluate(*checkpoint, f"data.root={others}")["n"] == 15
+    assert "warning" not in capsys.readouterr().out
+
+    # Nor are they known any more where the table is not as it was
+    (root / "cat" / "0.png").unlink()
+    assert evaluate(*checkpoint, f"data.root={others}")["n"] == 15
+    assert "warning: training images of the run can't be told" in capsys.readouterr().out
+    table.rename(tmp_path / "images" / "pets.csv")
+    beside = f"data.root={root / 'pets.csv'}"
+    write_best(path, CLASSES, "data=folder", beside, "data.label_column=breed")
+    with pytest.raises(DataError, match=r"may hold training images of the run, .* not as it was"):
+        evaluate(*checkpoint, f"data.root={root}")
+
+
+@pytest.mark.parametrize("linked", ["folders", "files"])
+def test_training_images_are_known_behind_links(tmp_path, evaluate, linked):
+    store = write_classes(tmp_path / "store", CLASSES, count=20)
+    for root, classes in (("own", CLASSES), ("others", ["cat", "dog"])):
+        for name in classes:
+            link(tmp_path / root / name, store / name, linked)
+    path = tmp_path / "best.safetensors"
+    write_best(path, CLASSES, "data=folder", f"data.root={tmp_path / 'own'}")
+    with pytest.raises(DataError, match="32 of these 40 images are training images of the run"):
+        evaluate(f"checkpoint={path}", "data=folder", f"data.root={tmp_path / 'others'}")
+
+
+def link(folder, target, linked):
+    """Make a folder a link to the target, or each file in it a link of another name."""
+    if linked == "folders":
+        folder.parent.mkdir(exist_ok=True)
+        folder.symlink_to(target)
+        return
+    folder.mkdir(parents=True)
+    for number, image in enumerate(sorted(target.iterdir())):
+        (folder / f"{folder.parent.name}_{number}.png").symlink_to(image)
+
+
 def test_mistakes_end_in_one_line(tmp_path, evaluate, run_on_files):
     write_classes(tmp_path / "others", ["cat", "wolf"])
     folder = ("data=folder", f"data.root={tmp_path / 'others'}")
@@ -269,8 +316,8 @@ def test_the_runs_column_of_labels_means_nothing_to_other_folders(tmp_path, eval
 
 def write_table(path, root):
     """Write a CSV of the images in root/<class>/, all of them train, with the classes as breeds."""
-    images = [image.relative_to(path.parent) for image in sorted(root.glob("*/*.*"))]
-    rows = [f"{image},{image.parent.name}" for image in images]
+    rows = [f"{image},{image.parent.name}" for image in sorted(root.glob("*/*.*"))]
+    path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(["path,breed", *rows]))
     return path
 
