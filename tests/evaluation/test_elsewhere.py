@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import make_images
 from hydra import compose, initialize_config_dir
-from judged_models import write_best, write_classes, write_noise
+from judged_models import lose_workers, write_best, write_classes, write_noise
 from pyarrow import parquet
 
 from evaluate import check_source, measure
@@ -27,8 +27,9 @@ WNIDS = list(imagenet_wnids())
 def evaluate(tmp_path):
     """`evaluate.py …`: what it writes to evaluation.json, with the line on the screen as "line"."""
 
-    def run(*overrides: str) -> dict:
-        arguments = [*overrides, "runtime.workers=0", "runtime.threads=1", f"out={tmp_path}/out"]
+    def run(*overrides: str, workers: int = 0) -> dict:
+        own = [f"runtime.workers={workers}", "runtime.threads=1", f"out={tmp_path}/out"]
+        arguments = [*overrides, *own]
         prepared = prepare_arguments(arguments)
         register()
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -185,6 +186,12 @@ def test_mistakes_end_in_one_line(tmp_path, evaluate, run_on_files):
         evaluate(run_on_files, "data=digits")
     with pytest.raises(DataError, match="data=imagenet_a is for models of ImageNet's"):
         evaluate(run_on_files, "data=imagenet_a", f"data.root={tmp_path / 'others'}")
+
+
+def test_a_lost_worker_ends_in_one_line(evaluate, run_on_files, monkeypatch):
+    lose_workers(monkeypatch)
+    with pytest.raises(ConfigError, match=r"runtime\.workers: a process that decodes images died"):
+        evaluate(run_on_files, workers=1)
 
 
 def test_a_report_of_a_subset(tmp_path, evaluate, run_on_files):
