@@ -94,13 +94,13 @@ def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
         use_exact_float32,
         use_threads,
     )
-    from vit.runtime.memory import memory_errors
+    from vit.runtime.faults import failures_explained
 
     use_threads(settings.runtime.threads)
     use_deterministic_kernels(settings.runtime.deterministic)
     use_exact_float32()
     device = choose_device(settings.runtime.device)
-    with memory_errors("try precision=bf16, or runtime.device=cpu"):
+    with failures_explained("try precision=bf16, or runtime.device=cpu", "runtime.workers"):
         model = restore_model(settings, changes, device)
         return measure_model(model, settings)
 

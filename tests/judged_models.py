@@ -1,8 +1,12 @@
 """Checkpoints of untrained models, as a run would have left them, to be judged on other images."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from composing import configured
 from PIL import Image
@@ -57,6 +61,20 @@ def write_best(path: Path, classes: list[str], *overrides: str) -> VisionTransfo
     path.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(path, model.state_dict(), header)
     return model.eval()
+
+
+def lose_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every process that decodes image files be killed, as a system short of memory does."""
+    if multiprocessing.get_start_method() != "fork":
+        pytest.skip("only a fork has what is changed here")
+    parent = os.getpid()
+
+    def end(preprocessing: Preprocessing, path: str) -> torch.Tensor:
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("this process has been killed")
+
+    monkeypatch.setattr(Preprocessing, "read_pixels", end)
 
 
 def write_noise(path: Path, seed: int, size: tuple[int, int] = (31, 24)) -> None:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from judged_models import lose_workers, write_best, write_classes
 from limited_memory import memory_of
 from scipy.stats import binomtest, chi2
 
@@ -72,6 +73,17 @@ def test_a_folder_that_is_not_a_run(digits_run, tmp_path, capsys):
     arguments = [str(digits_run[0]), str(tmp_path)]
     assert run_command("vit.compare", lambda: main(arguments)) == 2
     assert capsys.readouterr().err.startswith(f"vit.compare: {tmp_path}: ")
+
+
+def test_a_lost_worker_ends_in_one_line(tmp_path, monkeypatch):
+    root = write_classes(tmp_path / "pets", ["cat", "dog"], count=20)
+    best = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    write_best(best, ["cat", "dog"], "data=folder", f"data.root={root}")
+    lose_workers(monkeypatch)
+    with pytest.raises(ConfigError, match="--workers: a process that decodes images died"):
+        predict_split(tmp_path / "run", "test", 1)
+    with pytest.raises(ConfigError, match="--workers must be 0 or more"):
+        main(["a", "b", "--workers", "-1"])
 
 
 def test_predictions_are_the_same_where_memory_ends(digits_run, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import ROOT
 from hydra import compose, initialize_config_dir
+from judged_models import lose_workers, write_best, write_classes
 from limited_memory import memory_of
 
 import vit
@@ -203,6 +204,7 @@ def test_scores_are_a_line_per_layer():
         (["--fraction", "nan"], "--fraction "),
         (["--fraction", "0.01", "--limit", "20"], "--fraction 0.01 removes none of the 8 heads"),
         (["--fraction", "0.3", "--limit", "0"], "--limit "),
+        (["--fraction", "0.3", "--workers", "-1"], "--workers "),
         (["--fraction", "0.3", "--out", "."], "--out .: "),
         (
             ["--fraction", "0.3", "--limit", "20", "--out", "/proc/nowhere/x"],
@@ -217,6 +219,18 @@ def test_a_mistake_is_one_line(digits, tmp_path, capsys, options, message):
     assert errors.startswith(f"vit.prune: {message}")
     assert errors.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_lost_worker_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    root = write_classes(tmp_path / "pets", ["cat", "dog"], count=20)
+    best = tmp_path / "best.safetensors"
+    write_best(best, ["cat", "dog"], "data=folder", f"data.root={root}")
+    lose_workers(monkeypatch)
+    out = tmp_path / "out.safetensors"
+    assert prune(best, "--fraction", "0.5", "--workers", 1, "--out", out) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("vit.prune: --workers: a process that decodes images died")
+    assert errors.count("\n") == 1
 
 
 def test_the_checkpoint_itself_is_not_overwritten(digits, capsys):

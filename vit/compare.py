@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit.config.config import flatten, read_config_file
+from vit.config.image_options import check_minima
 from vit.errors import ConfigError, run_command
 from vit.files import read_json
 from vit.text import markdown_table
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument("--workers", type=int, help="processes that decode images")
     options = parser.parse_args(arguments)
+    check_minima(options, {"workers": 0})
     print(compare(options.runs, options.split, options.workers))
 
 
@@ -170,7 +172,7 @@ def predict_split(folder: Path, split: str, workers: int | None) -> SplitPredict
     from vit.evaluation.restore import restore
     from vit.runtime.cores import loader_workers
     from vit.runtime.device import choose_device
-    from vit.runtime.memory import memory_errors
+    from vit.runtime.faults import failures_explained
 
     device = choose_device("auto")
     restored = restore(folder / "checkpoints" / BEST, {}, device)
@@ -185,7 +187,7 @@ def predict_split(folder: Path, split: str, workers: int | None) -> SplitPredict
         return (logits.argmax(dim=1) == labels).cpu()
 
     correct: list[Tensor] = []
-    with torch.inference_mode(), memory_errors("a single image is too much for this device"):
+    with torch.inference_mode(), failures_explained("a single image is too much for this device"):
         num_workers = loader_workers(workers, device_type=device.type)
         for pixels, labels in restored.batches(images, num_workers):
             correct += restored.memory.parts(is_correct, pixels, labels)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit.config.image_options import (
+    TOO_LITTLE_MEMORY,
     add_computing,
     check_minima,
     flag_of,
@@ -30,7 +31,7 @@ from vit.config.image_options import (
 from vit.errors import ConfigError, DataError, UserError, run_command, writing_to
 from vit.explore import check_writable
 from vit.files import write_text
-from vit.predict import escape_unprintable, failures_explained
+from vit.predict import escape_unprintable
 
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
 # and the modules of vit that import it, are imported inside the functions that need them.
@@ -193,6 +194,7 @@ def embed(options: argparse.Namespace) -> None:
     from vit.features.files import open_features
     from vit.features.journal import STATE
     from vit.runtime.device import choose_device, use_exact_float32
+    from vit.runtime.faults import failures_explained
 
     if options.label_column is not None and not any(map(takes_label_column, options.images)):
         raise ConfigError("--label-column does nothing without a table or parquet files")
@@ -206,7 +208,7 @@ def embed(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     embedder = load_embedder(options.checkpoint, options.precision, device, warn)
     settings = settings_of(embedder, options.batch_size)
-    with failures_explained():
+    with failures_explained(TOO_LITTLE_MEMORY):
         if finished is not None:
             check_finished(finished, settings, options)
         else:

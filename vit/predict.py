@@ -21,10 +21,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from vit.config.image_options import add_computing, check_minima, require_images
+from vit.config.image_options import (
+    TOO_LITTLE_MEMORY,
+    add_computing,
+    check_minima,
+    require_images,
+)
 from vit.errors import ConfigError, DataError, run_command, writing_to
 from vit.files import atomic_write
-from vit.text import first_line
 
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
 # and the modules of vit that import it, are imported inside the functions that need them.
@@ -135,6 +139,7 @@ def predict(options: argparse.Namespace) -> None:
     from vit.checkpoints.file import require_header_keys
     from vit.checkpoints.model import load_with_header
     from vit.runtime.device import choose_device
+    from vit.runtime.faults import failures_explained
     from vit.runtime.precision import Precision
 
     check_output_name(options.out)
@@ -149,7 +154,7 @@ def predict(options: argparse.Namespace) -> None:
             options.attention.mkdir(parents=True, exist_ok=True)
 
     start = time.perf_counter()
-    with failures_explained(), open_output(options.out) as file:
+    with failures_explained(TOO_LITTLE_MEMORY), open_output(options.out) as file:
         answered, unreadable = answer_images(model, precision, options, file)
     if options.out is not None:
         speed = answered / (time.perf_counter() - start)
@@ -308,25 +313,6 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
         # What the last flush could not write has been reported
         with contextlib.suppress(OSError):
             file.close()
-
-
-@contextlib.contextmanager
-def failures_explained() -> Iterator[None]:
-    """Turn running out of memory, and losing a process, into a ConfigError with advice."""
-    from vit.runtime.memory import memory_errors
-
-    try:
-        # Batches have been halved down to a single image by then
-        with memory_errors("a single image is too much for this device; try --device cpu"):
-            yield
-    except RuntimeError as error:
-        # What torch raises when the system kills a decoding process
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise ConfigError(
-            f"--workers: a process that decodes images died ({first_line(error)}); "
-            "if memory is short, lower it"
-        ) from None
 
 
 class JsonWriter:

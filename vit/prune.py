@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit.config.image_options import check_minima
 from vit.errors import ConfigError, run_command, writing_to
 
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
@@ -63,6 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=int, help="images of each split, for a quick try")
     parser.add_argument("--data-root", help="where the data set is now, if it has moved")
+    parser.add_argument("--workers", type=int, help="processes that decode images")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     return parser.parse_args(arguments)
 
@@ -71,17 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if not 0 < options.fraction < 1:
         raise ConfigError(f"--fraction must be between 0 and 1, got {options.fraction:g}")
-    if options.limit is not None and options.limit <= 0:
-        raise ConfigError(f"--limit must be a positive number, got {options.limit}")
+    check_minima(options, {"limit": 1, "workers": 0})
     if options.out.is_dir() or same_file(options.out, options.checkpoint):
         raise ConfigError(
             f"--out {options.out}: give the name of a new file, not of a folder or of the "
             "checkpoint itself"
         )
 
-    from vit.runtime.memory import memory_errors
+    from vit.runtime.faults import failures_explained
 
-    with memory_errors("try --device cpu"):
+    with failures_explained("try --device cpu"):
         prune(options)
 
 
@@ -104,7 +105,7 @@ def prune(options: argparse.Namespace) -> None:
     with writing_to(f"--out {options.out}"):
         options.out.parent.mkdir(parents=True, exist_ok=True)
 
-    workers = loader_workers(None, device_type=device.type)
+    workers = loader_workers(options.workers, device_type=device.type)
     heads = choose_heads(restored, options.fraction, workers)
     # A copy, because the original is measured beside it
     pruned = copy.deepcopy(restored.model)

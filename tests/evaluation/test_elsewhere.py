@@ -2,13 +2,16 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 import torch
 from helpers import make_images
 from hydra import compose, initialize_config_dir
-from judged_models import write_best, write_classes
+from judged_models import lose_workers, write_best, write_classes, write_noise
+from pyarrow import parquet
 
 from evaluate import check_source, measure
+from vit.checkpoints.file import read_checkpoint, write_checkpoint
 from vit.config.command_line import prepare_arguments
 from vit.config.config import CONF, from_composed, register
 from vit.config.resume import command_line_changes
@@ -24,8 +27,9 @@ WNIDS = list(imagenet_wnids())
 def evaluate(tmp_path):
     """`evaluate.py …`: what it writes to evaluation.json, with the line on the screen as "line"."""
 
-    def run(*overrides: str) -> dict:
-        arguments = [*overrides, "runtime.workers=0", "runtime.threads=1", f"out={tmp_path}/out"]
+    def run(*overrides: str, workers: int = 0) -> dict:
+        own = [f"runtime.workers={workers}", "runtime.threads=1", f"out={tmp_path}/out"]
+        arguments = [*overrides, *own]
         prepared = prepare_arguments(arguments)
         register()
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -115,6 +119,53 @@ def test_training_images_are_never_measured_as_test(tmp_path, evaluate):
         evaluate(checkpoint, "data=folder", f"data.root={tmp_path / 'pets' / 'train'}")
 
 
+def test_training_images_are_known_behind_tables(tmp_path, evaluate, capsys):
+    # As the images of a table may lie anywhere, they are compared with those of any folder
+    root = write_classes(tmp_path / "images", CLASSES, count=20)
+    table = write_table(tmp_path / "tables" / "pets.csv", root)
+    path = tmp_path / "best.safetensors"
+    write_best(path, CLASSES, "data=folder", f"data.root={table}", "data.label_column=breed")
+    checkpoint = (f"checkpoint={path}", "data=folder")
+    with pytest.raises(DataError, match="48 of these 60 images are training images of the run"):
+        evaluate(*checkpoint, f"data.root={root}")
+    others = write_classes(tmp_path / "others", CLASSES, count=5)
+    assert evaluate(*checkpoint, f"data.root={others}")["n"] == 15
+    assert "warning" not in capsys.readouterr().out
+
+    # Nor are they known any more where the table is not as it was
+    (root / "cat" / "0.png").unlink()
+    assert evaluate(*checkpoint, f"data.root={others}")["n"] == 15
+    assert "warning: training images of the run can't be told" in capsys.readouterr().out
+    table.rename(tmp_path / "images" / "pets.csv")
+    beside = f"data.root={root / 'pets.csv'}"
+    write_best(path, CLASSES, "data=folder", beside, "data.label_column=breed")
+    with pytest.raises(DataError, match=r"may hold training images of the run, .* not as it was"):
+        evaluate(*checkpoint, f"data.root={root}")
+
+
+@pytest.mark.parametrize("linked", ["folders", "files"])
+def test_training_images_are_known_behind_links(tmp_path, evaluate, linked):
+    store = write_classes(tmp_path / "store", CLASSES, count=20)
+    for root, classes in (("own", CLASSES), ("others", ["cat", "dog"])):
+        for name in classes:
+            link(tmp_path / root / name, store / name, linked)
+    path = tmp_path / "best.safetensors"
+    write_best(path, CLASSES, "data=folder", f"data.root={tmp_path / 'own'}")
+    with pytest.raises(DataError, match="32 of these 40 images are training images of the run"):
+        evaluate(f"checkpoint={path}", "data=folder", f"data.root={tmp_path / 'others'}")
+
+
+def link(folder, target, linked):
+    """Make a folder a link to the target, or each file in it a link of another name."""
+    if linked == "folders":
+        folder.parent.mkdir(exist_ok=True)
+        folder.symlink_to(target)
+        return
+    folder.mkdir(parents=True)
+    for number, image in enumerate(sorted(target.iterdir())):
+        (folder / f"{folder.parent.name}_{number}.png").symlink_to(image)
+
+
 def test_mistakes_end_in_one_line(tmp_path, evaluate, run_on_files):
     write_classes(tmp_path / "others", ["cat", "wolf"])
     folder = ("data=folder", f"data.root={tmp_path / 'others'}")
@@ -137,6 +188,12 @@ def test_mistakes_end_in_one_line(tmp_path, evaluate, run_on_files):
         evaluate(run_on_files, "data=imagenet_a", f"data.root={tmp_path / 'others'}")
 
 
+def test_a_lost_worker_ends_in_one_line(evaluate, run_on_files, monkeypatch):
+    lose_workers(monkeypatch)
+    with pytest.raises(ConfigError, match=r"runtime\.workers: a process that decodes images died"):
+        evaluate(run_on_files, workers=1)
+
+
 def test_a_report_of_a_subset(tmp_path, evaluate, run_on_files):
     write_classes(tmp_path / "others", ["fox", "cat"], count=5)
     folder = ("data=folder", f"data.root={tmp_path / 'others'}")
@@ -146,6 +203,22 @@ def test_a_report_of_a_subset(tmp_path, evaluate, run_on_files):
     page = (tmp_path / "out" / "report" / "index.html").read_text()
     assert "others taken whole" in page
     assert "2 views" in page
+
+
+def test_no_mirrored_views_of_what_mirroring_changes(tmp_path, evaluate, run_on_files):
+    others = write_classes(tmp_path / "others", CLASSES)
+    folder = ("data=folder", f"data.root={others}", "views=mirrored")
+    evaluate(run_on_files, *folder)
+    # The group's file says otherwise than the run did
+    path = tmp_path / "glyphs.safetensors"
+    write_best(path, CLASSES, "data=folder", f"data.root={tmp_path / 'pets'}", "data.mirror=false")
+    with pytest.raises(ConfigError, match=r"views=mirrored does not go with data\.mirror=false"):
+        evaluate(f"checkpoint={path}", *folder)
+    # And the other way round
+    path = tmp_path / "ten.safetensors"
+    write_best(path, [str(digit) for digit in range(10)], "data=imagenet")
+    with pytest.raises(ConfigError, match=r"views=mirrored does not go with data\.mirror=false"):
+        evaluate(f"checkpoint={path}", "data=digits", "views=mirrored")
 
 
 def test_a_model_of_imagenet(tmp_path, evaluate):
@@ -185,6 +258,75 @@ def test_another_resolution(tmp_path, evaluate, run_on_files):
         evaluate(run_on_files, "model.image_size=18")
     with pytest.raises(ConfigError, match=r"model\.image_size=big: image_size must be"):
         evaluate(run_on_files, "model.image_size=big")
+
+
+def test_named_classes_of_weights_are_never_matched_by_position(tmp_path, evaluate):
+    make_images(tmp_path / "pets", {"train": 4})
+    make_images(tmp_path / "pets" / "test", {"cat": 1, "dog": 4}, ("",))
+    path = tmp_path / "best.safetensors"
+    write_best(path, ["dog", "cat"], "data=imagenet")
+    always_predict(path, 0)
+    weights = f"pretrained={path}"
+    # Four of five are dogs, the second folder and the first output
+    folder = evaluate(weights, "data=folder", f"data.root={tmp_path / 'pets'}")
+    assert (folder["n"], folder["top1"]) == (5, 0.8)
+
+    lines = ["path,label,split"]
+    for image in sorted((tmp_path / "pets").glob("*/*/*.jpg")):
+        lines.append(f"{image},{image.parent.name},{image.parent.parent.name}")
+    (tmp_path / "pets.csv").write_text("\n".join(lines))
+    table = evaluate(weights, "data=folder", f"data.root={tmp_path / 'pets.csv'}")
+    assert (table["n"], table["top1"]) == (5, 0.8)
+
+
+def always_predict(path, output):
+    """Make the model of a checkpoint predict this output for every image."""
+    tensors, header = read_checkpoint(path)
+    tensors["head.weight"] = torch.zeros_like(tensors["head.weight"])
+    tensors["head.bias"] = torch.arange(len(tensors["head.bias"])).eq(output).float()
+    write_checkpoint(path, tensors, header)
+
+
+def test_the_splits_of_parquet_files(tmp_path, evaluate):
+    root = tmp_path / "hub"
+    write_parquet(root / "data" / "train-00000-of-00001.parquet", ["cat", "dog"] * 10)
+    write_parquet(root / "data" / "test-00000-of-00001.parquet", ["dog", "dog", "cat", "dog"])
+    path = tmp_path / "best.safetensors"
+    write_best(path, ["dog", "cat"], "data=imagenet")
+    always_predict(path, 0)
+    folder = ("data=folder", f"data.root={root}")
+    numbers = evaluate(f"pretrained={path}", *folder)
+    assert (numbers["n"], numbers["top1"]) == (4, 0.75)
+    with pytest.raises(DataError, match=r"not the run's own data set, .* no table and no parquet"):
+        evaluate(f"checkpoint={path}", *folder)
+
+
+def write_parquet(path, labels):
+    """Write a parquet file of one image for each label."""
+    write_noise(path.with_name("image.png"), 0)
+    image = path.with_name("image.png").read_bytes()
+    path.with_name("image.png").unlink()
+    parquet.write_table(pa.table({"image": [image] * len(labels), "label": labels}), path)
+
+
+def test_the_runs_column_of_labels_means_nothing_to_other_folders(tmp_path, evaluate):
+    table = write_table(tmp_path / "pets.csv", write_classes(tmp_path / "images", CLASSES, 20))
+    path = tmp_path / "best.safetensors"
+    write_best(path, CLASSES, "data=folder", f"data.root={table}", "data.label_column=breed")
+    others = write_classes(tmp_path / "others", CLASSES, count=5)
+    numbers = evaluate(f"checkpoint={path}", "data=folder", f"data.root={others}")
+    assert numbers["n"] == 15
+    other_table = write_table(tmp_path / "others.csv", others)
+    with pytest.raises(DataError, match=r"not the run's own data set, .* no table and no parquet"):
+        evaluate(f"checkpoint={path}", "data=folder", f"data.root={other_table}")
+
+
+def write_table(path, root):
+    """Write a CSV of the images in root/<class>/, all of them train, with the classes as breeds."""
+    rows = [f"{image},{image.parent.name}" for image in sorted(root.glob("*/*.*"))]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(["path,breed", *rows]))
+    return path
 
 
 def test_weights_that_name_no_classes_are_measured_on_a_whole_folder(tmp_path, evaluate):

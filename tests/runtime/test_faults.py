@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from vit.errors import Stopped, TrainingFailed
-from vit.runtime.faults import describe_fault, faults_end_training
+from vit.errors import ConfigError, Stopped, TrainingFailed
+from vit.runtime.faults import describe_fault, failures_explained, faults_end_training
 from vit.runtime.signals import StopSignal
 from vit.runtime.time_limit import TimeLimit
 
@@ -80,6 +80,30 @@ def test_the_advice_never_falls_below_one_image():
 @pytest.mark.parametrize("error", BUGS, ids=lambda value: type(value).__name__)
 def test_a_bug_stays_what_it_is(error):
     with pytest.raises(type(error)) as raised, faults_end_training(16, lambda: "; kept"):
+        raise error
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("no room"), "out of memory (no room); buy more"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.\nMore"),
+            "--workers: a process that decodes images died (DataLoader worker (pid 7) is killed by",
+        ),
+    ],
+)
+def test_without_training_a_fault_ends_as_a_mistake_does(error, message):
+    with pytest.raises(ConfigError) as raised, failures_explained("buy more"):
+        raise error
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("error", BUGS, ids=lambda value: type(value).__name__)
+def test_without_training_too_a_bug_stays_what_it_is(error):
+    with pytest.raises(type(error)) as raised, failures_explained("buy more"):
         raise error
     assert raised.value is error
 

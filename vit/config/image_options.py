@@ -1,10 +1,13 @@
-"""Options of the commands that take images: vit.predict and vit.embed."""
+"""Options of the commands that take images, vit.predict and vit.embed; checks for others too."""
 
 import argparse
 import sys
 from collections.abc import Mapping
 
 from vit.errors import ConfigError
+
+# Where memory ends: batches have been halved down to a single image by then
+TOO_LITTLE_MEMORY = "a single image is too much for this device; try --device cpu"
 
 
 def add_computing(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,18 @@ def knows_imagenet(classes: Sequence[str]) -> bool:
     return sum(name.split(",")[0] == readable for name, readable in pairs) > 900
 
 
+def in_the_same_order(found: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether two lists name the same classes in the same order, of ImageNet under any names."""
+    return list(found) == list(classes) or (knows_imagenet(found) and knows_imagenet(classes))
+
+
+def only_one_has_names(found: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether one of two lists counts 0, 1, … in place of names, so that only order is left."""
+    counting = [list(names) == list(map(str, range(len(names)))) for names in (found, classes)]
+    # Numbers may be names, such as those of digits
+    return any(counting) and set(found).isdisjoint(classes)
+
+
 def match_classes(found: Sequence[str], classes: Sequence[str], source: Path) -> list[int]:
     """The index in a model's `classes` of every name that was found at `source`.
 

@@ -20,6 +20,7 @@ from vit.data.class_folders import class_names, imagenet_wnids, list_labeled
 from vit.data.class_matching import knows_imagenet, match_classes
 from vit.data.image_files import iter_image_files
 from vit.data.layouts import SPLIT_FOLDERS, folder_name, require_no_classes_beside, split_folder
+from vit.data.parquet_index import find_parquet
 from vit.data.splits import ImageDataset, ImageSplit, sample_evenly
 from vit.errors import DataError
 
@@ -79,8 +80,14 @@ def read_whole_folder(root: Path, classes: Sequence[str]) -> TestSet:
 
     The class folders may be a subset of the model's classes. Where there are folders of splits,
     test/ is the test split, or else val/. Raises DataError where neither is there, where the
-    folders can be understood in more than one way, or where a class is not one of the model's.
+    folders can be understood in more than one way, where a class is not one of the model's, or for
+    a table or parquet files.
     """
+    if root.is_file() or find_parquet(root):
+        raise DataError(
+            f"{root.absolute()}: not the run's own data set, and of others class folders alone are "
+            "taken, no table and no parquet files; expected <class>/*.jpg in a folder"
+        )
     if not root.is_dir():
         raise DataError(f"{root.absolute()}: no such folder; expected <class>/*.jpg in it")
     name = folder_name(root)

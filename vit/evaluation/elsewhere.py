@@ -5,10 +5,12 @@ folder of another data set is taken whole.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vit.checkpoints.file import require_header_keys
@@ -16,10 +18,10 @@ from vit.checkpoints.model import load_with_header
 from vit.config.config import Config, from_dict, group_to_dict
 from vit.config.data import DataConfig, data_arguments
 from vit.config.settings import check_ranges
-from vit.data.datasets import load_data
+from vit.data.datasets import DATASETS, load_data
 from vit.data.preprocessing import Preprocessing
 from vit.data.splits import ImageDataset
-from vit.errors import DataError
+from vit.errors import ConfigError, DataError
 from vit.evaluation.resolution import with_changed_input
 from vit.evaluation.restore import RestoredModel, default_batch_size, restore_loaded, width_of
 from vit.evaluation.test_data import protocol_of, read_data
@@ -60,7 +62,7 @@ def restore_elsewhere(
     return RestoredModel(
         model=model.to(device),
         header=header,
-        config=replace(config, data=with_preprocessing(given, model.preprocessing)),
+        config=replace(config, data=as_the_model_knows(given, run.data, model.preprocessing)),
         data=test_set.data,
         precision=choose_precision(precision or trained_in, device, width_of(model)),
         batch_size=batch_size or default_batch_size(config.train),
@@ -68,14 +70,21 @@ def restore_elsewhere(
     )
 
 
-def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
-    """The group `data` as the images were prepared: as the model knows them."""
+def as_the_model_knows(
+    data: DataConfig, of_run: DataConfig, preprocessing: Preprocessing
+) -> DataConfig:
+    """The group `data` with what the model brings: the preprocessing, and whether to mirror.
+
+    of_run: the group of the run.
+    """
     return replace(
         data,
         mean=list(preprocessing.mean),
         std=list(preprocessing.std),
         eval_crop=preprocessing.eval_crop,
         interpolation=preprocessing.interpolation,
+        # Neither may be mirrored: what the model has learned to tell apart, nor what it is shown
+        mirror=data.mirror and of_run.mirror,
     )
 
 
@@ -102,8 +111,8 @@ def is_of_the_run(
         return True
     try:
         moved = load_run_data(replace(run.data, root=given.root), model, device)
-    except DataError:
-        # It lacks train/, for example
+    except (ConfigError, DataError):
+        # It lacks train/, for example, or the table in which the run's data.label_column was
         return False
     return header.get("data") == moved.train.fingerprint()
 
@@ -124,26 +133,29 @@ def refuse_training_images(
 ) -> None:
     """Raise DataError where test images are files that the run was trained on.
 
-    Files are known by their place: a copy elsewhere can't be told from other images. Raises
-    DataError as well where the folder may hold training images, but the run's own images can't be
-    listed any more.
+    Files are known by their place, to which links are followed: a copy elsewhere can't be told from
+    other images. Raises DataError as well where the folder may hold training images, but the run's
+    own images can't be listed any more.
     """
-    if not overlap(given.root, run.data.root) or data.test.paths is None:
-        return
     # What is not there any more has no images in common with anything
-    if not os.path.isdir(str(run.data.root)):
+    if data.test.paths is None or not reads_image_files(run.data):
+        return
+    if not os.path.exists(str(run.data.root)):
         return
     try:
         own = load_run_data(run.data, model, device)
-    except DataError as error:
-        raise DataError(
-            f"data.root={given.root}: may hold training images of the run, whose own data set is "
-            f"not as it was ({error})"
-        ) from None
-    if own.train.paths is None:
+    except (ConfigError, DataError) as error:
+        if overlap(given.root, run.data.root):
+            raise DataError(
+                f"data.root={given.root}: may hold training images of the run, whose own data set "
+                f"is not as it was ({error})"
+            ) from None
+        print(f"warning: training images of the run can't be told any more ({error})")
         return
-    training = {os.path.realpath(path) for path in own.train.paths.tolist()}
-    shared = sum(os.path.realpath(path) in training for path in data.test.paths.tolist())
+    assert own.train.paths is not None
+    tested = list(real_paths(data.test.paths))
+    trained_on = set(tested).intersection(real_paths(own.train.paths))
+    shared = sum(path in trained_on for path in tested)
     if shared:
         raise DataError(
             f"data.root={given.root}: {shared:,} of these {len(data.test):,} images are training "
@@ -152,9 +164,43 @@ def refuse_training_images(
         )
 
 
-def overlap(first: str | None, second: str | None) -> bool:
-    """Whether one of two folders lies in the other, or they are the same."""
-    if first is None or second is None:
+def reads_image_files(data: DataConfig) -> bool:
+    """Whether images are files of their own, which other folders may hold or link to too."""
+    reader = DATASETS.get(data.name)
+    return reader is not None and reader.reads_files and data.name != "shards"
+
+
+def real_paths(paths: np.ndarray) -> Iterator[str]:
+    """Where each image lies, without links. paths: bytes (n,), see ImageSplit.
+
+    Each folder is resolved and listed once: on a network disk that is much faster than a look at
+    each file.
+    """
+    folders: dict[str, tuple[str, set[str]]] = {}
+    for path in map(os.fsdecode, paths.tolist()):
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = (os.path.realpath(folder), links_in(folder))
+        real_folder, links = folders[folder]
+        yield os.path.realpath(path) if name in links else os.path.join(real_folder, name)
+
+
+def links_in(folder: str) -> set[str]:
+    """The names of the links in a folder, none where it can't be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+    except OSError:
+        return set()
+
+
+def overlap(given: str | None, own: str | None) -> bool:
+    """Whether a folder and the run's own lie in one another or are the same.
+
+    own: a folder, or a table or parquet file, whose images are most likely beside it.
+    """
+    if given is None or own is None:
         return False
-    paths = [os.path.realpath(first), os.path.realpath(second)]
+    own_folder = own if os.path.isdir(own) else os.path.dirname(own)
+    paths = [os.path.realpath(given), os.path.realpath(own_folder)]
     return os.path.commonpath(paths) in paths

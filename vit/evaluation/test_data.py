@@ -8,8 +8,9 @@ import torch
 
 from vit.config.data import DataConfig, data_arguments
 from vit.data.class_folders import class_names, imagenet_wnids
-from vit.data.class_matching import match_classes
+from vit.data.class_matching import in_the_same_order, match_classes, only_one_has_names
 from vit.data.datasets import load_data
+from vit.data.parquet_index import find_parquet
 from vit.data.splits import ImageDataset, ImageSplit
 from vit.data.test_sets import TEST_SETS, TestSet, read_test_set, splits_in
 from vit.errors import CheckpointError, ConfigError, DataError
@@ -87,8 +88,8 @@ def read_for_weights(
     """Read the data set that foreign weights are measured on.
 
     path: of the weights, for messages. classes: as their file names them; None: it does not.
-    A folder without train/ is taken whole, unless a fraction to cut is typed. Raises
-    CheckpointError where the head is for another number of classes.
+    A folder without train/ is taken whole, unless a fraction to cut is typed. Raises DataError and
+    CheckpointError as labeled_for_weights does.
     """
     if data.name in TEST_SETS or is_whole(data, typed):
         known = classes or classes_of_head(path, data, model.head.out_features)
@@ -99,18 +100,46 @@ def read_for_weights(
         device=device,
         typed={key.removeprefix("data.") for key in typed},
     )
-    # Foreign weights rarely name their classes: the number is all that can be compared
-    if len(dataset.classes) != model.head.out_features:
-        raise other_head(path, data, model.head.out_features, len(dataset.classes))
+    dataset = labeled_for_weights(path, dataset, data, model.head.out_features, classes)
     return TestSet(dataset, f"data={data.name} as its own splits or cuts are")
 
 
+def labeled_for_weights(
+    path: Path, dataset: ImageDataset, data: DataConfig, outputs: int, classes: list[str] | None
+) -> ImageDataset:
+    """A data set labeled by the outputs of foreign weights: by names, or without names in order.
+
+    path, classes: as for read_for_weights. outputs: of the head. Raises DataError for a name that
+    the weights do not know, and CheckpointError where there are no names and the number differs.
+    """
+    if classes is not None and in_the_same_order(dataset.classes, classes):
+        return dataset
+    if classes is not None and not only_one_has_names(dataset.classes, classes):
+        try:
+            return relabeled(dataset, classes, data)
+        except DataError as error:
+            raise DataError(
+                f"{error}; for other classes fine-tune first (train.py pretrained=…)"
+            ) from None
+
+    # The number is all that can be compared
+    if len(dataset.classes) != outputs:
+        raise other_head(path, data, outputs, len(dataset.classes))
+    print("no names to compare: the file's classes are taken for the data set's, in order")
+    return dataset
+
+
 def is_whole(data: DataConfig, typed: Collection[str]) -> bool:
-    """Whether foreign weights are measured on all images of a folder, which has no train/."""
+    """Whether foreign weights are measured on all images of a folder.
+
+    It holds class folders: no train/, and no parquet files, whose splits are as they say.
+    """
     if data.name != "folder" or data.root is None or not Path(data.root).is_dir():
         return False
     cut = {"data.val_fraction", "data.test_fraction"} & set(typed)
-    return not cut and "train" not in splits_in(Path(data.root))
+    if cut or find_parquet(Path(data.root)):
+        return False
+    return "train" not in splits_in(Path(data.root))
 
 
 def classes_of_head(path: Path, data: DataConfig, count: int) -> list[str]:

@@ -1,5 +1,7 @@
 """Faults of the machine as one-line errors: a full disk, too little memory, a lost process.
 
+Where nothing is trained, they end a command as a mistake of the user does.
+
 They are no bugs, so a traceback would only hide what to do about them. Everything else keeps its
 traceback, which is why faults are recognized one by one and never by a broad `except`.
 """
@@ -11,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 import torch.distributed as dist
 
-from vit.errors import Stopped, TrainingFailed
-from vit.runtime.memory import is_out_of_memory
+from vit.errors import ConfigError, Stopped, TrainingFailed
+from vit.runtime.memory import is_out_of_memory, memory_errors
 from vit.runtime.signals import StopSignal
 from vit.text import first_line
 
@@ -73,6 +75,26 @@ def is_lost_process(error: Exception) -> bool:
 def is_lost_worker(error: Exception) -> bool:
     """Whether it is the loader's error for a worker process that has died."""
     return str(error).startswith("DataLoader worker")
+
+
+@contextlib.contextmanager
+def failures_explained(memory_advice: str, workers: str = "--workers") -> Iterator[None]:
+    """Turn running out of memory, and losing a loader's process, into a ConfigError with advice.
+
+    memory_advice: how the message ends where memory runs out. workers: the option, or the key, that
+    says how many processes decode images.
+    """
+    try:
+        with memory_errors(memory_advice):
+            yield
+    except RuntimeError as error:
+        if not is_lost_worker(error):
+            raise
+        stop_watching_workers()
+        raise ConfigError(
+            f"{workers}: a process that decodes images died ({first_line(error)}); if memory, or "
+            "the shared memory of a container (docker run --shm-size=…), is short, lower it"
+        ) from None
 
 
 def stop_watching_workers() -> None:
