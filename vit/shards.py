@@ -232,7 +232,7 @@ def main(given: Sequence[str] | None = None) -> None:
         raise ConfigError(f"{options.out}: already holds shards; choose a new folder")
     refuse_class_folder(options.source, options.out)
     # All splits are listed before the first shard is written
-    splits = list_images(options.source, options.label_column, follow_links=True)
+    splits = list_images(options.source, options.label_column)
     names = lines_of_classes(splits.classes)
 
     unreadable: list[str] = []

@@ -97,7 +97,7 @@ def shrink_folder(
     """
     if target.absolute().is_relative_to(source.absolute()):
         raise DataError(f"{target}: lies in {source}; choose a folder beside it")
-    images = [Path(path) for path in iter_image_files(source, follow_links=True)]
+    images = [Path(path) for path in iter_image_files(source)]
     if not images:
         raise DataError(f"{source}: no images below it (looked for {', '.join(EXTENSIONS)})")
     pairs = [(image, target / image.relative_to(source)) for image in sorted(images)]

@@ -10,12 +10,11 @@ from vit.data.tables import is_table, list_table
 from vit.errors import ConfigError, DataError
 
 
-def list_images(root: Path, label_column: str | None = None, follow_links: bool = False) -> Splits:
+def list_images(root: Path, label_column: str | None = None) -> Splits:
     """The classes and splits of a folder of class folders, a table, or parquet files.
 
     label_column: of a table or of parquet files, the name of the column with the classes; None: it
     is found by its name.
-    follow_links: also look into folders that are links.
 
     Raises DataError, naming what is wrong, and ConfigError for a label_column that does nothing.
     """
@@ -34,15 +33,15 @@ def list_images(root: Path, label_column: str | None = None, follow_links: bool 
             f"data.label_column does nothing here: the folders of {root} are the classes; leave "
             "it out"
         )
-    return list_folders(root, follow_links)
+    return list_folders(root)
 
 
-def list_folders(root: Path, follow_links: bool = False) -> Splits:
+def list_folders(root: Path) -> Splits:
     """Images in folders, as vit.data.layouts finds them: with splits, or the classes alone."""
     layout = find_layout(root)
-    classes, train = list_class_folders(layout.train, layout.title("train"), follow_links)
+    classes, train = list_class_folders(layout.train, layout.title("train"))
     others = {
-        split: list_same_classes(folder, classes, layout.title(split), follow_links)
+        split: list_same_classes(folder, classes, layout.title(split))
         for split, folder in layout.folders.items()
         if split != "train"
     }
