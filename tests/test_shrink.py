@@ -59,7 +59,7 @@ def test_mistakes_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="in/small: lies in"):
         main([str(tmp_path / "in"), str(tmp_path / "in" / "small")])
-    with pytest.raises(DataError, match="nothing: no images below it"):
+    with pytest.raises(DataError, match="nothing: no such folder"):
         main([str(tmp_path / "nothing"), str(tmp_path / "out")])
     with pytest.raises(ConfigError, match="file/out: can't write there"):
         main([str(tmp_path / "in"), str(tmp_path / "file" / "out"), "--workers", "1"])

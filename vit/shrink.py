@@ -93,8 +93,10 @@ def shrink_folder(
 ) -> tuple[int, list[str]]:
     """(number of images in target, a line for each image that could not be read).
 
-    Raises DataError where source has no images, and where target lies in it.
+    Raises DataError where source has no images or can't be read, and where target lies in it.
     """
+    if not source.is_dir():
+        raise DataError(f"{source}: no such folder")
     if target.absolute().is_relative_to(source.absolute()):
         raise DataError(f"{target}: lies in {source}; choose a folder beside it")
     images = [Path(path) for path in iter_image_files(source)]

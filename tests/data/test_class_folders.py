@@ -2,7 +2,7 @@ import os
 
 import numpy as np
 import pytest
-from helpers import make_images
+from helpers import close_folder, make_images
 from PIL import Image
 
 from vit.data.class_folders import (
@@ -53,6 +53,15 @@ def test_folders_without_classes_or_images_are_refused(tmp_path):
         list_class_folders(tmp_path / "train", "title")
     with pytest.raises(DataError, match="train/cat: found 0 class folders"):
         list_class_folders(tmp_path / "train" / "cat", "title")
+
+
+@pytest.mark.parametrize("closed", ["train", "train/cat", "train/dog/more"])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, closed):
+    make_images(tmp_path, {"train": 1})
+    (tmp_path / "train" / "dog" / "more").mkdir()
+    close_folder(tmp_path / closed, monkeypatch)
+    with pytest.raises(DataError, match=rf"{closed}: can't open this folder \(Permission denied\)"):
+        list_class_folders(tmp_path / "train", "title")
 
 
 def test_another_split_has_to_have_the_same_classes(tmp_path):

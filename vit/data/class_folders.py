@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision.models import ResNet18_Weights
 
-from vit.data.image_files import EXTENSIONS, is_image_file, iter_image_files
+from vit.data.image_files import EXTENSIONS, is_image_file, iter_image_files, refuse_folder
 from vit.data.imagenet_val import list_flat_val
 from vit.data.splits import ImageSplit, check_classes
 from vit.errors import DataError
@@ -19,12 +19,18 @@ WNIDS_FILE = Path(__file__).parent / "imagenet_wnids.txt"
 
 
 def class_names(folder: Path) -> list[str]:
-    """The names of the class folders in a folder, sorted; hidden ones are left out."""
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+    """The names of the class folders in a folder, sorted; hidden ones are left out.
+
+    Raises DataError where it can't be read.
+    """
+    try:
+        return sorted(
+            entry.name
+            for entry in os.scandir(folder)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+    except OSError as error:
+        refuse_folder(error)
 
 
 def list_class_folders(folder: Path, title: str) -> tuple[list[str], ImageSplit]:
@@ -65,7 +71,10 @@ def require_two_classes(folder: Path) -> list[str]:
 
 
 def images_of_class(folder: Path) -> list[str]:
-    """The image files in a class folder at any depth, sorted. Raises DataError for none."""
+    """The image files in a class folder at any depth, sorted.
+
+    Raises DataError for none, and for a folder that can't be read.
+    """
     # Sorted, since the order of the files decides what is held out and when each is seen
     images = sorted(iter_image_files(folder))
     if not images:

@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 import simplejpeg
@@ -87,18 +87,30 @@ def is_new_folder(folder: str | Path, seen: set[tuple[int, int]]) -> bool:
 
 
 def iter_image_files(folder: str | Path) -> Iterator[str]:
-    """The paths of the image files in a folder as walk_folders finds it, in no particular order."""
+    """The paths of the image files in a folder as walk_folders finds it, in no particular order.
+
+    Raises DataError for a folder that can't be read.
+    """
     # Strings, since Path objects of a million files take seconds to make
-    for parent, names in walk_folders(folder):
+    for parent, names in walk_folders(folder, onerror=refuse_folder):
         for name in names:
             if is_image_file(name):
                 yield os.path.join(parent, name)
 
 
+def refuse_folder(error: OSError) -> NoReturn:
+    """Raise DataError for what reading a folder has raised."""
+    raise DataError(
+        f"{error.filename}: can't open this folder ({error.strerror}); make it readable or take it "
+        "out of the data set"
+    )
+
+
 def find_image_files(paths: Sequence[Path]) -> list[Path]:
     """The files among `paths`, and the image files in the folders among them at any depth, sorted.
 
-    Raises DataError for a path that does not exist or a folder without images.
+    Raises DataError for a path that does not exist, and a folder that has no images or can't be
+    read.
     """
     files: list[Path] = []
     for path in paths:

@@ -117,7 +117,7 @@ def find_shards(path: Path) -> list[Path]:
     if path.suffix == ".tar" and not path.is_dir():
         return [path]
     require_finished(path)
-    return sorted(path.glob("*.tar")) if path.is_dir() else []
+    return sorted(path.glob("*.tar")) if os.path.isdir(path) else []
 
 
 def sources_in_shards(shards: Sequence[Path]) -> Iterator[Source]:

@@ -1,5 +1,6 @@
 """The images of data=folder: what data.root is decides how they are listed."""
 
+import os
 from pathlib import Path
 
 from vit.data.class_folders import list_class_folders, list_same_classes
@@ -23,7 +24,7 @@ def list_images(root: Path, label_column: str | None = None) -> Splits:
     files = find_parquet(root)
     if files:
         return list_parquet(root, files, label_column)
-    if root.is_file():
+    if os.path.isfile(root):
         raise DataError(
             f"{root.absolute()}: neither a folder nor a .csv, .tsv or .parquet file; an archive is "
             f"unpacked by python -m vit.unpack {root} FOLDER"
