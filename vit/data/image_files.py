@@ -244,13 +244,14 @@ def to_mode(image: Image.Image, num_channels: int) -> Image.Image:
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
     """Gray of 16 or 32 bits, or float, to 8 bits.
 
-    A mode does not tell the largest value, so it is guessed from the values: 1, 255 or 65535.
+    A mode does not tell the largest value, so it is guessed from the values: 1, 255 or 65535; in
+    modes of 16 bits it is not 255.
     """
     values = np.asarray(image, dtype=np.float64)
     largest = values.max(initial=0)
     if largest <= 1:
         scale = 255.0
-    elif largest <= 255 and image.mode != "I;16":
+    elif largest <= 255 and not image.mode.startswith("I;16"):  # in either order of the bytes
         scale = 1.0
     else:
         scale = 255 / 65535
