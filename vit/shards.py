@@ -35,7 +35,9 @@ from vit.data.splits import ImageSplit
 from vit.data.tar_index import CLASSES, WRITING
 from vit.errors import ConfigError, DataError, run_command, writing_to
 from vit.files import write_text
-from vit.shrink import JPEG_SUFFIXES, map_in_processes, report_unreadable, shrink_image
+from vit.runtime.cores import usable_cores
+from vit.runtime.process_pool import map_in_processes
+from vit.shrink import JPEG_SUFFIXES, report_unreadable, shrink_image
 
 JPEG_QUALITY = 90  # of images that are made smaller
 
@@ -194,8 +196,8 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count() or 1,
-        help="processes (default: one per core)",
+        default=usable_cores(),
+        help="processes (default: one for each core that it may use)",
     )
     options = parser.parse_args(given)
     short_side = 1 if options.short_side is None else options.short_side
