@@ -1,5 +1,6 @@
 """What the tests share: running the command line as a user does, and small images on disk."""
 
+import errno
 import functools
 import json
 import os
@@ -142,6 +143,25 @@ def wait_until(condition: Callable[[], bool], process: Program) -> None:
 def rows(path: Path) -> list[dict]:
     """The rows of a .jsonl file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def close_folder(folder: Path, monkeypatch) -> None:
+    """Let a folder be closed as to another user; root may open what has no permissions."""
+    error = PermissionError(errno.EACCES, "Permission denied", str(folder))
+    scandir, stat = os.scandir, os.stat
+
+    def closed_scandir(path="."):
+        if os.fspath(path) == str(folder):
+            raise error
+        return scandir(path)
+
+    def closed_stat(path, *arguments, **options):
+        if not isinstance(path, int) and Path(os.fsdecode(path)).parent == folder:
+            raise error
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "scandir", closed_scandir)
+    monkeypatch.setattr(os, "stat", closed_stat)
 
 
 def make_images(

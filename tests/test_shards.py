@@ -1,14 +1,18 @@
 """Tar shards: what is written is read again, to the same training as from single files."""
 
+import os
+import shutil
+
 import pytest
 import torch
-from helpers import losses_by_workers, make_images
+from helpers import ROOT, losses_by_workers, make_images, start, wait_until
 from PIL import Image
 
 from vit.data.datasets import load_data
 from vit.data.image_files import open_image
+from vit.data.labeled_sources import find_sources
 from vit.errors import ConfigError, DataError
-from vit.shards import main
+from vit.shards import ShardWriter, main
 
 
 def load(root):
@@ -148,6 +152,49 @@ def test_shards_are_not_overwritten(tmp_path):
     write(tmp_path)
     with pytest.raises(ConfigError, match="out: already holds shards"):
         pack(tmp_path)
+
+
+def test_the_shards_of_a_killed_command_are_refused(tmp_path):
+    """Those that are whole would pass for a smaller data set, with test cut from its train."""
+    make_images(tmp_path / "in", {"train": 1, "test": 1})
+    for number in range(2000):
+        os.link(tmp_path / "in/train/cat/0.jpg", tmp_path / f"in/train/cat/{number + 1}.jpg")
+    folders = (str(tmp_path / "in"), str(tmp_path / "out"))
+    options = ("--per-shard", "2", "--workers", "1")
+    with start("vit.shards", *folders, *options, cwd=ROOT) as process:
+        wait_until(lambda: len(list((tmp_path / "out").rglob("train-*.tar"))) > 2, process)
+        process.kill()
+    with pytest.raises(DataError, match=rf"{tmp_path}/out: .*was ended before it was done"):
+        load(tmp_path / "out")
+    with pytest.raises(DataError, match="was ended before it was done"):
+        next(find_sources([str(tmp_path / "out")]))
+    with pytest.raises(ConfigError, match="out: another command is writing shards there"):
+        pack(tmp_path)
+
+    shutil.rmtree(tmp_path / "out")
+    shutil.rmtree(tmp_path / "in")
+    assert len(load(write(tmp_path)).train) == 20
+
+
+def test_nothing_is_left_of_a_command_that_fails(tmp_path, monkeypatch):
+    def fill(writer, name, content):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "write_member", fill)
+        with pytest.raises(ConfigError, match="out: can't write there"):
+            write(tmp_path)
+    assert list((tmp_path / "out").iterdir()) == []
+    pack(tmp_path)
+    assert len(load(tmp_path / "out").train) == 20
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"a\r"])
+def test_class_names_of_other_than_one_line_are_refused_before_anything_is_written(tmp_path, name):
+    make_images(tmp_path / "in", {"train": 1}, ("cat", os.fsdecode(name)))
+    with pytest.raises(DataError, match=r"class 'a|class 'caf.*rename the class"):
+        pack(tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_labels_without_a_class_are_refused(tmp_path):

@@ -35,6 +35,17 @@ def test_a_second_start_leaves_what_is_written(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
+def test_linked_folders_are_written_once(tmp_path):
+    make_images(tmp_path / "store", {".": 2}, classes=("cat",))
+    make_images(tmp_path / "in", {"train": 1})
+    (tmp_path / "in" / "train" / "cat" / "more").symlink_to(tmp_path / "store" / "cat")
+    (tmp_path / "in" / "train" / "again").symlink_to("..")
+    main([str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"])
+    written = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.jpg")]
+    names = ["train/cat/0.jpg", "train/cat/more/0.jpg", "train/cat/more/1.jpg", "train/dog/0.jpg"]
+    assert sorted(map(str, written)) == names
+
+
 def test_unreadable_images_are_named_and_the_others_written(tmp_path):
     make_images(tmp_path / "in", {"train": 2})
     (tmp_path / "in" / "train" / "cat" / "bad.jpg").write_bytes(b"no image")
@@ -48,7 +59,7 @@ def test_mistakes_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="in/small: lies in"):
         main([str(tmp_path / "in"), str(tmp_path / "in" / "small")])
-    with pytest.raises(DataError, match="nothing: no images below it"):
+    with pytest.raises(DataError, match="nothing: no such folder"):
         main([str(tmp_path / "nothing"), str(tmp_path / "out")])
     with pytest.raises(ConfigError, match="file/out: can't write there"):
         main([str(tmp_path / "in"), str(tmp_path / "file" / "out"), "--workers", "1"])

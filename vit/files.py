@@ -1,11 +1,14 @@
-"""Files that are written whole or not at all, and JSON in and out."""
+"""Files that are written whole or not at all, or known to be cut short, and JSON in and out."""
 
 import contextlib
 import json
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+TAR_BLOCK = 512  # bytes; a tar's headers and contents begin at multiples of it
 
 
 @contextlib.contextmanager
@@ -47,6 +50,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_end(tar: tarfile.TarFile) -> None:
+    """Raise EOFError where the block of zeros that ends a tar is missing.
+
+    tar: read to its end. tarfile takes a header that is cut off or damaged for the end.
+    """
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(TAR_BLOCK) != bytes(TAR_BLOCK):
+        raise EOFError(f"it breaks off or is damaged at byte {tar.offset:,}")
 
 
 def write_text(path: Path, text: str) -> None:

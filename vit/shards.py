@@ -10,6 +10,9 @@ start needs an index of where every image lies, which is kept beside them in .in
 what follows is as with single files. So the order of the samples and their augmentations are
 functions of (seed, epoch) alone, and a run can be resumed anywhere, with any number of processes
 and workers. The price is one seek per image; shards in an object store have to be copied first.
+
+The shards are written into OUT/.writing and moved from there when all of them are whole. Where a
+command was killed before, OUT still has that folder and is refused: remove OUT and start again.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import functools
 import io
 import os
 import random
+import shutil
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,10 +32,12 @@ from vit.data.layouts import find_layout
 from vit.data.listing import list_images
 from vit.data.parquet_index import find_parquet
 from vit.data.splits import ImageSplit
-from vit.data.tar_index import CLASSES
+from vit.data.tar_index import CLASSES, WRITING
 from vit.errors import ConfigError, DataError, run_command, writing_to
 from vit.files import write_text
-from vit.shrink import JPEG_SUFFIXES, map_in_processes, report_unreadable, shrink_image
+from vit.runtime.cores import usable_cores
+from vit.runtime.process_pool import map_in_processes
+from vit.shrink import JPEG_SUFFIXES, report_unreadable, shrink_image
 
 JPEG_QUALITY = 90  # of images that are made smaller
 
@@ -118,6 +124,32 @@ class ShardWriter:
             self.tar = None
 
 
+@contextlib.contextmanager
+def moved_when_whole(out: Path) -> Iterator[Path]:
+    """Give a folder in `out` to write to; its files move to `out` at the end.
+
+    Where the block raises, the folder is removed. As long as it is there, also because this process
+    was killed, readers refuse `out`, so that a part of a data set is never taken for all of it.
+    Raises ConfigError where there is one already, and OSError.
+    """
+    writing = out / WRITING
+    try:
+        writing.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigError(
+            f"{out}: another command is writing shards there, or was ended before it was done; "
+            "remove the folder if none is, or choose a new one"
+        ) from None
+    try:
+        yield writing
+    except BaseException:  # also Ctrl+C
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
+    for file in sorted(writing.iterdir()):
+        file.rename(out / file.name)
+    writing.rmdir()
+
+
 def write_split(
     samples: Iterable[Source],
     out: Path,
@@ -164,14 +196,27 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count() or 1,
-        help="processes (default: one per core)",
+        default=usable_cores(),
+        help="processes (default: one for each core that it may use)",
     )
     options = parser.parse_args(given)
     short_side = 1 if options.short_side is None else options.short_side
     if min(options.per_shard, options.workers, short_side) < 1:
         parser.error("--per-shard, --short-side and --workers must be positive")
     return options
+
+
+def lines_of_classes(classes: Sequence[str]) -> str:
+    """The text of classes.txt. Raises DataError for a name that is not one line of UTF-8."""
+    for name in classes:
+        # Read as two lines, it would move the names of all classes that follow
+        line = f"{name}\n".encode(errors="replace")
+        if line.decode().splitlines() != [name]:
+            raise DataError(
+                f"class {name!r}: {CLASSES} cannot hold this name, which is not one line of UTF-8; "
+                "rename the class"
+            )
+    return "".join(f"{name}\n" for name in classes)
 
 
 def refuse_class_folder(source: Path, out: Path) -> None:
@@ -189,16 +234,17 @@ def main(given: Sequence[str] | None = None) -> None:
         raise ConfigError(f"{options.out}: already holds shards; choose a new folder")
     refuse_class_folder(options.source, options.out)
     # All splits are listed before the first shard is written
-    splits = list_images(options.source, options.label_column, follow_links=True)
+    splits = list_images(options.source, options.label_column)
+    names = lines_of_classes(splits.classes)
 
     unreadable: list[str] = []
-    with writing_to(options.out, "choose another folder"):
-        options.out.mkdir(parents=True, exist_ok=True)
+    with writing_to(options.out, "choose another folder"), moved_when_whole(options.out) as folder:
         print(splits.layout)
+        write_text(folder / CLASSES, names)
         for split, images in splits.named().items():
             count, left_out = write_split(
                 samples_of(images),
-                options.out,
+                folder,
                 split,
                 per_shard=options.per_shard,
                 short_side=options.short_side,
@@ -206,7 +252,6 @@ def main(given: Sequence[str] | None = None) -> None:
             )
             print(f"{split}: {count:,} images")
             unreadable += left_out
-        write_text(options.out / CLASSES, "".join(f"{name}\n" for name in splits.classes))
     print(f"train with data=shards data.root={options.out}")
     report_unreadable(unreadable)
 

@@ -12,23 +12,19 @@ time, so compare published numbers on the original images.
 import argparse
 import functools
 import io
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from PIL import Image
 
 from vit.data.image_files import EXTENSIONS, iter_image_files, open_image, open_lazily
 from vit.errors import DataError, run_command, writing_to
 from vit.files import atomic_write
+from vit.runtime.cores import usable_cores
+from vit.runtime.process_pool import map_in_processes
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def shrink_image(source: str | Path, short_side: int | None, quality: int) -> bytes | None:
@@ -76,28 +72,18 @@ def shrink_file(paths: tuple[Path, Path], short_side: int, quality: int) -> str 
     return None
 
 
-def map_in_processes(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[Result]:
-    """function(item) of every item, in order; by several processes where workers is more than 1."""
-    if workers == 1:
-        yield from map(function, items)
-        return
-    # A forked process would lack the threads, but not the locks, that torch started in this one
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(function, items, chunksize=16)
-
-
 def shrink_folder(
     source: Path, target: Path, *, short_side: int, quality: int, workers: int
 ) -> tuple[int, list[str]]:
     """(number of images in target, a line for each image that could not be read).
 
-    Raises DataError where source has no images, and where target lies in it.
+    Raises DataError where source has no images or can't be read, and where target lies in it.
     """
+    if not source.is_dir():
+        raise DataError(f"{source}: no such folder")
     if target.absolute().is_relative_to(source.absolute()):
         raise DataError(f"{target}: lies in {source}; choose a folder beside it")
-    images = [Path(path) for path in iter_image_files(source, follow_links=True)]
+    images = [Path(path) for path in iter_image_files(source)]
     if not images:
         raise DataError(f"{source}: no images below it (looked for {', '.join(EXTENSIONS)})")
     pairs = [(image, target / image.relative_to(source)) for image in sorted(images)]
@@ -138,8 +124,8 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count() or 1,
-        help="processes (default: one per core)",
+        default=usable_cores(),
+        help="processes (default: one for each core that it may use)",
     )
     options = parser.parse_args(given)
     if options.short_side < 1 or options.workers < 1:

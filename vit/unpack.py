@@ -25,7 +25,7 @@ from typing import IO
 from tqdm import tqdm
 
 from vit.errors import DataError, UserError, run_command, writing_to
-from vit.files import atomic_write
+from vit.files import atomic_write, require_end
 
 # What the readers raise for an archive that is cut short or damaged; RuntimeError: encrypted
 BROKEN = (
@@ -39,7 +39,6 @@ BROKEN = (
     zlib.error,
     LZMAError,
 )
-BLOCK = 512  # bytes of a tar's header
 CHUNK = 1 << 20  # bytes that are copied at once
 
 
@@ -92,17 +91,6 @@ def tar_members(archive: Path, file: IO[bytes], counts: Counts) -> Iterator[Memb
             # tarfile keeps every header for later, of a million files too
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
         require_end(tar)
-
-
-def require_end(tar: tarfile.TarFile) -> None:
-    """Raise EOFError where the block of zeros that ends a tar is missing.
-
-    tarfile takes a header that is cut off or damaged for the end.
-    """
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(BLOCK) != bytes(BLOCK):
-        raise EOFError(f"it breaks off or is damaged at byte {tar.offset:,}")
 
 
 def zip_members(archive: Path, file: IO[bytes], counts: Counts) -> Iterator[Member]:

@@ -1,10 +1,13 @@
 import pytest
 import torch
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
-from vit.augment.batch import BatchAugmentation, apply_policy, crop_and_flip, resize_boxes
+from vit.augment.affine import Affine
+from vit.augment.batch import BatchAugmentation, apply_policy, crop_and_flip, sample_boxes
 from vit.augment.batch_operations import apply_drawn
 from vit.augment.policies import POLICIES, build_policies
+from vit.augment.resizing import filter_boxes
+from vit.data.preprocessing import Preprocessing
 from vit.randomness import random_uniform
 
 
@@ -76,24 +79,67 @@ def test_no_augmentation_changes_nothing():
     assert torch.equal(out, images)
 
 
-def test_boxes_are_resized_as_torchvision_does():
+BOXES = torch.tensor(
+    [
+        [0.0, 0, 32, 32],
+        [3, 5, 20, 17],
+        [31, 31, 1, 1],
+        [10, 0, 22, 9],
+        [0, 4, 13, 28],
+        [8, 8, 16, 16],
+    ]
+)
+FLIPPED = torch.tensor([False, True, False, True, False, True])
+
+
+def resized_by_torchvision(images, size, interpolation):
+    """BOXES of the images, computed in floats: in bytes it clips between rows and columns."""
+    resized = []
+    for image, box, flip in zip(images.float(), BOXES.int().tolist(), FLIPPED, strict=True):
+        options = {"interpolation": InterpolationMode(interpolation), "antialias": True}
+        crop = v2.functional.resized_crop(image, *box, size=list(size), **options)
+        resized.append(crop.flip(-1) if flip else crop)
+    return torch.stack(resized).round().clamp(0, 255)
+
+
+def test_boxes_are_sampled_as_torchvision_resizes_them():
     images = make_pixels()
-    boxes = torch.tensor(
-        [
-            [0.0, 0, 32, 32],
-            [3, 5, 20, 17],
-            [31, 31, 1, 1],
-            [10, 0, 22, 9],
-            [0, 4, 13, 28],
-            [8, 8, 16, 16],
-        ]
-    )
-    flipped = torch.tensor([False, True, False, True, False, True])
-    out = resize_boxes(images, boxes, flipped, (48, 64))
-    for image, box, flip, ours in zip(images, boxes.int().tolist(), flipped, out, strict=True):
-        expected = v2.functional.resized_crop(image, *box, size=[48, 64], antialias=True)
-        difference = (ours.int() - (expected.flip(-1) if flip else expected).int()).abs()
-        assert difference.max() <= 1
+    out = sample_boxes(images, BOXES, FLIPPED, (48, 64))
+    expected = resized_by_torchvision(images, (48, 64), "bilinear")
+    assert (out.float() - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(16, 12), (5, 48), (32, 32), (48, 64)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_boxes_are_filtered_as_torchvision_resizes_them(size, interpolation):
+    images = make_pixels()
+    out = filter_boxes(images, BOXES, FLIPPED, size, interpolation)
+    expected = resized_by_torchvision(images, size, interpolation)
+    assert (out.float() - expected).abs().max() <= 1
+    assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("change", ["crop", "affine"])
+@pytest.mark.parametrize(
+    ("size", "interpolation"),
+    [
+        ((16, 16), "bilinear"),
+        ((16, 16), "bicubic"),
+        ((48, 64), "bicubic"),
+        ((48, 64), "bilinear"),
+        ((16, 64), "bilinear"),
+    ],
+)
+def test_training_resizes_as_evaluation_does(change, size, interpolation):
+    images = make_pixels()
+    # The whole image, and a rotation that is none
+    crop_scale = [1.0, 1.0] if change == "crop" else None
+    affine = Affine(rotate=1e-9 if change == "affine" else 0.0)
+    augmentation = BatchAugmentation(0, size, 0.0, crop_scale, 0.0, (), affine, interpolation)
+    out = augmentation(images, torch.zeros(6, dtype=torch.int64), torch.arange(6))
+    evaluation = Preprocessing(size, 3, (0.0,), (1 / 255,), None, interpolation)
+    expected = evaluation.to_input(images).clamp(0, 255)
+    assert (out.float() - expected).abs().max() <= 1
 
 
 def test_resized_crops_reach_the_size_of_the_models_input():

@@ -175,6 +175,25 @@ def test_affine_changes_take_few_launches_and_no_wait(crop_scale):
     check(augmentation_launches(BatchAugmentation(0, (32, 32), 0.0, crop_scale, 0.5, (), AFFINE)))
 
 
+@pytest.mark.parametrize("size", ["model.image_size=16", "data.interpolation=bicubic"])
+@pytest.mark.parametrize("change", ["augment.crop_scale=[0.3,1]", "augment.rotate=10"])
+def test_resizing_with_antialiasing_takes_few_launches_and_no_wait(change, size):
+    check(step_launches("augment=none", change, size))
+
+
+@pytest.mark.parametrize("kind", ["mps", "cuda"])
+@pytest.mark.parametrize(("size", "interpolation"), [((16, 16), "bilinear"), ((48, 48), "bicubic")])
+def test_a_device_resizes_to_the_cpus_pixels(kind, size, interpolation):
+    pixels = make_pixels(40)
+    for crop_scale in (None, [0.08, 1.0]):
+        augmentation = BatchAugmentation(0, size, 0.0, crop_scale, 0.5, (), AFFINE, interpolation)
+        expected = augment(augmentation, pixels)
+        with emulated_device(kind) as emulated:
+            out = augment(augmentation, pixels.to(kind))
+            assert emulated.holds(out)
+        assert torch.equal(out, expected)
+
+
 def test_launches_do_not_grow_with_the_batch(monkeypatch):
     """Images that share an operation share its kernels, whatever their strengths."""
     augmentation = policy_augmentation("randaugment_timm", color_jitter=0.3)

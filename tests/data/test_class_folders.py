@@ -2,7 +2,7 @@ import os
 
 import numpy as np
 import pytest
-from helpers import make_images
+from helpers import close_folder, make_images
 from PIL import Image
 
 from vit.data.class_folders import (
@@ -30,6 +30,22 @@ def test_images_are_listed_by_class_at_any_depth(tmp_path):
     assert images.paths.tolist() == [os.fsencode(tmp_path / "train" / name) for name in names]
 
 
+def test_linked_folders_are_read_once_and_those_above_not_at_all(tmp_path):
+    make_images(tmp_path / "store", {"2024": 1, "2025": 2}, classes=("cat",))
+    make_images(tmp_path, {"train": 1})
+    cat = tmp_path / "train" / "cat"
+    (cat / "2024").symlink_to(tmp_path / "store" / "2024")
+    (cat / "again").symlink_to("2024")
+    (cat / "all").symlink_to("..")  # would make dogs cats
+    (tmp_path / "store" / "2024" / "up").symlink_to(cat)
+    (tmp_path / "train" / "lynx").symlink_to(tmp_path / "store" / "2025" / "cat")
+    classes, images = list_class_folders(tmp_path / "train", "title")
+    assert classes == ["cat", "dog", "lynx"]
+    assert images.labels.tolist() == [0, 0, 1, 2, 2]
+    names = ["cat/0.jpg", "cat/2024/cat/0.jpg", "dog/0.jpg", "lynx/0.jpg", "lynx/1.jpg"]
+    assert images.paths.tolist() == [os.fsencode(tmp_path / "train" / name) for name in names]
+
+
 def test_folders_without_classes_or_images_are_refused(tmp_path):
     make_images(tmp_path, {"train": 1})
     (tmp_path / "train" / "wolf").mkdir()
@@ -37,6 +53,15 @@ def test_folders_without_classes_or_images_are_refused(tmp_path):
         list_class_folders(tmp_path / "train", "title")
     with pytest.raises(DataError, match="train/cat: found 0 class folders"):
         list_class_folders(tmp_path / "train" / "cat", "title")
+
+
+@pytest.mark.parametrize("closed", ["train", "train/cat", "train/dog/more"])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, closed):
+    make_images(tmp_path, {"train": 1})
+    (tmp_path / "train" / "dog" / "more").mkdir()
+    close_folder(tmp_path / closed, monkeypatch)
+    with pytest.raises(DataError, match=rf"{closed}: can't open this folder \(Permission denied\)"):
+        list_class_folders(tmp_path / "train", "title")
 
 
 def test_another_split_has_to_have_the_same_classes(tmp_path):

@@ -59,6 +59,18 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert np.abs(pixels - values // 257).max() <= 1
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("largest", [200, 65535])
+def test_sixteen_bits_are_scaled_alike_in_either_order_of_the_bytes(tmp_path, order, largest):
+    values = np.linspace(2, largest, 256).astype(f"{order}u2").reshape(16, 16)
+    mode = "I;16" if order == "<" else "I;16B"
+    Image.frombytes(mode, (16, 16), values.tobytes()).save(tmp_path / "deep.tiff")
+    with Image.open(tmp_path / "deep.tiff") as image:
+        assert image.mode == mode
+    pixels = np.asarray(open_image(tmp_path / "deep.tiff", 1))
+    assert np.array_equal(pixels, (values.astype(float) * 255 / 65535).round())
+
+
 @pytest.mark.parametrize(("largest", "expected"), [(1.0, 255), (200.0, 200), (65535.0, 255)])
 def test_floats_are_scaled_by_their_range(tmp_path, largest, expected):
     Image.fromarray(np.full((4, 4), largest, dtype=np.float32)).save(tmp_path / "float.tiff")

@@ -37,6 +37,16 @@ def test_files_come_before_subfolders(folder):
     assert found(folder / "sub", folder) == [inside[-1], *inside]
 
 
+def test_linked_folders_are_read_once(folder):
+    inside = [str(folder / name) for name in ("a.png", "b.png", "sub/c.png")]
+    (folder / "root").mkdir()
+    (folder / "root" / "more").symlink_to("../sub")
+    (folder / "sub" / "again").symlink_to(".")
+    (folder / "sub" / "up").symlink_to("..")
+    assert found(folder) == inside
+    assert found(folder / "root") == [str(folder / "root" / "more" / "c.png")]
+
+
 def test_matches_of_a_pattern_are_sorted_and_reach_below(folder):
     inside = [str(folder / name) for name in ("a.png", "b.png", "sub/c.png")]
     assert found(folder / "**" / "*.png") == inside

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from helpers import make_images
+from helpers import close_folder, make_images
 from PIL import Image
 from pyarrow import parquet
 
@@ -58,6 +58,14 @@ def test_labels_are_the_class_folders_below_the_one_that_is_named(pets):
         ("pets/loose.jpg", ""),
         ("pets/test/cat/0.jpg", ""),
     ]
+
+
+def test_a_closed_folder_is_an_error_after_the_images(pets, monkeypatch):
+    os.remove("pets/loose.jpg")
+    close_folder(Path("pets/train/cat"), monkeypatch)
+    *images, (error, _) = found("pets")
+    assert [label for _, label in images] == ["cat", "dog", "dog", "dog"]
+    assert str(error) == "pets/train/cat: can't open this folder (Permission denied)"
 
 
 def test_paths_from_a_pipe_and_what_is_not_there(pets, monkeypatch):

@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import make_images
+from helpers import close_folder, make_images
 
 from vit.data.layouts import find_layout, folder_name
+from vit.data.listing import list_images
 from vit.errors import DataError
 
 
@@ -106,3 +107,10 @@ def test_a_folder_has_a_name_however_it_is_given(tmp_path, monkeypatch):
     for given, name in names.items():
         assert folder_name(Path(given)) == name
     assert find_layout(Path()).title("train") == "pets"
+
+
+def test_a_folder_in_a_closed_one_ends_in_one_line(tmp_path, monkeypatch):
+    root = make_flat(tmp_path / "other" / "pets")
+    close_folder(tmp_path / "other", monkeypatch)
+    with pytest.raises(DataError, match="other/pets: no such folder, or it may not be opened"):
+        list_images(root)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from helpers import error_line, losses_by_workers, make_images, train
+from helpers import close_folder, error_line, losses_by_workers, make_images, train
 from PIL import Image
 from pyarrow import parquet
 
@@ -78,6 +78,18 @@ def test_the_files_of_hugging_face(tmp_path):
     assert pixels_of(splits.val) == [(20, 0), (21, 1), (22, 0), (23, 0)]
     assert splits.test is None
     assert splits.layout.endswith("9 train, 4 val; test is left out, since its labels are all -1")
+
+
+@pytest.mark.parametrize("kind", ["images", "parquet"])
+def test_a_closed_folder_beside_the_splits_does_no_harm(tmp_path, monkeypatch, kind):
+    """As lost+found is on a disk of its own."""
+    if kind == "images":
+        make_images(tmp_path, {"train": 2})
+    else:
+        write(tmp_path / "data/train.parquet", [0, 1, 1, 0])
+    (tmp_path / "lost+found").mkdir()
+    close_folder(tmp_path / "lost+found", monkeypatch)
+    assert len(list_images(tmp_path).train) == 4
 
 
 def test_images_are_read_at_random_and_the_fingerprint_survives_a_move(tmp_path):

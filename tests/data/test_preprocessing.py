@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm.data
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from benchmarks.emulated_device import emulated_device
 from vit.data.image_files import to_pixels
@@ -80,6 +80,17 @@ def test_a_path_gives_the_pixels_of_its_image(tmp_path):
     pixels = preprocessing.read_pixels(tmp_path / "image.png")
     assert (pixels.shape, pixels.dtype) == ((1, 16, 24), torch.uint8)
     assert torch.equal(from_path, preprocessing.to_input(pixels[None])[0])
+
+
+def test_an_opened_image_is_turned_upright_as_its_file_is(tmp_path):
+    preprocessing = Preprocessing((16, 24), 3, (0.5,), (0.5,), None, "bilinear")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(gradient()).save(tmp_path / "phone.png", exif=exif)
+    with Image.open(tmp_path / "phone.png") as image:
+        assert torch.equal(preprocessing(image), preprocessing(tmp_path / "phone.png"))
+    upright = Image.fromarray(gradient()).transpose(Image.Transpose.ROTATE_270)
+    assert torch.equal(preprocessing(upright), preprocessing(tmp_path / "phone.png"))
 
 
 def test_channels_are_matched():

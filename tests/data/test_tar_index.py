@@ -105,3 +105,13 @@ def test_damaged_shards_are_refused(tmp_path):
     write_tar(shard, {"7.jpg": b"image", "7.cls": b"cat"})
     with pytest.raises(DataError, match=r"train-0\.tar: not a shard .*cat"):
         index_split(tmp_path, "train")
+
+
+def test_a_shard_that_is_cut_between_two_samples_is_refused(tmp_path):
+    write_shard(tmp_path, "train-0.tar", range(5))
+    with tarfile.open(tmp_path / "train-0.tar") as tar:
+        third = tar.getmember("2.jpg").offset
+    with open(tmp_path / "train-0.tar", "rb+") as file:
+        file.truncate(third)
+    with pytest.raises(DataError, match=rf"train-0\.tar: not a shard .*breaks off .*{third:,}"):
+        index_split(tmp_path, "train")

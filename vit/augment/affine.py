@@ -83,8 +83,8 @@ def inverse_matrices(
 def warp(pixels: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
     """Sample images bilinearly where matrices (B, 2, 3) say, at another size if need be.
 
-    uint8 (B, C, height, width) → uint8 (B, C, *size). Changing the size in the same sampling blurs
-    once instead of twice.
+    uint8 (B, C, height, width) → uint8 (B, C, *size), which should not be smaller: the pixels
+    between those sampled would be lost. Enlarging in the same sampling blurs once instead of twice.
     """
     device = pixels.device
     x, y = (side_centers(side, device) for side in (size[1], size[0]))

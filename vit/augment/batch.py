@@ -17,18 +17,20 @@ from vit.augment.batch_operations import apply_drawn
 from vit.augment.boxes import NUMBERS_PER_BOX, resized_crop_boxes, sample_numbers
 from vit.augment.flips import AlternatingFlip
 from vit.augment.policies import Policy
+from vit.augment.resizing import filter_boxes, resize_images
 from vit.runtime.device import send
 
 
 class BatchAugmentation:
     """Random changes to a batch of small images, uint8 in and out.
 
-    size        (height, width) of the model's input in pixels, reached by a resized crop
-    pad         fraction of the longer side to pad on each side before the random crop
-    crop_scale  with pad 0, the fractions of the area that a random crop takes, or None
-    flip        probability of mirroring, or which images are mirrored in a pass
-    affine      rotation, translation, scaling and shear; their sampling also reaches `size`
-    policies    see vit.augment.policies
+    size           (height, width) of the model's input in pixels, reached by a resized crop
+    pad            fraction of the longer side to pad on each side before the random crop
+    crop_scale     with pad 0, the fractions of the area that a random crop takes, or None
+    flip           probability of mirroring, or which images are mirrored in a pass
+    affine         rotation, translation, scaling and shear; their sampling also reaches `size`
+    policies       see vit.augment.policies
+    interpolation  bilinear or bicubic; antialiased, as in evaluation, where images become smaller
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class BatchAugmentation:
         flip: float | AlternatingFlip,
         policies: Sequence[Policy] = (),
         affine: Affine | None = None,
+        interpolation: str = "bilinear",
     ):
         self.seed = seed
         self.size = size
@@ -48,6 +51,7 @@ class BatchAugmentation:
         self.flip = flip
         self.policies = policies
         self.affine = affine or Affine()
+        self.interpolation = interpolation
 
     def __call__(self, pixels: Tensor, epochs: Tensor, indices: Tensor) -> Tensor:
         """Augment uint8 (B, C, height, width); resized or warped, it is (B, C, *size) afterwards.
@@ -66,7 +70,7 @@ class BatchAugmentation:
         if self.crop_scale is not None and not self.pad:
             numbers = draw("resized crop", NUMBERS_PER_BOX)
             boxes = resized_crop_boxes(numbers, height, width, self.crop_scale)
-            pixels = resize_boxes(pixels, boxes, flipped, self.size)
+            pixels = self.resize_boxes(pixels, boxes, flipped)
         elif pad or self.flip:
             offsets = (draw("crop", 2) * (2 * pad + 1)).long()
             pixels = crop_and_flip(pixels, offsets, flipped, pad)
@@ -74,6 +78,9 @@ class BatchAugmentation:
         if self.affine:
             height, width = pixels.shape[-2:]
             matrices = self.affine.matrices(draw("affine", NUMBERS), height, width)
+            # What the sampling can't do, which takes the nearest pixels alone
+            if (height, width) != self.size and not self.may_sample(height, width):
+                pixels = resize_images(pixels, self.size, self.interpolation)
             pixels = warp(pixels, matrices, self.size)
 
         # The purposes' names are part of the result: other names are other random numbers.
@@ -82,6 +89,17 @@ class BatchAugmentation:
             numbers = draw(f"policy {position}", policy.num_random)
             pixels = apply_policy(pixels, numbers, policy)
         return pixels
+
+    def resize_boxes(self, pixels: Tensor, boxes: Tensor, flipped: Tensor) -> Tensor:
+        """Each image's own box, mirrored where `flipped`, as uint8 (B, C, *size)."""
+        if self.may_sample(*pixels.shape[-2:]):
+            return sample_boxes(pixels, boxes, flipped, self.size)
+        return filter_boxes(pixels, boxes, flipped, self.size, self.interpolation)
+
+    def may_sample(self, height: int, width: int) -> bool:
+        """Whether sampling bilinearly resizes images, and boxes in them, as evaluation does."""
+        becomes_smaller = height > self.size[0] or width > self.size[1]
+        return self.interpolation == "bilinear" and not becomes_smaller
 
 
 def crop_and_flip(pixels: Tensor, offsets: Tensor, flipped: Tensor, pad: int) -> Tensor:
@@ -107,8 +125,8 @@ def crop_and_flip(pixels: Tensor, offsets: Tensor, flipped: Tensor, pad: int) ->
     return padded.flatten(2).gather(2, positions).unflatten(2, (height, width))
 
 
-def resize_boxes(pixels: Tensor, boxes: Tensor, flipped: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut each image's own box out, mirror where `flipped` and resize it bilinearly.
+def sample_boxes(pixels: Tensor, boxes: Tensor, flipped: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut each image's own box out, mirror where `flipped` and sample it bilinearly.
 
     uint8 (B, C, height, width) → uint8 (B, C, *size). boxes (B, 4) as from resized_crop_boxes,
     flipped (B,) bool. The pixels are those of torchvision's resized_crop where a box is enlarged.

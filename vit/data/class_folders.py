@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision.models import ResNet18_Weights
 
-from vit.data.image_files import EXTENSIONS, is_image_file, iter_image_files
+from vit.data.image_files import EXTENSIONS, is_image_file, iter_image_files, refuse_folder
 from vit.data.imagenet_val import list_flat_val
 from vit.data.splits import ImageSplit, check_classes
 from vit.errors import DataError
@@ -19,33 +19,31 @@ WNIDS_FILE = Path(__file__).parent / "imagenet_wnids.txt"
 
 
 def class_names(folder: Path) -> list[str]:
-    """The names of the class folders in a folder, sorted; hidden ones are left out."""
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+    """The names of the class folders in a folder, sorted; hidden ones are left out.
+
+    Raises DataError where it can't be read.
+    """
+    try:
+        return sorted(
+            entry.name
+            for entry in os.scandir(folder)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+    except OSError as error:
+        refuse_folder(error)
 
 
-def list_class_folders(
-    folder: Path, title: str, follow_links: bool = False
-) -> tuple[list[str], ImageSplit]:
+def list_class_folders(folder: Path, title: str) -> tuple[list[str], ImageSplit]:
     """(class names, the images in folder/<class>/ at any depth), both sorted.
-
-    follow_links: also look into folders that are links.
 
     Raises DataError for fewer than two classes or a class without images.
     """
     classes = require_two_classes(folder)
-    return classes, list_labeled(folder, classes, range(len(classes)), title, follow_links)
+    return classes, list_labeled(folder, classes, range(len(classes)), title)
 
 
 def list_labeled(
-    folder: Path,
-    names: Sequence[str],
-    labels: Sequence[int],
-    title: str,
-    follow_links: bool = False,
+    folder: Path, names: Sequence[str], labels: Sequence[int], title: str
 ) -> ImageSplit:
     """The images in folder/<name>/ at any depth, those of each name with its label.
 
@@ -55,7 +53,7 @@ def list_labeled(
     paths: list[bytes] = []
     of_images: list[int] = []
     for name, label in zip(names, labels, strict=True):
-        images = images_of_class(folder / name, follow_links)
+        images = images_of_class(folder / name)
         paths += [os.fsencode(path) for path in images]
         of_images += [label] * len(images)
     return ImageSplit(title, torch.tensor(of_images), paths=np.array(paths))
@@ -72,13 +70,13 @@ def require_two_classes(folder: Path) -> list[str]:
     return classes
 
 
-def images_of_class(folder: Path, follow_links: bool = False) -> list[str]:
-    """The image files in a class folder at any depth, sorted. Raises DataError for none.
+def images_of_class(folder: Path) -> list[str]:
+    """The image files in a class folder at any depth, sorted.
 
-    follow_links: also look into folders that are links.
+    Raises DataError for none, and for a folder that can't be read.
     """
     # Sorted, since the order of the files decides what is held out and when each is seen
-    images = sorted(iter_image_files(folder, follow_links))
+    images = sorted(iter_image_files(folder))
     if not images:
         raise DataError(
             f"{folder.absolute()}: no images in this class folder (looked for "
@@ -87,9 +85,7 @@ def images_of_class(folder: Path, follow_links: bool = False) -> list[str]:
     return images
 
 
-def list_same_classes(
-    folder: Path, classes: list[str], title: str, follow_links: bool = False
-) -> ImageSplit:
+def list_same_classes(folder: Path, classes: list[str], title: str) -> ImageSplit:
     """The images in folder/<class>/ of a split other than train, or of ImageNet's flat val.
 
     Raises DataError as list_class_folders and list_flat_val do, and where the classes are not those
@@ -97,7 +93,7 @@ def list_same_classes(
     """
     if not class_names(folder) and any(is_image_file(entry.name) for entry in os.scandir(folder)):
         return list_flat_val(folder, classes, title)
-    its_classes, images = list_class_folders(folder, title, follow_links)
+    its_classes, images = list_class_folders(folder, title)
     check_classes(classes, its_classes, folder)
     return images
 

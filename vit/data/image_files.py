@@ -10,9 +10,9 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 import simplejpeg
@@ -22,6 +22,10 @@ from torch import Tensor
 
 from vit.data.parquet_rows import PARQUET_ROW, open_row
 from vit.errors import DataError
+
+# The path of a folder, and the names of the files in it
+Folder = tuple[str, list[str]]
+OnError = Callable[[OSError], object]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -54,22 +58,62 @@ def is_image_file(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def iter_image_files(folder: str | Path, follow_links: bool = False) -> Iterator[str]:
-    """The paths of the image files in a folder at any depth, in no particular order.
+def walk_folders(folder: str | Path, onerror: OnError | None = None) -> Iterator[Folder]:
+    """A folder and those in it at any depth, links among them; subfolders come sorted.
 
-    follow_links: also look into folders that are links.
+    Each folder comes once, however many links lead to it. Links to those above `folder` are left
+    out, since the folders of other classes lie there. onerror: told of each folder that can't be
+    read, which is left out.
+    """
+    seen: set[tuple[int, int]] = set()
+    start = Path(os.path.realpath(folder))
+    for path in (start, *start.parents):
+        is_new_folder(path, seen)
+    for parent, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        # os.walk goes on with what is left in this list, in its order
+        folders[:] = [
+            name for name in sorted(folders) if is_new_folder(os.path.join(parent, name), seen)
+        ]
+        yield parent, names
+
+
+def is_new_folder(folder: str | Path, seen: set[tuple[int, int]]) -> bool:
+    """Whether a folder is not among the (device, inode) of those seen, to which it is added."""
+    try:
+        status = os.stat(folder)
+    except OSError:  # reading it will tell why
+        return True
+    identity = status.st_dev, status.st_ino
+    is_new = identity not in seen
+    seen.add(identity)
+    return is_new
+
+
+def iter_image_files(folder: str | Path) -> Iterator[str]:
+    """The paths of the image files in a folder as walk_folders finds it, in no particular order.
+
+    Raises DataError for a folder that can't be read.
     """
     # Strings, since Path objects of a million files take seconds to make
-    for parent, _, names in os.walk(folder, followlinks=follow_links):
+    for parent, names in walk_folders(folder, onerror=refuse_folder):
         for name in names:
             if is_image_file(name):
                 yield os.path.join(parent, name)
 
 
+def refuse_folder(error: OSError) -> NoReturn:
+    """Raise DataError for what reading a folder has raised."""
+    raise DataError(
+        f"{error.filename}: can't open this folder ({error.strerror}); make it readable or take it "
+        "out of the data set"
+    )
+
+
 def find_image_files(paths: Sequence[Path]) -> list[Path]:
     """The files among `paths`, and the image files in the folders among them at any depth, sorted.
 
-    Raises DataError for a path that does not exist or a folder without images.
+    Raises DataError for a path that does not exist, and a folder that has no images or can't be
+    read.
     """
     files: list[Path] = []
     for path in paths:
@@ -214,13 +258,14 @@ def to_mode(image: Image.Image, num_channels: int) -> Image.Image:
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
     """Gray of 16 or 32 bits, or float, to 8 bits.
 
-    A mode does not tell the largest value, so it is guessed from the values: 1, 255 or 65535.
+    A mode does not tell the largest value, so it is guessed from the values: 1, 255 or 65535; in
+    modes of 16 bits it is not 255.
     """
     values = np.asarray(image, dtype=np.float64)
     largest = values.max(initial=0)
     if largest <= 1:
         scale = 255.0
-    elif largest <= 255 and image.mode != "I;16":
+    elif largest <= 255 and not image.mode.startswith("I;16"):  # in either order of the bytes
         scale = 1.0
     else:
         scale = 255 / 65535

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vit.data.image_files import EXTENSIONS, file_of, is_image_file, open_image, to_pixels
+from vit.data.image_files import (
+    EXTENSIONS,
+    file_of,
+    is_image_file,
+    open_image,
+    to_pixels,
+    walk_folders,
+)
 from vit.data.loader import init_worker
 from vit.data.preprocessing import Preprocessing
 from vit.errors import DataError
@@ -69,8 +76,7 @@ def images_in_folder(folder: str) -> Iterator[str | DataError]:
     """Yield the images in a folder at any depth, then an error for each unreadable folder."""
     found_any = False
     refused: list[OSError] = []
-    for parent, subfolders, files in os.walk(folder, onerror=refused.append):
-        subfolders.sort()  # os.walk visits them in the order of this list
+    for parent, files in walk_folders(folder, onerror=refused.append):
         for file in sorted(files):
             if is_image_file(file):
                 found_any = True

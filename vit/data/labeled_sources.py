@@ -19,7 +19,7 @@ from vit.data.layouts import split_of
 from vit.data.parquet_index import find_parquet, iter_labels
 from vit.data.preprocessing import Preprocessing
 from vit.data.tables import is_table, read_rows
-from vit.data.tar_index import CLASSES, index_shard
+from vit.data.tar_index import CLASSES, index_shard, require_finished
 from vit.errors import DataError
 
 
@@ -113,10 +113,11 @@ def sources_in_parquet(files: Sequence[Path], label_column: str | None) -> Itera
 
 
 def find_shards(path: Path) -> list[Path]:
-    """The tar file itself, or those in a folder, sorted."""
+    """The tar file itself, or those in a folder, sorted. Raises DataError as require_finished."""
     if path.suffix == ".tar" and not path.is_dir():
         return [path]
-    return sorted(path.glob("*.tar")) if path.is_dir() else []
+    require_finished(path)
+    return sorted(path.glob("*.tar")) if os.path.isdir(path) else []
 
 
 def sources_in_shards(shards: Sequence[Path]) -> Iterator[Source]:

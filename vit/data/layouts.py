@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit.data.class_folders import class_names
-from vit.data.image_files import is_image_file, iter_image_files
+from vit.data.image_files import is_image_file, walk_folders
 from vit.data.splits import first_names
 from vit.errors import DataError
 
@@ -85,8 +85,8 @@ def find_layout(root: Path) -> Layout:
 
     Raises DataError where the folders can be understood in more than one way, or in none.
     """
-    if not root.is_dir():
-        raise DataError(f"{root.absolute()}: no such folder; {EXPECTED}")
+    if not os.path.isdir(root):
+        raise DataError(f"{root.absolute()}: no such folder, or it may not be opened; {EXPECTED}")
     names = class_names(root)
     found = {split: split_folder(root, split, names) for split in SPLIT_FOLDERS}
     train, val, test = found["train"], found["val"], found["test"]
@@ -145,8 +145,8 @@ def require_classes(root: Path, folders: list[Path]) -> None:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether there is an image file in a folder, at any depth."""
-    return next(iter_image_files(folder), None) is not None
+    """Whether there is an image file in a folder, at any depth, in what of it can be read."""
+    return any(is_image_file(name) for _, names in walk_folders(folder) for name in names)
 
 
 def count_images_in(folder: Path) -> int:

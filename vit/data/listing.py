@@ -1,5 +1,6 @@
 """The images of data=folder: what data.root is decides how they are listed."""
 
+import os
 from pathlib import Path
 
 from vit.data.class_folders import list_class_folders, list_same_classes
@@ -10,12 +11,11 @@ from vit.data.tables import is_table, list_table
 from vit.errors import ConfigError, DataError
 
 
-def list_images(root: Path, label_column: str | None = None, follow_links: bool = False) -> Splits:
+def list_images(root: Path, label_column: str | None = None) -> Splits:
     """The classes and splits of a folder of class folders, a table, or parquet files.
 
     label_column: of a table or of parquet files, the name of the column with the classes; None: it
     is found by its name.
-    follow_links: also look into folders that are links.
 
     Raises DataError, naming what is wrong, and ConfigError for a label_column that does nothing.
     """
@@ -24,7 +24,7 @@ def list_images(root: Path, label_column: str | None = None, follow_links: bool 
     files = find_parquet(root)
     if files:
         return list_parquet(root, files, label_column)
-    if root.is_file():
+    if os.path.isfile(root):
         raise DataError(
             f"{root.absolute()}: neither a folder nor a .csv, .tsv or .parquet file; an archive is "
             f"unpacked by python -m vit.unpack {root} FOLDER"
@@ -34,15 +34,15 @@ def list_images(root: Path, label_column: str | None = None, follow_links: bool 
             f"data.label_column does nothing here: the folders of {root} are the classes; leave "
             "it out"
         )
-    return list_folders(root, follow_links)
+    return list_folders(root)
 
 
-def list_folders(root: Path, follow_links: bool = False) -> Splits:
+def list_folders(root: Path) -> Splits:
     """Images in folders, as vit.data.layouts finds them: with splits, or the classes alone."""
     layout = find_layout(root)
-    classes, train = list_class_folders(layout.train, layout.title("train"), follow_links)
+    classes, train = list_class_folders(layout.train, layout.title("train"))
     others = {
-        split: list_same_classes(folder, classes, layout.title(split), follow_links)
+        split: list_same_classes(folder, classes, layout.title(split))
         for split, folder in layout.folders.items()
         if split != "train"
     }

@@ -50,12 +50,18 @@ def find_parquet(root: Path) -> list[Path]:
     """
     if is_parquet(root):
         return [root]
-    return sorted(Path(path) for path in iter_parquet(str(root), levels=3)) if root.is_dir() else []
+    if not os.path.isdir(root):  # Path.is_dir raises PermissionError for some that can't be opened
+        return []
+    return sorted(Path(path) for path in iter_parquet(str(root), levels=3))
 
 
 def iter_parquet(folder: str, levels: int) -> Iterator[str]:
     """The parquet files in a folder that is no folder of images, and so many levels below."""
-    for entry in os.scandir(folder):
+    try:
+        entries = os.scandir(folder)
+    except PermissionError:
+        return  # lost+found of a disk, say; a folder that is needed is refused when it is listed
+    for entry in entries:
         if entry.name.startswith("."):
             continue
         if is_image_file(entry.name):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
@@ -164,10 +164,13 @@ class Preprocessing:
         return tensor.reshape(1, -1, 1, 1)
 
     def __call__(self, image: Image.Image | str | Path) -> Tensor:
-        """One image, or the path of one, → float32 (C, *image_size)."""
+        """One image, or the path of one, → float32 (C, *image_size), upright as its EXIF says.
+
+        Raises DataError for a path that can't be read.
+        """
         if isinstance(image, Image.Image):
-            image = self.resize_and_crop(to_mode(image, self.num_channels))
-            pixels = to_pixels(image)
+            image = to_mode(ImageOps.exif_transpose(image), self.num_channels)
+            pixels = to_pixels(self.resize_and_crop(image))
         else:
             pixels = self.read_pixels(image)
         return self.to_input(pixels[None])[0]

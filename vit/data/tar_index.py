@@ -14,18 +14,29 @@ import numpy as np
 
 from vit.data.image_files import EXTENSIONS
 from vit.errors import DataError
-from vit.files import atomic_write
+from vit.files import atomic_write, require_end
 
 CLASSES = "classes.txt"  # class names, one a line, in the order of the labels
 SPLITS = ("train", "val", "test")
+WRITING = ".writing"  # the folder that holds new shards until all of them are whole
+
+
+def require_finished(root: Path) -> None:
+    """Raise DataError for a folder whose shards are not all there yet."""
+    if os.path.exists(root / WRITING):  # False, too, where the folder may not be opened
+        raise DataError(
+            f"{root.absolute()}: python -m vit.shards is still writing there, or was ended before "
+            "it was done; wait for it, or remove the folder and write the shards again"
+        )
 
 
 def index_split(root: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(paths, bytes (n,); labels, int64 (n,)) of all shards of a split, or None without any shard.
 
     Kept in root/.index-<split>.npz as long as the shards' names, sizes and times stay as they are.
-    Raises DataError as index_shard does.
+    Raises DataError as require_finished and index_shard do.
     """
+    require_finished(root)
     shards = sorted(root.glob(f"{split}-*.tar"))
     if not shards:
         return None
@@ -72,7 +83,8 @@ def write_index(index_file: Path, state: np.ndarray, paths: np.ndarray, labels: 
 def index_shard(path: Path) -> tuple[list[bytes], list[int]]:
     """(paths, labels) of the images of one shard, in its order.
 
-    Raises DataError where the file is no tar, or an image has no label that is a number.
+    Raises DataError where the file is no tar or cut short, or an image has no label that is a
+    number.
     """
     # By the name without its extension, which the files of a sample have in common
     images: dict[str, bytes] = {}
@@ -86,6 +98,8 @@ def index_shard(path: Path) -> tuple[list[bytes], list[int]]:
                 elif extension == ".cls":
                     file = tar.extractfile(member)
                     labels[key] = int(file.read()) if file else -1
+            # Cut between two samples, it would be taken for a shard of fewer
+            require_end(tar)
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise DataError(
             f"{path}: not a shard of images and labels ({error}); write it again or remove it"

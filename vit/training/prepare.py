@@ -381,10 +381,13 @@ def make_augmentation(
     policies = build_policies_of(config)
     affine = Affine(augment.rotate, augment.translate, augment.scale, augment.shear)
     crop_scale, size = augment.crop_scale, preprocessing.image_size
+    interpolation = preprocessing.interpolation
     mix_probability = 1.0 if augment.mix_probability is None else augment.mix_probability
     return Augmentation(
         image=TrainingTransform(preprocessing, crop_scale, flip, policies, affine),
-        batch=BatchAugmentation(seed, size, augment.pad, crop_scale, flip, policies, affine),
+        batch=BatchAugmentation(
+            seed, size, augment.pad, crop_scale, flip, policies, affine, interpolation
+        ),
         erasing=augment.erasing,
         mixing=MixupCutmix(seed, num_classes, augment.mixup, augment.cutmix, mix_probability),
         skip_unreadable=config.data.unreadable == "skip",
