@@ -73,3 +73,15 @@ def test_speed_and_the_wait_for_data(monkeypatch):
     window.data_seconds = 1.0
     now[0] = 104.0
     assert (window.seconds(), window.images_per_second(), window.data_wait()) == (4.0, 4.0, 0.25)
+
+
+def test_the_steps_of_an_earlier_session_do_not_count_as_speed(monkeypatch):
+    """Their time is not known any more."""
+    now = [100.0]
+    monkeypatch.setattr("vit.training.window.time.perf_counter", lambda: now[0])
+    window = StepWindow({"rows": [[1.0, 8.0, 0.5]] * 49, "images": 49 * 16})
+    window.add(torch.full((3,), 2.0), 16)
+    now[0] = 104.0
+    assert window.images_per_second() == 4.0
+    assert window.images == 50 * 16
+    assert window.means(50).loss == pytest.approx(51 / 50)

@@ -34,6 +34,8 @@ class StepWindow:
         # numbers of the one before
         self.pending: list[Tensor] = []
         self.images: int = saved["images"]
+        # Of this session alone, as its time is: speeds are of these
+        self.timed_images = 0
         # Seconds of waiting for batches
         self.data_seconds = 0.0
         self.started = time.perf_counter()
@@ -44,6 +46,7 @@ class StepWindow:
     def add(self, row: Tensor, images: int) -> None:
         self.pending.append(row)
         self.images += images
+        self.timed_images += images
 
     @property
     def rows(self) -> Tensor:
@@ -58,7 +61,7 @@ class StepWindow:
         return time.perf_counter() - self.started
 
     def images_per_second(self) -> float:
-        return self.images / self.seconds()
+        return self.timed_images / self.seconds()
 
     def data_wait(self) -> float:
         """Return the fraction of the time that was spent waiting for batches."""
