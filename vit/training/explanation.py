@@ -59,6 +59,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     plan = prepare.make_plan(config, data, machine)
     prepare.require_pairs(config.train.batch_size, share.processes)
 
+    prepare.require_equal_passes(config, config.train.micro_batch_size, share.processes)
     screen.doing("measuring a few steps")
     distillation = start.make_distillation(config, taught_by, data)
     trial, problem = measure(config, data, machine, stop, weights, share, distillation)

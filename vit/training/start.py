@@ -34,7 +34,7 @@ from vit.runtime.precision import Precision, choose_precision
 from vit.training.batches import Batches
 from vit.training.distillation import TEMPERATURE, WEIGHT, Distillation, build_teacher_loss
 from vit.training.losses import build_loss
-from vit.training.micro_batch import agree_on_micro_batch_size
+from vit.training.micro_batch import agree_on_micro_batch_size, largest_in_step
 from vit.training.observer import Observer
 from vit.training.plan import Plan
 from vit.training.prepare import (
@@ -44,6 +44,7 @@ from vit.training.prepare import (
     has_unbalanced_split,
     make_class_weights,
     preprocessing_of,
+    require_equal_passes,
 )
 from vit.training.state import EMA, Progress, TrainingState
 from vit.training.step import OptimizerStep
@@ -200,12 +201,8 @@ def make_step(
     place_teacher(distillation, machine)
 
     # Before the model is wrapped and compiled: the passes that try it out must exchange nothing.
-    # Sharded models are left out, since there each pass is a collective that may not fail
-    given = config.train.micro_batch_size is not None
-    if new and machine.device.type == "cuda" and not given and not machine.sharded:
-        state.progress.micro_batch_size = fitting_micro_batch_size(state, batches, distillation)
     # Of evaluations too: what doesn't fit in a step need not be tried there
-    batches.micro_batch_size = config.train.micro_batch_size or state.progress.micro_batch_size
+    batches.micro_batch_size = choose_micro_batch_size(config, state, batches, new, distillation)
 
     model = state.model
     synchronized = model
@@ -271,6 +268,36 @@ def compile_mode(config: Config, batches: Batches) -> bool | str:
                 f"{size} do not; use runtime.compile=true, or a smaller train.batch_size"
             )
     return mode
+
+
+def choose_micro_batch_size(
+    config: Config,
+    state: TrainingState,
+    batches: Batches,
+    new: bool,
+    distillation: Distillation | None,
+) -> int | None:
+    """Return how many images are computed at once: as given, or else as memory allows.
+
+    None for the whole batch. What is found in a new run is noted in its progress. Raises
+    ConfigError where processes that share a model can't make equally many passes.
+    """
+    if config.train.micro_batch_size is not None:
+        return config.train.micro_batch_size
+    machine, count = batches.machine, batches.machine.processes.count
+
+    # Sharded models are left out, since there each pass is a collective that may not fail
+    if new and machine.device.type == "cuda" and not machine.sharded:
+        state.progress.micro_batch_size = fitting_micro_batch_size(state, batches, distillation)
+    found = state.progress.micro_batch_size
+    if found is None or not machine.sharded:
+        return found
+
+    # It was found before the run was sharded, and no process may make more passes than another
+    size = largest_in_step(batches.batch_size, found, count)
+    if size is None:
+        require_equal_passes(config, found, count)
+    return size
 
 
 def fitting_micro_batch_size(
