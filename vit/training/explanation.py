@@ -47,7 +47,7 @@ class Share:
 def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen) -> str:
     """Return the page that explain=true prints; nothing is written to the run's folder.
 
-    Raises ConfigError, DataError and CheckpointError where training would.
+    Raises ConfigError, DataError and CheckpointError where training would, and Stopped on a signal.
     """
     config, weights = prepare.with_pretrained(config, run, Processes(), stop)
     config, taught_by = prepare.with_teacher(config, run, Processes(), stop)
@@ -56,13 +56,15 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     machine = single_machine(config, stop)
     screen.doing("reading the data")
     data = prepare.load_dataset(config, run, machine)
+    stop.check()
     plan = prepare.make_plan(config, data, machine)
     prepare.require_pairs(config.train.batch_size, share.processes)
-
     prepare.require_equal_passes(config, config.train.micro_batch_size, share.processes)
+
     screen.doing("measuring a few steps")
     distillation = start.make_distillation(config, taught_by, data)
     trial, problem = measure(config, data, machine, stop, weights, share, distillation)
+    stop.check()
     screen.doing(None)
     cost = prepare.cost_of(config, len(data.classes), distillation)
     sections = [
