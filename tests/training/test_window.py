@@ -39,6 +39,14 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(loss):
     require_finite(1.0, 3)
 
 
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_named_with_its_step(norm):
+    """The loss of the step was that of the weights before it."""
+    window = filled((1.0, 8.0, 0.5), (1.0, math.nan, norm), (1.0, 8.0, 0.5))
+    with pytest.raises(TrainingFailed, match=rf"norm of the gradient is {norm} at step 9"):
+        window.means(step=10)
+
+
 def test_a_window_survives_json_to_the_bit():
     window = filled((0.1, 3.0, 1 / 3), (math.pi, math.nan, 1e-8))
     again = StepWindow(json.loads(json.dumps(window.to_dict())))

@@ -21,6 +21,7 @@ from vit.training.observer import Observer
 from vit.training.plan import Plan
 from vit.training.state import TrainingState
 from vit.training.step import OptimizerStep
+from vit.training.window import require_finite
 
 # Until a save has been measured: bytes a second, digest included, that the slowest disk takes
 SAVING_RATE = 1e8
@@ -178,7 +179,7 @@ class Trainer:
 
         These are the averaged weights, or the raw ones where there is no average. Where a signal
         comes in the middle, or the time would not suffice, the run is saved before Stopped is
-        raised; resumed, it evaluates again.
+        raised; resumed, it evaluates again. Raises TrainingFailed where a loss is not finite.
         """
         progress = self.state.progress
         # Done before: the run was saved after this evaluation and resumed, or a step was dropped
@@ -202,6 +203,8 @@ class Trainer:
                 raise
             self.evaluation_seconds = time.monotonic() - began
 
+            # Neither better nor worse than any other, and no weights to be kept
+            require_finite(metrics["loss"], progress.step, "the validation loss")
             improved = progress.improve(metrics, self.state.select)
             self.observer.evaluated(metrics, improved)
             if improved:
@@ -231,10 +234,10 @@ class Trainer:
         return 0.0 if images is None else step_seconds * len(images) / self.plan.batch_size
 
     def save(self) -> None:
-        """Write the last checkpoint. Raises TrainingFailed instead where a loss is not finite."""
+        """Write the last checkpoint. Raises TrainingFailed instead where training has diverged."""
         began = time.monotonic()
-        # On a GPU losses are read only now and then; weights that diverged must not replace the
-        # last good checkpoint
+        # Numbers are read only now and then; weights that diverged must not replace the last good
+        # checkpoint
         self.require_finite_losses()
 
         # With the steps since the last log, the log of a resumed run is the same to the byte
@@ -249,7 +252,7 @@ class Trainer:
         self.agreement.saving = False
 
     def require_finite_losses(self) -> None:
-        """Raise TrainingFailed, in all processes, where a loss since the last log is not finite."""
+        """Raise TrainingFailed, in all processes, where training diverged after the last log."""
         self.agreement.sum_losses()
         self.observer.require_finite_losses()
 
