@@ -476,6 +476,31 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, optimizer):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_the_best_of_steps_that_a_kill_has_cost_stays_the_best(tmp_path):
+    """Where the same steps do not come to it again, as on a GPU."""
+
+    def begin(*top1):
+        evaluations = [{"loss": 1.0, "top1": value} for value in top1]
+        batches = MadeUpBatches(evaluations=evaluations)
+        checkpoints = real_checkpoints(tmp_path / "checkpoints")
+        return make_trainer(tmp_path, batches=batches, checkpoints=checkpoints)
+
+    killed = begin(0.5, 0.9)
+    killed.checkpoints.save_last(killed.state)
+    # The kill comes after the evaluation of step 6, and before the next save
+    killed.save = lambda: None
+    killed.fit()
+
+    resumed = begin(0.5, 0.8)
+    resumed.checkpoints.resume(resumed.state, may_differ=False)
+    assert resumed.state.progress.step == 0
+    resumed.fit()
+    progress = resumed.state.progress
+    assert (progress.step, progress.best_step, progress.best_top1) == (6, 6, 0.9)
+    _, header = read_checkpoint(tmp_path / "checkpoints" / "best.safetensors")
+    assert header["progress"]["best_top1"] == 0.9
+
+
 def test_saving_at_the_start_changes_nothing(tmp_path):
     plain = make_trainer(tmp_path / "plain", state=make_state(optimizer=ADAMW))
     plain.fit()
