@@ -144,7 +144,7 @@ class Circumstances:
     """What decides which setting would make a run faster.
 
     could_compile, could_use_bf16: whether it pays on this device at this width; from_files: images
-    are decoded from files by `workers` processes; cores: that this process may use.
+    are decoded from files by `workers` processes; cores: that there are for these.
     """
 
     device: str

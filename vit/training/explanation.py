@@ -117,6 +117,7 @@ def measure(
     try:
         state = start.starting_state(part, batches, weights, machine, new=True)
         step = start.make_step(part, state, batches, plan, 0, True, distillation)
+        images_at_once = step.images_at_once
         return try_steps(state, step, batches, plan.total_steps), ""
     except (OSError, RuntimeError, MemoryError) as error:
         problem = describe_fault(error, images_at_once)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vit.checkpoints.run import RunCheckpoints
 from vit.errors import Stopped
-from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.compiling import without_compiling
 from vit.runtime.processes import Processes
 from vit.runtime.signals import Interrupted, StopSignal
@@ -214,10 +213,16 @@ class Trainer:
         progress.evaluated_step = progress.step
         self.observer.restart_window()
 
-    def test(self, model: VisionTransformer) -> dict[str, float]:
-        """Evaluate a model on the test split. Raises Stopped where a signal came in the middle."""
+    def test_best(self) -> dict[str, float]:
+        """Evaluate the best checkpoint on the test split, once training has ended.
+
+        The last weights are overwritten. Raises Stopped where a signal came in the middle.
+        """
         images = self.batches.data.test
         assert images is not None
+        # Every process reads the file, which the first one has written
+        self.processes.barrier()
+        model = self.checkpoints.load_best(self.state)
         try:
             return self.batches.evaluate(model, images, self.state.precision)
         except Stopped:

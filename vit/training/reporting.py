@@ -20,7 +20,7 @@ from vit.runs.selection import CRITERIA, OF_CLASSES
 from vit.runs.summary import cheaper_command, log_result
 from vit.runs.timing import Circumstances, Cost, bottleneck
 from vit.runtime.compiling import worth_compiling
-from vit.runtime.cores import usable_cores
+from vit.runtime.cores import worker_cores
 from vit.runtime.precision import choose_precision
 from vit.training.batches import Batches
 from vit.training.distillation import Distillation
@@ -294,7 +294,7 @@ def describe_bottleneck(config: Config, observer: Observer, step: OptimizerStep)
         could_use_bf16=choose_precision("auto", machine.device, width).name == "bf16",
         from_files=observer.batches.train.pixels is None,
         workers=machine.workers,
-        cores=usable_cores(),
+        cores=worker_cores(machine.processes.local_count, machine.device.type),
     )
 
     mfu = observer.speed.mfu(speed_of_steps(observer, machine.device))

@@ -64,6 +64,12 @@ class OptimizerStep:
         if self.state.progress.scaler is not None:
             self.scaler.load_state_dict(self.state.progress.scaler)
 
+    @property
+    def images_at_once(self) -> int:
+        """How many images this process computes in a forward and backward pass."""
+        own = len(range(self.batch_size)[self.processes.batch_slice(self.batch_size)])
+        return min(own, self.micro_batch_size or own)
+
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """Make the step on a global batch of which these are this process's images.
 
