@@ -61,7 +61,7 @@ def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None)
 
     # Jobs are numbered: another sweep into the same folder would resume jobs of other settings
     earlier = read_json(folder / "job.json").get("overrides")
-    if earlier is not None and sorted(earlier) != sorted(overrides):
+    if earlier is not None and sorted(job_settings(earlier)) != sorted(job_settings(overrides)):
         raise ConfigError(
             f"{folder}: holds another job of an earlier sweep ({' '.join(earlier)}); "
             "give the sweep a folder of its own with hydra.sweep.dir=FOLDER"
@@ -79,6 +79,11 @@ def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None)
     # NaN tells a sweeper that the job failed, without ending the sweep
     value = score_of(read_json(folder / "result.json"))
     return math.nan if value is None else value
+
+
+def job_settings(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that make a job what it is, without those of the whole sweep."""
+    return [item for item in overrides if not item.startswith(SETTINGS_OF_SWEEPS)]
 
 
 @contextlib.contextmanager
@@ -159,7 +164,7 @@ def train_job(folder: Path, overrides: list[str], gpus: Sequence[str] = ()) -> N
 
     # resume=auto starts a new run where there is none, so one command does for both
     resume = [] if any(item.startswith("resume=") for item in overrides) else ["resume=auto"]
-    settings = [item for item in overrides if not item.startswith(SETTINGS_OF_SWEEPS)]
+    settings = job_settings(overrides)
     command = [sys.executable, str(TRAIN), *settings, *resume, f"hydra.run.dir={folder}"]
     child = subprocess.Popen(
         command,
@@ -200,9 +205,9 @@ def wait_passing_signals_on(child: subprocess.Popen) -> tuple[int, signal.Signal
         received.append(number)
         child.send_signal(number)
 
-    handlers = {
-        number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    # Those that make a run save and stop
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         exit_code = child.wait()
     finally:
@@ -244,7 +249,7 @@ def job_row(note: Path) -> Row:
         reason = "" if code is None else describe_exit(code)
     return {
         "job": note.parent.name,
-        "overrides": " ".join(job["overrides"]),
+        "overrides": " ".join(job_settings(job["overrides"])),
         # Earlier versions selected by top-1, and did not say so
         "select": result.get("select", "top1" if result else None),
         **{name: result.get(name) for name in MEASURED},
