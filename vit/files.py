@@ -1,11 +1,12 @@
-"""Files that are written whole or not at all, and JSON in and out."""
+"""Files that are written whole or not at all, locks on files, and JSON in and out."""
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @contextlib.contextmanager
@@ -47,6 +48,24 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(file: IO[Any], *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file until it is closed, or its process ends; the lock is the kernel's.
+
+    shared: beside other shared locks. wait: until nobody else has it. Returns whether the file
+    system has locks: some of networks have none. Raises BlockingIOError where another process has
+    the lock.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        # ENOSYS, ENOLCK, EOPNOTSUPP and others, each where another file system has none
+        return False
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """The sweep's jobs and its table, from folders as jobs leave them."""
 
 import csv
+import errno
 import json
 import math
 import signal
@@ -227,6 +228,16 @@ def test_without_a_limit_there_are_no_slots(tmp_path):
     with job_slot(tmp_path, None) as number:
         assert number is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_are_not_counted_without_locks(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("vit.files.fcntl.flock", refuse)
+    line = rf"^jobs_at_once=2: .*{tmp_path} has no locks .*hydra\.sweep\.dir"
+    with pytest.raises(ConfigError, match=line), job_slot(tmp_path, 2):
+        pass
 
 
 class FakeChild:

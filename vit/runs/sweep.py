@@ -7,7 +7,6 @@ memory is not given back.
 import contextlib
 import csv
 import ctypes
-import fcntl
 import math
 import os
 import shlex
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.errors import ConfigError, Stopped
-from vit.files import atomic_write, read_json, write_json, write_text
+from vit.files import atomic_write, lock, read_json, write_json, write_text
 from vit.runs.folder import wait_until_free
 from vit.runs.selection import CRITERIA, describe_value, score, score_of
 from vit.text import markdown_table, shorten
@@ -99,11 +98,15 @@ def job_slot(sweep_folder: Path, count: int | None) -> Iterator[int | None]:
     # Locks of the kernel, which end with their process, so that no crash can leave a slot taken
     with contextlib.ExitStack() as stack:
         paths = [sweep_folder / f".place-{number}" for number in range(count)]
-        locks = [stack.enter_context(open(path, "w")) for path in paths]
+        files = [stack.enter_context(open(path, "w")) for path in paths]
         while True:
-            for number, lock in enumerate(locks):
+            for number, file in enumerate(files):
                 with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not lock(file):
+                        raise ConfigError(
+                            f"jobs_at_once={count}: the file system of {sweep_folder} has no locks "
+                            "to count jobs by; give another with hydra.sweep.dir=FOLDER"
+                        )
                     yield number
                     return
             time.sleep(0.5)
