@@ -82,7 +82,7 @@ def starting_state(
         load_pretrained(config, model, weights, batches.data.classes)
     if config.train.whiten_patches and new:
         indices = sample_evenly(batches.data.train.labels, WHITENING_IMAGES)
-        images, _ = batches.inputs_of(batches.data.train.subset(indices))
+        images, _ = batches.inputs_of(batches.data.train, indices)
         whiten_patches(model, images.to(model.head.weight.device))
 
     # Before the optimizer is built, which takes the trained parameters alone
@@ -391,8 +391,7 @@ def make_validation_board(board: TensorBoard, batches: Batches, plan: Plan) -> V
     """Return what draws on validation images, or on training images where none are held out."""
     # The same images through the whole run, spread evenly over the classes
     split = batches.data.val or batches.data.train
-    shown = split.subset(sample_evenly(split.labels, SHOWN_IMAGES))
-    images, labels = batches.inputs_of(shown)
+    images, labels = batches.inputs_of(split, sample_evenly(split.labels, SHOWN_IMAGES))
     return ValidationBoard(
         board, batches.data.classes, batches.preprocessing, images, labels, plan.total_steps
     )
