@@ -110,6 +110,27 @@ def test_a_micro_batch_that_was_found_unsharded_is_lowered_to_keep_processes_in_
         micro_batch_of_resumed(1, "fsdp")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "end"),
+    [
+        ([], "the result is the same"),
+        (["model.drop_path=0.1"], "the result is the same"),
+        (["model.patch_dropout=0.25"], "dropout draws other masks"),
+        (["model.attention_dropout=0.1"], "dropout draws other masks"),
+    ],
+)
+def test_a_micro_batch_that_memory_asks_for_is_told_with_what_it_changes(
+    monkeypatch, log_lines, overrides, end
+):
+    config = configured(*SMALL, *overrides)
+    monkeypatch.setattr(start, "agree_on_micro_batch_size", lambda *arguments: 4)
+    batches, state = make_batches(config), make_state()
+    assert start.fitting_micro_batch_size(config.model, state, batches, None) == 4
+    (line,) = log_lines
+    assert "micro-batches of 4" in line
+    assert end in line
+
+
 def test_patience_needs_something_held_out():
     assert plan_of("train.patience=3").patience == 3
     data = replace(make_data(), val=None)

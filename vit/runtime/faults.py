@@ -70,7 +70,7 @@ def memory_advice(images_at_once: int | None) -> str:
     smaller = "a smaller train.micro_batch_size"
     if images_at_once is not None:
         smaller = f"train.micro_batch_size={images_at_once // 2}"
-    return f"try {smaller}, which leaves the result as it is"
+    return f"try {smaller}, which leaves the result as it is, dropout apart"
 
 
 def is_lost_process(error: Exception) -> bool:

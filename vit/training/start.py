@@ -12,6 +12,7 @@ import torch
 from vit.checkpoints.model import build_model
 from vit.checkpoints.run import RunCheckpoints
 from vit.config.config import Config, to_dict
+from vit.config.model import ModelConfig
 from vit.data.splits import ImageDataset, sample_evenly
 from vit.errors import ConfigError
 from vit.model.initialization import whiten_patches
@@ -288,7 +289,9 @@ def choose_micro_batch_size(
 
     # Sharded models are left out, since there each pass is a collective that may not fail
     if new and machine.device.type == "cuda" and not machine.sharded:
-        state.progress.micro_batch_size = fitting_micro_batch_size(state, batches, distillation)
+        state.progress.micro_batch_size = fitting_micro_batch_size(
+            config.model, state, batches, distillation
+        )
     found = state.progress.micro_batch_size
     if found is None or not machine.sharded:
         return found
@@ -301,7 +304,10 @@ def choose_micro_batch_size(
 
 
 def fitting_micro_batch_size(
-    state: TrainingState, batches: Batches, distillation: Distillation | None
+    model_config: ModelConfig,
+    state: TrainingState,
+    batches: Batches,
+    distillation: Distillation | None,
 ) -> int | None:
     """Return the largest micro-batch that fits into the GPU's memory; None for the whole batch.
 
@@ -319,11 +325,28 @@ def fitting_micro_batch_size(
         None if distillation is None else distillation.teach,
     )
     if size is not None:
+        result = "the result is the same"
+        if has_dropout(model_config):
+            result = "dropout draws other masks than for a whole batch, nothing else differs"
         log.info(
             f"memory holds {size} images at once: each batch is computed in micro-batches of "
-            f"{size}; the result is the same"
+            f"{size}; {result}"
         )
     return size
+
+
+def has_dropout(model: ModelConfig) -> bool:
+    """Whether the model drops at random what OptimizerStep.seed_dropout() decides."""
+    return any(
+        (
+            model.dropout,
+            model.embedding_dropout,
+            model.attention_dropout,
+            model.projection_dropout,
+            model.mlp_dropout,
+            model.patch_dropout,
+        )
+    )
 
 
 def make_observer(
