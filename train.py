@@ -225,7 +225,7 @@ def train(
     if not new:
         start.resume(config, run, state, plan, checkpoints)
     cost = prepare.cost_of(config, len(data.classes), distillation)
-    step = start.make_step(config, state, batches, plan, cost.step_flops, new, distillation)
+    step = start.make_step(config, state, batches, plan, cost.nominal_flops, new, distillation)
     reporting.announce(config, run, batches, plan, step, cost)
 
     # From here on the folder and its result.json are this run's

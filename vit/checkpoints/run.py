@@ -92,7 +92,7 @@ class RunCheckpoints:
         tensors, header, warning = read_last(self.folder)
         warnings = [] if warning is None else [warning]
 
-        # Everything is checked before the state is touched
+        # All but the tensors, which restore() checks, before the state is touched
         require_header_keys(header, self.folder, "classes", "config", "precision", "progress")
         check_classes(header["classes"], self.header["classes"], self.folder)
 

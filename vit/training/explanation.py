@@ -77,7 +77,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     else:
         rate = product_rate(machine.device, start.precision_of(config, machine).dtype)
         limit = config.runtime.max_minutes
-        sections.append(time_section(plan, trial, cost.step_flops, share, rate, limit))
+        sections.append(time_section(plan, trial, cost.nominal_flops, share, rate, limit))
         sections.append(memory_section(trial, share))
     return "\n\n".join("\n".join(lines) for lines in sections)
 
@@ -185,18 +185,18 @@ def length_section(
 def time_section(
     plan: Plan,
     trial: Trial,
-    image_flops: float,
+    nominal_flops: float,
     share: Share,
     product_rate: float,
     max_minutes: float | None,
 ) -> list[str]:
     """How long a step takes and the whole run would.
 
-    image_flops: of training on one image; product_rate: FLOP/s of large products; max_minutes: the
-    limit of each start.
+    nominal_flops: see Cost; product_rate: FLOP/s of large products; max_minutes: the limit of each
+    start.
     """
     images_per_second = share.batch_size / trial.step_seconds
-    mfu = min(1.0, image_flops * images_per_second / product_rate)
+    mfu = min(1.0, nominal_flops * images_per_second / product_rate)
     waiting = trial.data_seconds / trial.step_seconds
     training = plan.total_steps * trial.step_seconds
     evaluating = plan.evaluations(plan.total_steps) * trial.evaluation_seconds

@@ -104,7 +104,7 @@ def note_on_classes(config: Config, data: ImageDataset) -> str | None:
 def describe_teacher(distillation: Distillation, cost: Cost) -> str:
     """Describe which teacher is asked what, and what of a step's work that is."""
     teacher = distillation.teacher
-    share = 2 * teacher.macs / cost.step_flops
+    share = 2 * teacher.macs / cost.nominal_flops
     lines = [
         f"teacher {teacher.name}: {teacher.model.num_parameters():,} parameters, "
         f"{2 * teacher.macs / 1e9:.3g} GFLOPs an image, {share:.0%} of a step's work; "
@@ -248,7 +248,7 @@ def leave_card(
 def card_of(distillation: Distillation, cost: Cost) -> dict[str, str]:
     """Return what the card says of a teacher."""
     teacher = distillation.teacher
-    share = 2 * teacher.macs / cost.step_flops
+    share = 2 * teacher.macs / cost.nominal_flops
     return {
         "name": teacher.name,
         "SHA-256": teacher.sha256,
