@@ -185,8 +185,7 @@ def guarded_train(
         screen.doing("importing PyTorch")
         from vit.runtime.faults import faults_end_training
 
-        images_at_once = config.train.micro_batch_size or config.train.batch_size
-        with faults_end_training(images_at_once, run.kept_checkpoint, stop):
+        with faults_end_training(None, run.kept_checkpoint, stop):
             return train(config, run, stop, warnings, screen)
 
 
@@ -195,6 +194,7 @@ def train(
 ) -> float | None:
     """Build the parts of a run, fit and report; returns what a sweeper maximizes, see main()."""
     # Late, so that --help and a mistaken command are answered before torch is imported
+    from vit.runtime.faults import faults_end_training
     from vit.training import prepare, reporting, start
     from vit.training.loop import Trainer
 
@@ -225,7 +225,7 @@ def train(
     if not new:
         start.resume(config, run, state, plan, checkpoints)
     cost = prepare.cost_of(config, len(data.classes), distillation)
-    step = start.make_step(config, state, batches, plan, cost.step_flops, new, distillation)
+    step = start.make_step(config, state, batches, plan, cost.nominal_flops, new, distillation)
     reporting.announce(config, run, batches, plan, step, cost)
 
     # From here on the folder and its result.json are this run's
@@ -237,13 +237,12 @@ def train(
         reporting.show_start(config, observer)
 
     trainer = Trainer(state, step, batches, plan, checkpoints, observer, stop, machine.processes)
-    trainer.fit()
+    with faults_end_training(step.images_at_once, run.kept_checkpoint, stop):
+        trainer.fit()
 
-    # Every process reads the best checkpoint, which the first one has written; the test set is read
-    # this once, for the weights that were selected on the validation split
-    machine.processes.barrier()
+    # The test set is read this once, for the weights that were selected on the validation split
     screen.doing("evaluating on the test split")
-    test = trainer.test(checkpoints.load_best(state))
+    test = trainer.test_best()
     reporting.finish(config, run, test, observer, step, command)
 
     # Leaving waits for all, since the others would take an early end of this one for a fault

@@ -1,12 +1,13 @@
-"""Files that are written whole or not at all, or known to be cut short, and JSON in and out."""
+"""Files that are whole or known to be cut short, locks on files, and JSON in and out."""
 
 import contextlib
+import fcntl
 import json
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 TAR_BLOCK = 512  # bytes; a tar's headers and contents begin at multiples of it
 
@@ -61,6 +62,24 @@ def require_end(tar: tarfile.TarFile) -> None:
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(TAR_BLOCK) != bytes(TAR_BLOCK):
         raise EOFError(f"it breaks off or is damaged at byte {tar.offset:,}")
+
+
+def lock(file: IO[Any], *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file until it is closed, or its process ends; the lock is the kernel's.
+
+    shared: beside other shared locks. wait: until nobody else has it. Returns whether the file
+    system has locks: some of networks have none. Raises BlockingIOError where another process has
+    the lock.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        # ENOSYS, ENOLCK, EOPNOTSUPP and others, each where another file system has none
+        return False
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

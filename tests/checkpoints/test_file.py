@@ -124,6 +124,43 @@ def test_the_file_before_is_kept_under_a_second_name(path):
     assert sorted(os.listdir(path.parent)) == [second.name, path.name]
 
 
+@pytest.fixture
+def no_hard_links(monkeypatch):
+    """As on exFAT and some file systems of networks."""
+
+    def refuse(*arguments):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(checkpoint_file.os, "link", refuse)
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_without_hard_links_the_file_before_is_copied(path):
+    second = path.with_name("previous.safetensors")
+    for step in (1, 2, 3):
+        write_checkpoint(path, TENSORS, {**HEADER, "step": step}, keep=second)
+    assert read_checkpoint(path)[1]["step"] == 3
+    assert read_checkpoint(second)[1]["step"] == 2
+    assert sorted(os.listdir(path.parent)) == [second.name, path.name]
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_a_disk_that_is_full_while_copying_costs_neither_file(path, monkeypatch):
+    second = path.with_name("previous.safetensors")
+    write_checkpoint(path, TENSORS, {**HEADER, "step": 1}, keep=second)
+
+    def half_a_copy(source, target):
+        target.write_bytes(source.read_bytes()[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_file.shutil, "copyfile", half_a_copy)
+    with pytest.raises(OSError, match="No space"):
+        write_checkpoint(path, TENSORS, {**HEADER, "step": 2}, keep=second)
+    assert read_checkpoint(path)[1]["step"] == 1
+    assert read_checkpoint(second)[1] == HEADER
+    assert sorted(os.listdir(path.parent)) == [second.name, path.name]
+
+
 def test_missing_keys_of_a_header_are_named():
     assert require_header_keys(HEADER, "file", "kind", "value") == HEADER
     with pytest.raises(CheckpointError, match=r"file: .*config, classes"):

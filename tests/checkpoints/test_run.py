@@ -100,6 +100,40 @@ def test_the_one_before_is_kept_and_used_where_the_last_is_damaged(checkpoints):
         read_last(folder)
 
 
+def noted_best(step, top1):
+    """A state after an evaluation that was the best so far."""
+    state = trained_state()
+    state.progress.step = step
+    state.progress.improve({"top1": top1, "balanced_top1": 0.4, "macro_f1": 0.3, "loss": 1 - top1})
+    return state
+
+
+@pytest.mark.parametrize(("step_of_last", "expected"), [(2, (6, 0.9)), (7, (3, 0.5))])
+def test_a_best_that_is_ahead_of_the_last_is_known_to_a_resumed_run(
+    checkpoints, step_of_last, expected
+):
+    """As after a kill between the two, or where the last is damaged."""
+    last = noted_best(3, 0.5)
+    last.progress.step = step_of_last
+    checkpoints.save_last(last)
+    checkpoints.save_best(noted_best(6, 0.9))
+    fresh = make_state(optimizer=ADAMW, ema_decay=0.9)
+    assert checkpoints.resume(fresh, may_differ=False) == []
+    progress = fresh.progress
+    assert progress.step == step_of_last
+    assert (progress.best_step, progress.best_top1) == expected
+    assert progress.best()["macro_f1"] == 0.3
+
+
+def test_a_damaged_best_does_not_keep_a_run_from_being_resumed(checkpoints):
+    """A later evaluation may write a better one."""
+    checkpoints.save_last(noted_best(3, 0.5))
+    (checkpoints.folder / BEST).write_bytes(b"cut short")
+    fresh = make_state(optimizer=ADAMW, ema_decay=0.9)
+    assert checkpoints.resume(fresh, may_differ=False) == []
+    assert fresh.progress.best_step == 3
+
+
 def test_other_training_images_are_refused_unless_that_is_allowed(checkpoints):
     checkpoints.save_last(trained_state())
     moved = dataclasses.replace(checkpoints, header={**HEADER, "data": 4321})

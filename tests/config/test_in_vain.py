@@ -36,6 +36,7 @@ REFUSED = [
     ("optimizer.momentum=0.5", ["optimizer=muon", "train.freeze=backbone"]),
     ("optimizer.nesterov=false", ["optimizer=muon", "train.freeze=backbone"]),
     ("train.class_weights=balanced", ["data.balance=1"]),
+    ("train.class_weights=balanced", ["train.teacher=x", "train.distill_weight=1"]),
     ("train.label_smoothing=0.2", ["train.teacher=x", "train.distill_weight=1"]),
     (
         "train.drop_path_schedule=constant",
@@ -80,6 +81,8 @@ ACCEPTED = [
     ("optimizer.nesterov=false", ["optimizer=sgd", "train.freeze=backbone"]),
     ("train.class_weights=balanced", ["data.balance=0.5"]),
     ("train.class_weights=none", ["data.balance=1"]),
+    ("train.class_weights=balanced", ["train.teacher=x", "train.distill_weight=0.9"]),
+    ("train.class_weights=none", ["train.teacher=x", "train.distill_weight=1"]),
     ("train.label_smoothing=0.2", ["train.teacher=x", "train.distill_weight=0.9"]),
     ("train.label_smoothing=0", ["train.teacher=x", "train.distill_weight=1"]),
     ("runtime.compile=true", []),

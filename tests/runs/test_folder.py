@@ -1,5 +1,6 @@
 """One run, one folder: its lock, its log, and what result.json says of how it ended."""
 
+import errno
 import json
 import logging
 import os
@@ -87,6 +88,23 @@ def test_waiting_for_another_process_to_let_go(path):
     threading.Timer(0.2, holder.lock_file.close).start()
     wait_until_free(path, 30.0)
     assert holder.lock_file.closed
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_with_a_warning(path, monkeypatch, number):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("vit.files.fcntl.flock", refuse)
+    run, lines = RunFolder(path), []
+    run.start_log(lines.append)
+    assert len(lines) == 1
+    assert f"{path} has no locks" in lines[0]
+    assert lines[0] in (path / "train.log").read_text()
+    # Nobody can tell whether another process is there
+    started = time.monotonic()
+    wait_until_free(path, 10.0)
+    assert time.monotonic() - started < 5
 
 
 def test_a_folder_that_can_not_be_made_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """The sweep's jobs and its table, from folders as jobs leave them."""
 
 import csv
+import errno
 import json
 import math
 import signal
@@ -130,6 +131,14 @@ def test_the_folder_of_another_job_is_refused(tmp_path):
         run_job(tmp_path / "0", ["seed=7"])
 
 
+def test_a_sweep_may_go_on_with_another_number_of_jobs_at_once(tmp_path):
+    write_finished(tmp_path / "0", ["jobs_at_once=4", "seed=1"], 0.5, 0.5)
+    for settings in (["jobs_at_once=2"], [], ["search=digits", "jobs_at_once=1"]):
+        assert run_job(tmp_path / "0", ["seed=1", *settings]) == 0.5
+    # A single run refuses it
+    assert table(collect(tmp_path)).splitlines()[-1] == "best: python train.py seed=1"
+
+
 def test_jobs_that_differ_in_the_seed_alone_get_a_mean(tmp_path):
     for seed, (val, test) in enumerate([(0.90, 0.88), (0.92, 0.89), (0.94, 0.90)]):
         overrides = ["experiment=digits", f"seed={seed}"]
@@ -219,6 +228,16 @@ def test_without_a_limit_there_are_no_slots(tmp_path):
     with job_slot(tmp_path, None) as number:
         assert number is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_are_not_counted_without_locks(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("vit.files.fcntl.flock", refuse)
+    line = rf"^jobs_at_once=2: .*{tmp_path} has no locks .*hydra\.sweep\.dir"
+    with pytest.raises(ConfigError, match=line), job_slot(tmp_path, 2):
+        pass
 
 
 class FakeChild:
@@ -329,21 +348,26 @@ def test_a_job_is_train_py_with_its_overrides_in_its_folder(tmp_path, started):
 
 
 @pytest.mark.usefixtures("started")
-def test_a_signal_is_passed_on_to_the_job_and_ends_the_sweep(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_passed_on_to_the_job_and_ends_the_sweep(tmp_path, monkeypatch, number):
     passed_on = []
+
+    def unexpected(number, frame):
+        raise AssertionError(f"{number} came to the driver itself")
 
     class StoppedChild(FakeChild):
         def send_signal(self, number):
             passed_on.append(number)
 
         def wait(self):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
             return 75
 
     monkeypatch.setattr(sweep.subprocess, "Popen", StoppedChild)
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=rf"SIGTERM .*hydra\.sweep\.dir={tmp_path.parent}"):
+    # Not that of SIGUSR1, which would end the tests where the sweep leaves it alone
+    handler = signal.signal(number, unexpected)
+    with pytest.raises(Stopped, match=rf"{number.name} .*hydra\.sweep\.dir={tmp_path.parent}"):
         train_job(tmp_path, ["seed=1"])
-    assert passed_on == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) == handler
+    assert passed_on == [number]
+    assert signal.signal(number, handler) is unexpected
     assert json.loads((tmp_path / "job.json").read_text())["exit_code"] == 75

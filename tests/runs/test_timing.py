@@ -115,7 +115,7 @@ def test_time_is_counted_by_purpose_also_where_it_ends_in_an_error(monkeypatch):
 
 
 def test_the_fraction_of_the_devices_rate_never_passes_one():
-    speed = Speed(Cost(macs=10**9, step_flops=6e9), product_rate=1.2e12)
+    speed = Speed(Cost(macs=10**9, nominal_flops=6e9), product_rate=1.2e12)
     assert speed.mfu(100.0) == pytest.approx(0.5)
     # The rate was measured on a busy machine: it is corrected
     assert speed.mfu(400.0) == 1.0

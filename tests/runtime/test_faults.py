@@ -8,11 +8,17 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+from composing import configured
 
+from train import guarded_train
 from vit.errors import ConfigError, Stopped, TrainingFailed
+from vit.runs.folder import RunFolder
 from vit.runtime.faults import describe_fault, failures_explained, faults_end_training
 from vit.runtime.signals import StopSignal
 from vit.runtime.time_limit import TimeLimit
+from vit.training import loop, start
+
+SMALL = ["experiment=digits", "model.num_layers=1", "model.hidden_size=16", "model.num_heads=2"]
 
 FAULTS = [
     (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
@@ -59,7 +65,10 @@ def test_at_the_limit_of_time_a_lost_process_has_stopped_first():
     at_limit = pytest.raises(Stopped, match=r"runtime\.max_minutes=60")
     with at_limit, faults_end_training(16, lambda: "", stop):
         raise LOST
-    with pytest.raises(TrainingFailed, match="disk"), faults_end_training(16, lambda: "", stop):
+    with (
+        pytest.raises(TrainingFailed, match="disk"),
+        faults_end_training(16, lambda: "", stop),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -74,7 +83,27 @@ def test_before_the_limit_a_lost_process_is_a_fault(stop):
 
 def test_the_advice_never_falls_below_one_image():
     message = describe_fault(torch.OutOfMemoryError("out of memory"), images_at_once=1)
-    assert "train.micro_batch_size=1" in message
+    assert "runtime.activation_checkpointing" in message
+    assert "micro_batch_size" not in message
+
+
+def test_before_the_first_step_the_advice_has_no_number():
+    message = describe_fault(torch.OutOfMemoryError("out of memory"), images_at_once=None)
+    assert "try a smaller train.micro_batch_size, " in message
+
+
+def test_the_advice_halves_what_was_computed_at_once(tmp_path, monkeypatch):
+    """A run whose micro-batch was found by itself, as on a GPU."""
+
+    def no_memory(trainer):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(start, "choose_micro_batch_size", lambda *arguments: 6)
+    monkeypatch.setattr(loop.Trainer, "fit", no_memory)
+    config = configured(*SMALL, "train.batch_size=16", "runtime.device=cpu")
+    failed = pytest.raises(TrainingFailed, match=r"train\.micro_batch_size=3,")
+    with failed, RunFolder(tmp_path / "run").outcome() as run:
+        guarded_train(config, run, StopSignal(), [])
 
 
 @pytest.mark.parametrize("error", BUGS, ids=lambda value: type(value).__name__)

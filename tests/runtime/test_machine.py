@@ -9,7 +9,7 @@ import torch
 import train
 from vit.errors import ConfigError
 from vit.runtime import launch
-from vit.runtime.cores import loader_workers, usable_cores
+from vit.runtime.cores import loader_workers, usable_cores, worker_cores
 from vit.runtime.device import choose_device, describe_device, peak_memory, product_rate
 from vit.runtime.launch import process_rank, started_by_torchrun, wait_for_first
 from vit.runtime.machine import Machine, require_gpus_of
@@ -122,8 +122,14 @@ def test_a_gpu_is_fed_by_all_cores_but_one(monkeypatch):
     assert loader_workers(None, processes=8, device_type="cuda") == 1
     assert loader_workers(None, processes=16, device_type="cuda") == 1
     assert loader_workers(3, device_type="cuda") == 3
+    # What a run that waits for data is told to give them
+    assert worker_cores(1, "cuda") == 15
+    assert worker_cores(4, "cuda") == 3
+    assert worker_cores(4, "cpu") == 4
+    assert worker_cores(100, "cuda") == worker_cores(100, "cpu") == 1
     cores = 128
     assert loader_workers(None, device_type="cuda") == 32
+    assert worker_cores(1, "cuda") == 127
 
 
 def test_float32_on_a_gpu_is_not_tf32(monkeypatch):

@@ -123,6 +123,35 @@ def test_unreadable_images_are_skipped_where_that_is_asked_for(tmp_path, skip):
             list(batches.training(0, 1))
 
 
+def test_a_few_training_images_are_skipped_like_those_of_a_batch(tmp_path):
+    """As train.whiten_patches and TensorBoard take them; others must all be readable."""
+    data = load("folder", make_images(tmp_path, {"train": 12}))
+    indices = torch.tensor([2, 5, 7])
+    path = os.fsdecode(data.train.paths[5])
+    Path(path).write_bytes(b"\xff\xd8 no more")
+    for skip in (True, False):
+        batches = make_batches(data, RGB, make_augmentation(RGB, skip_unreadable=skip), 4)
+        if skip:
+            images, labels = batches.inputs_of(data.train, indices)
+            expected, _ = batches.inputs_of(data.train, torch.tensor([2, 6, 7]))
+            assert torch.equal(images, expected)
+            assert torch.equal(labels, data.train.labels[[2, 6, 7]])
+            others = data.train.subset(indices)
+        else:
+            others = data.train
+        with pytest.raises(DataError, match=path):
+            batches.inputs_of(others, torch.arange(len(others)))
+
+
+def test_a_few_images_in_memory_are_those_of_an_evaluation():
+    data = load("digits")
+    gray = Preprocessing((8, 8), 1, (0.3,), (0.4,), None, "bilinear")
+    batches = make_batches(data, gray, make_augmentation(gray), 64)
+    images, labels = batches.inputs_of(data.val, torch.tensor([3, 1]))
+    assert torch.equal(images, gray.to_input(data.val.pixels[[3, 1]]))
+    assert torch.equal(labels, data.val.labels[[3, 1]])
+
+
 def test_evaluations_keep_to_the_micro_batch_and_to_the_memory(log_lines):
     data = load("digits")
     gray = Preprocessing((8, 8), 1, (0.3,), (0.4,), None, "bilinear")

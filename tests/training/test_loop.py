@@ -189,6 +189,33 @@ def test_a_state_with_an_unseen_loss_that_is_not_finite_is_never_saved(tmp_path)
     assert trainer.checkpoints.last == []
 
 
+def test_weights_after_a_gradient_that_is_not_finite_are_never_saved(tmp_path):
+    """The loss of the last step is that of the weights before it."""
+    trainer = make_trainer(tmp_path, plan=make_plan(6, save_every=5, log_every=100))
+
+    def explode(gradient):
+        return gradient * float("inf") if trainer.state.progress.step == 4 else gradient
+
+    trainer.state.model.head.bias.register_hook(explode)
+    with pytest.raises(TrainingFailed, match=r"gradient is (nan|inf) at step 5"):
+        trainer.fit()
+    assert (trainer.checkpoints.last, trainer.checkpoints.best) == ([], [])
+
+
+@pytest.mark.parametrize("select", ["top1", "loss"])
+@pytest.mark.parametrize("losses", [(float("nan"),), (1.0, float("nan"))], ids=["first", "second"])
+def test_a_validation_loss_that_is_not_finite_is_no_improvement(tmp_path, select, losses):
+    state = make_state()
+    state.select = select
+    batches = MadeUpBatches(evaluations=[{"loss": loss, "top1": 0.5} for loss in losses])
+    trainer = make_trainer(tmp_path, state=state, batches=batches)
+    step = 3 * len(losses)
+    with pytest.raises(TrainingFailed, match=rf"validation loss is nan at step {step}"):
+        trainer.fit()
+    assert trainer.checkpoints.best == [3][: len(losses) - 1]
+    assert state.progress.best_loss == (None if len(losses) == 1 else 1.0)
+
+
 def stop_in_forward_pass(trainer, number, signal_number):
     """Let a signal arrive during the forward pass of this number, counted from 1."""
     model, passes = trainer.state.model, []
@@ -447,6 +474,31 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, optimizer):
         (ours, _), (theirs, _) = map(read_checkpoint, files)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_best_of_steps_that_a_kill_has_cost_stays_the_best(tmp_path):
+    """Where the same steps do not come to it again, as on a GPU."""
+
+    def begin(*top1):
+        evaluations = [{"loss": 1.0, "top1": value} for value in top1]
+        batches = MadeUpBatches(evaluations=evaluations)
+        checkpoints = real_checkpoints(tmp_path / "checkpoints")
+        return make_trainer(tmp_path, batches=batches, checkpoints=checkpoints)
+
+    killed = begin(0.5, 0.9)
+    killed.checkpoints.save_last(killed.state)
+    # The kill comes after the evaluation of step 6, and before the next save
+    killed.save = lambda: None
+    killed.fit()
+
+    resumed = begin(0.5, 0.8)
+    resumed.checkpoints.resume(resumed.state, may_differ=False)
+    assert resumed.state.progress.step == 0
+    resumed.fit()
+    progress = resumed.state.progress
+    assert (progress.step, progress.best_step, progress.best_top1) == (6, 6, 0.9)
+    _, header = read_checkpoint(tmp_path / "checkpoints" / "best.safetensors")
+    assert header["progress"]["best_top1"] == 0.9
 
 
 def test_saving_at_the_start_changes_nothing(tmp_path):

@@ -12,7 +12,9 @@ from vit.training.micro_batch import (
     MARGIN,
     agree_on_micro_batch_size,
     find_micro_batch_size,
+    largest_in_step,
     memory_of_training,
+    passes_of_processes,
     smaller_size,
 )
 
@@ -108,3 +110,26 @@ def test_a_gpu_keeps_a_part_of_its_memory(monkeypatch):
     assert margin.nbytes == MARGIN * 10**6 == 0.05 * 10**6
     *_, margin = memory_of_training(model, SHAPE, 8, CPU)
     assert margin.nbytes == 0
+
+
+def test_parts_that_differ_by_two_images_may_make_another_pass():
+    assert passes_of_processes(66, 32, 2) == [1, 2]
+    assert passes_of_processes(66, 34, 2) == [1, 1]
+    assert passes_of_processes(64, 32, 2) == [1, 1]
+    assert set(passes_of_processes(1024, 57, 6)) == {3, 4}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "size", "count", "expected"),
+    [
+        (64, 32, 2, 32),
+        # 32 and 34 images: two passes of at most 31, three of 12 and more
+        (66, 32, 2, 31),
+        (66, 16, 2, 15),
+        (1024, 57, 6, 56),
+        # 32 and 34 single images, or 16 and 17 pairs
+        (66, 2, 2, None),
+    ],
+)
+def test_a_micro_batch_that_keeps_processes_in_step(batch_size, size, count, expected):
+    assert largest_in_step(batch_size, size, count) == expected

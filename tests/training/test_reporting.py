@@ -8,9 +8,12 @@ import pytest
 import torch
 from composing import configured
 from PIL import Image
+from small_training import MadeUpBatches, make_observer, make_plan, make_state, make_step
 
 from vit.data.class_balance import balanced_weights
 from vit.data.splits import ImageDataset, ImageSplit
+from vit.runtime.machine import Machine
+from vit.runtime.processes import Processes
 from vit.training.prepare import (
     cost_of,
     has_unbalanced_split,
@@ -18,7 +21,12 @@ from vit.training.prepare import (
     make_order,
     training_sizes,
 )
-from vit.training.reporting import note_on_classes, note_on_size, note_on_test_classes
+from vit.training.reporting import (
+    describe_bottleneck,
+    note_on_classes,
+    note_on_size,
+    note_on_test_classes,
+)
 
 CPU = torch.device("cpu")
 
@@ -120,3 +128,19 @@ def test_small_images_that_are_enlarged_are_told_with_a_cheaper_command():
         "note   images of 2 px are enlarged to 8; from scratch a model of their own size"
     )
     assert size_note(images, "model.image_size=4", "model.patch_size=4") is None
+
+
+@pytest.mark.parametrize(("workers", "advice"), [(4, "vit.shrink"), (1, "runtime.workers=4 ")])
+def test_waiting_for_data_asks_for_no_more_workers_than_there_are_cores_for(
+    tmp_path, monkeypatch, workers, advice
+):
+    """Four processes share sixteen cores."""
+    monkeypatch.setattr("vit.runtime.cores.usable_cores", lambda: 16)
+    processes = Processes(count=4, local_count=4)
+    batches = MadeUpBatches(machine=Machine(CPU, processes, workers, sharded=False))
+    batches.train = ImageSplit("files", torch.zeros(3), paths=[b"a", b"b", b"c"])
+    observer = make_observer(tmp_path, make_state(), make_plan(6), batches)
+    observer.clock.spent.data, observer.clock.spent.steps = 20, 80
+    line = describe_bottleneck(configured(), observer, make_step(observer.state))
+    assert "waiting for data" in line
+    assert advice in line

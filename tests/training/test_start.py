@@ -81,6 +81,56 @@ def test_a_batch_that_is_too_large_or_too_small_is_refused(num_images, count):
         plan_of(num_images=num_images, count=count)
 
 
+def test_processes_that_share_a_model_must_make_equally_many_passes():
+    """Of eight and of ten images: one pass of eight, and two."""
+    sharded = ["train.batch_size=18", "runtime.sharding=fsdp"]
+    line = r"^train\.micro_batch_size=8: .* 1 to 2 passes .* 4 divides, or .*micro_batch_size=7$"
+    with pytest.raises(ConfigError, match=line):
+        plan_of(*sharded, "train.micro_batch_size=8", count=2)
+    for others in (["train.micro_batch_size=7"], ["train.micro_batch_size=10"], []):
+        assert plan_of(*sharded, *others, count=2).batch_size == 18
+    # With DDP gradients are exchanged in the last pass alone
+    assert plan_of("train.batch_size=18", "train.micro_batch_size=8", count=2).batch_size == 18
+
+
+def micro_batch_of_resumed(found, sharded):
+    """What two processes compute at once, in whose run a micro-batch was found to fit."""
+    config = configured(*SMALL, "train.batch_size=18", f"runtime.sharding={sharded}")
+    state = make_run_state(config)
+    state.progress.micro_batch_size = found
+    machine = Machine(CPU, Processes(count=2), workers=0, sharded=sharded == "fsdp")
+    batches = prepare.make_batches(config, make_data(), machine, StopSignal())
+    return start.choose_micro_batch_size(config, state, batches, new=False, distillation=None)
+
+
+def test_a_micro_batch_that_was_found_unsharded_is_lowered_to_keep_processes_in_step():
+    assert micro_batch_of_resumed(8, "none") == 8
+    assert micro_batch_of_resumed(8, "fsdp") == 7
+    with pytest.raises(ConfigError, match=r"^train\.micro_batch_size=1: .* 8 to 10 passes"):
+        micro_batch_of_resumed(1, "fsdp")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "end"),
+    [
+        ([], "the result is the same"),
+        (["model.drop_path=0.1"], "the result is the same"),
+        (["model.patch_dropout=0.25"], "dropout draws other masks"),
+        (["model.attention_dropout=0.1"], "dropout draws other masks"),
+    ],
+)
+def test_a_micro_batch_that_memory_asks_for_is_told_with_what_it_changes(
+    monkeypatch, log_lines, overrides, end
+):
+    config = configured(*SMALL, *overrides)
+    monkeypatch.setattr(start, "agree_on_micro_batch_size", lambda *arguments: 4)
+    batches, state = make_batches(config), make_state()
+    assert start.fitting_micro_batch_size(config.model, state, batches, None) == 4
+    (line,) = log_lines
+    assert "micro-batches of 4" in line
+    assert end in line
+
+
 def test_patience_needs_something_held_out():
     assert plan_of("train.patience=3").patience == 3
     data = replace(make_data(), val=None)

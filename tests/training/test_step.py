@@ -17,6 +17,7 @@ from small_training import (
 
 from vit.errors import TrainingFailed
 from vit.runtime.precision import Precision
+from vit.runtime.processes import Processes
 from vit.training.losses import build_loss
 from vit.training.state import EMA
 from vit.training.step import draw_drop_path
@@ -133,6 +134,15 @@ def test_every_step_and_every_micro_batch_has_dropout_of_its_own():
     different = logits[:4]
     for first in range(4):
         assert not any(torch.equal(different[first], other) for other in different[first + 1 :])
+
+
+def test_a_process_computes_its_part_or_a_micro_batch_at_once():
+    parts = [(None, 1), (4, 1), (None, 2), (4, 2), (12, 2)]
+    steps = [
+        make_step(make_state(), micro_batch_size=size, processes=Processes(count=count))
+        for size, count in parts
+    ]
+    assert [step.images_at_once for step in steps] == [16, 4, 8, 4, 8]
 
 
 def overflowing_state(**settings):

@@ -39,6 +39,14 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(loss):
     require_finite(1.0, 3)
 
 
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_named_with_its_step(norm):
+    """The loss of the step was that of the weights before it."""
+    window = filled((1.0, 8.0, 0.5), (1.0, math.nan, norm), (1.0, 8.0, 0.5))
+    with pytest.raises(TrainingFailed, match=rf"norm of the gradient is {norm} at step 9"):
+        window.means(step=10)
+
+
 def test_a_window_survives_json_to_the_bit():
     window = filled((0.1, 3.0, 1 / 3), (math.pi, math.nan, 1e-8))
     again = StepWindow(json.loads(json.dumps(window.to_dict())))
@@ -73,3 +81,15 @@ def test_speed_and_the_wait_for_data(monkeypatch):
     window.data_seconds = 1.0
     now[0] = 104.0
     assert (window.seconds(), window.images_per_second(), window.data_wait()) == (4.0, 4.0, 0.25)
+
+
+def test_the_steps_of_an_earlier_session_do_not_count_as_speed(monkeypatch):
+    """Their time is not known any more."""
+    now = [100.0]
+    monkeypatch.setattr("vit.training.window.time.perf_counter", lambda: now[0])
+    window = StepWindow({"rows": [[1.0, 8.0, 0.5]] * 49, "images": 49 * 16})
+    window.add(torch.full((3,), 2.0), 16)
+    now[0] = 104.0
+    assert window.images_per_second() == 4.0
+    assert window.images == 50 * 16
+    assert window.means(50).loss == pytest.approx(51 / 50)

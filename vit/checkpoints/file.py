@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,21 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def link_as(path: Path, name: Path) -> None:
-    """Give a file a second name, in place of the file that has that name now."""
+    """Give a file a second name, in place of the file that has that name now.
+
+    A copy takes its place on file systems without hard links, such as exFAT and some of networks.
+    Raises OSError where the disk has no room for it.
+    """
     # os.link refuses a name that exists, and removing it first would leave a moment without it
     link = name.with_name(f".{name.name}.writing")
     link.unlink(missing_ok=True)
-    os.link(path, link)
+    try:
+        os.link(path, link)
+    except OSError:
+        # EPERM, ENOTSUP, ENOSYS, by file system; of a full disk the copy tells as well
+        with atomic_write(name, durable=True) as temporary:
+            shutil.copyfile(path, temporary)
+        return
     os.replace(link, name)
 
 

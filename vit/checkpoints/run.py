@@ -92,7 +92,7 @@ class RunCheckpoints:
         tensors, header, warning = read_last(self.folder)
         warnings = [] if warning is None else [warning]
 
-        # Everything is checked before the state is touched
+        # All but the tensors, which restore() checks, before the state is touched
         require_header_keys(header, self.folder, "classes", "config", "precision", "progress")
         check_classes(header["classes"], self.header["classes"], self.folder)
 
@@ -115,7 +115,23 @@ class RunCheckpoints:
                 f"(runtime.threads={saved_threads} would keep them)"
             )
         state.restore(tensors, header, str(self.folder))
+        self.adopt_best(state)
         return warnings
+
+    def adopt_best(self, state: "TrainingState") -> None:
+        """Let a state know of the best checkpoint, where this is of a later step than the state.
+
+        The best is written at once and the last one seldom: a run that was killed in between is
+        resumed from before its best. On a GPU the steps in between may not come to it again.
+        """
+        try:
+            header = read_checkpoint(self.folder / BEST)[1]
+        except CheckpointError:
+            # There is none before the first evaluation; a damaged one may be replaced by a better,
+            # and is refused by load_best() otherwise
+            return
+        if "progress" in header:
+            state.adopt_best(header["progress"], str(self.folder / BEST))
 
 
 def read_last(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:

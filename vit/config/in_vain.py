@@ -88,6 +88,11 @@ CASES = (
         "with data.balance=1, which draws all classes equally often",
     ),
     Case(
+        "train.class_weights",
+        lambda config: config.train.class_weights != "none" and config.train.distill_weight == 1,
+        "with train.distill_weight=1, which leaves the labels no part in the loss",
+    ),
+    Case(
         "train.label_smoothing",
         lambda config: config.train.label_smoothing > 0 and config.train.distill_weight == 1,
         "with train.distill_weight=1, which leaves the labels no part in the loss",

@@ -10,7 +10,6 @@ are the same, and therefore the bits. The finished file is written from here in 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ import numpy as np
 from vit.data.image_files import file_of
 from vit.data.labeled_sources import LabeledImage, Source
 from vit.errors import ConfigError, DataError
-from vit.files import atomic_write
+from vit.files import atomic_write, lock
 
 # Seconds of work that a kill may cost
 COMMIT_SECONDS = 1.0
@@ -148,7 +147,7 @@ class Journal:
         """Lock the folder until this process ends, however it ends."""
         self.lock_file = open(self.folder / ".lock", "a")  # noqa: SIM115
         try:
-            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self.lock_file)
         except BlockingIOError:
             raise ConfigError(
                 f"{self.folder}: another command is writing there; wait for it, or choose "

@@ -133,7 +133,7 @@ def cost_section(
     result: dict[str, Any], timing: list[dict[str, Any]], cost: Cost, device: str
 ) -> Section:
     peak = max((row["memory_bytes"] for row in timing), default=0)
-    forward, training = 2 * cost.macs / 1e9, cost.step_flops / 1e9
+    forward, training = 2 * cost.macs / 1e9, cost.nominal_flops / 1e9
     return {
         "time": format_duration(result["seconds"]),
         "speed": f"{result['images_per_second']:g} images/s, pauses included",

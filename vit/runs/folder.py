@@ -1,7 +1,6 @@
 """One run, one folder: its lock, its log, its configuration and its result.json."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.errors import CheckpointError, ConfigError, Stopped, TrainingFailed, UserError
-from vit.files import read_json, write_json, write_text
+from vit.files import lock, read_json, write_json, write_text
 from vit.text import shorten
 
 log = logging.getLogger("vit")
@@ -38,6 +37,8 @@ class RunFolder:
         self.path, self.overrides, self.writes = path, list(overrides), writes
         # Whether this command may write result.json
         self.owns_result = False
+        # False where the file system has no locks: a run that is alone there must not be refused
+        self.has_lock = True
         # What an unfinished run has to say in result.json; begin() sets it
         self.describe_progress: Callable[[], dict[str, Any]] = dict
         if writes:
@@ -52,7 +53,8 @@ class RunFolder:
     def lock(self) -> None:
         """Lock the folder until this process ends, however it ends.
 
-        The lock is the kernel's, on the file .lock, so there is no stale one to clean up.
+        The lock is the kernel's, on the file .lock, so there is no stale one to clean up. Where the
+        file system has no locks, start_log() warns of it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,7 @@ class RunFolder:
             ) from None
 
         try:
-            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.has_lock = lock(self.lock_file)
         except BlockingIOError:
             self.lock_file.seek(0)
             holder = self.lock_file.read().strip() or "just starting"
@@ -155,6 +157,11 @@ class RunFolder:
         file = logging.FileHandler(self.path / "train.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.handlers = [screen, file]
+        if not self.has_lock:
+            log.info(
+                f"warning: the file system of {self.path} has no locks, so that no second run into "
+                "the folder is refused; start none"
+            )
 
     def begin(self, yaml: str, describe_progress: Callable[[], dict[str, Any]]) -> None:
         """Write config.yaml; from now on the folder and its result.json are this run's.
@@ -218,9 +225,9 @@ def wait_until_free(path: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while (path / ".lock").exists() and time.monotonic() < deadline:
         # A shared lock, which is given only while nobody has the exclusive one
-        with open(path / ".lock") as lock:
+        with open(path / ".lock") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                lock(file, shared=True)
                 return
             except BlockingIOError:
                 time.sleep(0.2)

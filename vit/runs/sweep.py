@@ -7,7 +7,6 @@ memory is not given back.
 import contextlib
 import csv
 import ctypes
-import fcntl
 import math
 import os
 import shlex
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.errors import ConfigError, Stopped
-from vit.files import atomic_write, read_json, write_json, write_text
+from vit.files import atomic_write, lock, read_json, write_json, write_text
 from vit.runs.folder import wait_until_free
 from vit.runs.selection import CRITERIA, describe_value, score, score_of
 from vit.text import markdown_table, shorten
@@ -61,7 +60,7 @@ def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None)
 
     # Jobs are numbered: another sweep into the same folder would resume jobs of other settings
     earlier = read_json(folder / "job.json").get("overrides")
-    if earlier is not None and sorted(earlier) != sorted(overrides):
+    if earlier is not None and sorted(job_settings(earlier)) != sorted(job_settings(overrides)):
         raise ConfigError(
             f"{folder}: holds another job of an earlier sweep ({' '.join(earlier)}); "
             "give the sweep a folder of its own with hydra.sweep.dir=FOLDER"
@@ -81,6 +80,11 @@ def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None)
     return math.nan if value is None else value
 
 
+def job_settings(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that make a job what it is, without those of the whole sweep."""
+    return [item for item in overrides if not item.startswith(SETTINGS_OF_SWEEPS)]
+
+
 @contextlib.contextmanager
 def job_slot(sweep_folder: Path, count: int | None) -> Iterator[int | None]:
     """Wait for one of `count` slots of a sweep, and give its number; None where count is None.
@@ -94,11 +98,15 @@ def job_slot(sweep_folder: Path, count: int | None) -> Iterator[int | None]:
     # Locks of the kernel, which end with their process, so that no crash can leave a slot taken
     with contextlib.ExitStack() as stack:
         paths = [sweep_folder / f".place-{number}" for number in range(count)]
-        locks = [stack.enter_context(open(path, "w")) for path in paths]
+        files = [stack.enter_context(open(path, "w")) for path in paths]
         while True:
-            for number, lock in enumerate(locks):
+            for number, file in enumerate(files):
                 with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not lock(file):
+                        raise ConfigError(
+                            f"jobs_at_once={count}: the file system of {sweep_folder} has no locks "
+                            "to count jobs by; give another with hydra.sweep.dir=FOLDER"
+                        )
                     yield number
                     return
             time.sleep(0.5)
@@ -159,7 +167,7 @@ def train_job(folder: Path, overrides: list[str], gpus: Sequence[str] = ()) -> N
 
     # resume=auto starts a new run where there is none, so one command does for both
     resume = [] if any(item.startswith("resume=") for item in overrides) else ["resume=auto"]
-    settings = [item for item in overrides if not item.startswith(SETTINGS_OF_SWEEPS)]
+    settings = job_settings(overrides)
     command = [sys.executable, str(TRAIN), *settings, *resume, f"hydra.run.dir={folder}"]
     child = subprocess.Popen(
         command,
@@ -200,9 +208,9 @@ def wait_passing_signals_on(child: subprocess.Popen) -> tuple[int, signal.Signal
         received.append(number)
         child.send_signal(number)
 
-    handlers = {
-        number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    # Those that make a run save and stop
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         exit_code = child.wait()
     finally:
@@ -244,7 +252,7 @@ def job_row(note: Path) -> Row:
         reason = "" if code is None else describe_exit(code)
     return {
         "job": note.parent.name,
-        "overrides": " ".join(job["overrides"]),
+        "overrides": " ".join(job_settings(job["overrides"])),
         # Earlier versions selected by top-1, and did not say so
         "select": result.get("select", "top1" if result else None),
         **{name: result.get(name) for name in MEASURED},

@@ -111,14 +111,14 @@ class Clock:
 class Cost(NamedTuple):
     """What one image costs.
 
-    macs: multiply-adds of a forward pass; step_flops: FLOPs of a step, a teacher's pass included.
-    What is computed a second time (activation checkpointing) does not count: it brings training no
-    further. Both are of the whole architecture, as papers have it; vit.model.cost.training_flops
-    counts what is really done.
+    macs: multiply-adds of a forward pass; nominal_flops: FLOPs of training, a teacher's pass
+    included. What is computed a second time (activation checkpointing) does not count: it brings
+    training no further. Both are of the whole architecture, as papers have it;
+    vit.model.cost.training_flops counts what is really done.
     """
 
     macs: int
-    step_flops: float
+    nominal_flops: float
 
 
 class Speed:
@@ -133,7 +133,7 @@ class Speed:
 
     def mfu(self, images_per_second: float) -> float:
         """Return the MFU of a speed, between 0 and 1."""
-        rate = self.cost.step_flops * images_per_second
+        rate = self.cost.nominal_flops * images_per_second
         # The product rate was measured too low where the machine was busy
         self.product_rate = max(self.product_rate, rate)
         return rate / self.product_rate
@@ -144,7 +144,7 @@ class Circumstances:
     """What decides which setting would make a run faster.
 
     could_compile, could_use_bf16: whether it pays on this device at this width; from_files: images
-    are decoded from files by `workers` processes; cores: that this process may use.
+    are decoded from files by `workers` processes; cores: that there are for these.
     """
 
     device: str

@@ -25,7 +25,15 @@ def loader_workers(requested: int | None, processes: int = 1, device_type: str =
     """
     if requested is not None:
         return requested
-    cores = usable_cores() // processes
-    if device_type == "cuda":
-        return min(MOST_WORKERS_OF_A_GPU, max(1, cores - 1))
-    return min(MOST_WORKERS, max(1, cores))
+    most = MOST_WORKERS_OF_A_GPU if device_type == "cuda" else MOST_WORKERS
+    return min(most, worker_cores(processes, device_type))
+
+
+def worker_cores(processes: int, device_type: str) -> int:
+    """Return how many cores there are for the workers of one process, at least 1.
+
+    processes: see loader_workers.
+    """
+    # One is kept for the process that drives the GPU
+    kept = 1 if device_type == "cuda" else 0
+    return max(1, usable_cores() // processes - kept)

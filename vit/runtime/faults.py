@@ -24,13 +24,14 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @contextlib.contextmanager
 def faults_end_training(
-    images_at_once: int, kept: Callable[[], str], stop: StopSignal | None = None
+    images_at_once: int | None, kept: Callable[[], str], stop: StopSignal | None = None
 ) -> Iterator[None]:
     """Turn a fault of the machine in the block into TrainingFailed; other errors pass through.
 
-    images_at_once: of a forward pass, for the advice where memory runs out. kept: returns what to
-    add to the message, such as how to resume. stop: of the run; where its limit of time is
-    reached, the loss of another process is the end of that one, and Stopped is raised.
+    images_at_once: of a forward pass, for the advice where memory runs out; None where it is not
+    known yet. kept: returns what to add to the message, such as how to resume. stop: of the run;
+    where its limit of time is reached, the loss of another process is the end of that one, and
+    Stopped is raised.
     """
     try:
         yield
@@ -46,16 +47,14 @@ def faults_end_training(
         raise TrainingFailed(message + kept()) from None
 
 
-def describe_fault(error: OSError | RuntimeError | MemoryError, images_at_once: int) -> str | None:
+def describe_fault(
+    error: OSError | RuntimeError | MemoryError, images_at_once: int | None
+) -> str | None:
     """Describe a full disk, too little memory or a lost process; None for anything else."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"the disk can't be written to ({error.strerror or error}); make room"
     if is_out_of_memory(error):
-        smaller = max(1, images_at_once // 2)
-        return (
-            f"out of memory: try train.micro_batch_size={smaller}, "
-            f"which leaves the result as it is ({first_line(error)})"
-        )
+        return f"out of memory: {memory_advice(images_at_once)} ({first_line(error)})"
     if is_lost_process(error):
         return f"another process of this run has ended ({first_line(error)})"
     if is_lost_worker(error):
@@ -64,6 +63,16 @@ def describe_fault(error: OSError | RuntimeError | MemoryError, images_at_once: 
             "if memory is short, lower runtime.workers"
         )
     return None
+
+
+def memory_advice(images_at_once: int | None) -> str:
+    """Return the setting to try where memory runs out with so many images at once."""
+    if images_at_once == 1:
+        return "try runtime.activation_checkpointing=true, or a smaller model"
+    smaller = "a smaller train.micro_batch_size"
+    if images_at_once is not None:
+        smaller = f"train.micro_batch_size={images_at_once // 2}"
+    return f"try {smaller}, which leaves the result as it is, dropout apart"
 
 
 def is_lost_process(error: Exception) -> bool:

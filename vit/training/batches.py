@@ -12,7 +12,7 @@ from torch import Tensor
 from vit.augment.batch import BatchAugmentation
 from vit.augment.erasing import random_erase
 from vit.augment.mixing import MixupCutmix
-from vit.data.loader import ImageFileDataset, decode_batches, evaluation_batches, evaluation_pixels
+from vit.data.loader import ImageFileDataset, decode_batches, evaluation_pixels
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
 from vit.data.splits import ImageDataset, ImageSplit
@@ -176,14 +176,25 @@ class Batches:
             pixels = self.augmentation.batch(self.train.pixels[chosen], passes, indices)
             yield pixels, self.train_labels[chosen]
 
-    def inputs_of(self, images: ImageSplit) -> Batch:
-        """Return a small split as one batch on the device, preprocessed as in evaluation."""
+    def inputs_of(self, images: ImageSplit, indices: Tensor) -> Batch:
+        """Return a few images of a split as one batch on the device, preprocessed as in evaluation.
+
+        indices: int64 (n,). In place of training images that can't be read others are taken, where
+        the run skips them. Raises DataError where one can't be read otherwise.
+        """
         device = self.machine.device
+        if images.pixels is not None:
+            pixels = send(images.pixels[indices.to(images.pixels.device)], device)
+            return self.preprocessing.to_input(pixels), send(images.labels[indices], device)
+
+        # Not of a subset: what takes another's place, and how many may, is decided by all images
+        skip = self.augmentation.skip_unreadable and images is self.data.train
+        dataset = ImageFileDataset(images, self.preprocessing, None, self.order.seed, skip)
+        items = [[(0, index) for index in indices.tolist()]]
         # Starting processes takes longer than decoding a few images here
-        workers = self.machine.workers if len(images) > 100 else 0
-        batches = evaluation_batches(images, len(images), self.preprocessing, workers, device)
-        with contextlib.closing(batches):
-            return next(batches)
+        workers = self.machine.workers if len(indices) > 100 else 0
+        pixels, labels = next(decode_batches(dataset, items, workers, device))
+        return self.preprocessing.to_input(pixels), labels
 
     def evaluate(
         self,

@@ -47,7 +47,7 @@ class Share:
 def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen) -> str:
     """Return the page that explain=true prints; nothing is written to the run's folder.
 
-    Raises ConfigError, DataError and CheckpointError where training would.
+    Raises ConfigError, DataError and CheckpointError where training would, and Stopped on a signal.
     """
     config, weights = prepare.with_pretrained(config, run, Processes(), stop)
     config, taught_by = prepare.with_teacher(config, run, Processes(), stop)
@@ -56,12 +56,15 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     machine = single_machine(config, stop)
     screen.doing("reading the data")
     data = prepare.load_dataset(config, run, machine)
+    stop.check()
     plan = prepare.make_plan(config, data, machine)
     prepare.require_pairs(config.train.batch_size, share.processes)
+    prepare.require_equal_passes(config, config.train.micro_batch_size, share.processes)
 
     screen.doing("measuring a few steps")
     distillation = start.make_distillation(config, taught_by, data)
     trial, problem = measure(config, data, machine, stop, weights, share, distillation)
+    stop.check()
     screen.doing(None)
     cost = prepare.cost_of(config, len(data.classes), distillation)
     sections = [
@@ -74,7 +77,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
     else:
         rate = product_rate(machine.device, start.precision_of(config, machine).dtype)
         limit = config.runtime.max_minutes
-        sections.append(time_section(plan, trial, cost.step_flops, share, rate, limit))
+        sections.append(time_section(plan, trial, cost.nominal_flops, share, rate, limit))
         sections.append(memory_section(trial, share))
     return "\n\n".join("\n".join(lines) for lines in sections)
 
@@ -114,6 +117,7 @@ def measure(
     try:
         state = start.starting_state(part, batches, weights, machine, new=True)
         step = start.make_step(part, state, batches, plan, 0, True, distillation)
+        images_at_once = step.images_at_once
         return try_steps(state, step, batches, plan.total_steps), ""
     except (OSError, RuntimeError, MemoryError) as error:
         problem = describe_fault(error, images_at_once)
@@ -180,18 +184,18 @@ def length_section(
 def time_section(
     plan: Plan,
     trial: Trial,
-    image_flops: float,
+    nominal_flops: float,
     share: Share,
     product_rate: float,
     max_minutes: float | None,
 ) -> list[str]:
     """How long a step takes and the whole run would.
 
-    image_flops: of training on one image; product_rate: FLOP/s of large products; max_minutes: the
-    limit of each start.
+    nominal_flops: see Cost; product_rate: FLOP/s of large products; max_minutes: the limit of each
+    start.
     """
     images_per_second = share.batch_size / trial.step_seconds
-    mfu = min(1.0, image_flops * images_per_second / product_rate)
+    mfu = min(1.0, nominal_flops * images_per_second / product_rate)
     waiting = trial.data_seconds / trial.step_seconds
     training = plan.total_steps * trial.step_seconds
     evaluating = plan.evaluations(plan.total_steps) * trial.evaluation_seconds

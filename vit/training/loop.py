@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vit.checkpoints.run import RunCheckpoints
 from vit.errors import Stopped
-from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.compiling import without_compiling
 from vit.runtime.processes import Processes
 from vit.runtime.signals import Interrupted, StopSignal
@@ -21,6 +20,7 @@ from vit.training.observer import Observer
 from vit.training.plan import Plan
 from vit.training.state import TrainingState
 from vit.training.step import OptimizerStep
+from vit.training.window import require_finite
 
 # Until a save has been measured: bytes a second, digest included, that the slowest disk takes
 SAVING_RATE = 1e8
@@ -178,7 +178,7 @@ class Trainer:
 
         These are the averaged weights, or the raw ones where there is no average. Where a signal
         comes in the middle, or the time would not suffice, the run is saved before Stopped is
-        raised; resumed, it evaluates again.
+        raised; resumed, it evaluates again. Raises TrainingFailed where a loss is not finite.
         """
         progress = self.state.progress
         # Done before: the run was saved after this evaluation and resumed, or a step was dropped
@@ -202,6 +202,8 @@ class Trainer:
                 raise
             self.evaluation_seconds = time.monotonic() - began
 
+            # Neither better nor worse than any other, and no weights to be kept
+            require_finite(metrics["loss"], progress.step, "the validation loss")
             improved = progress.improve(metrics, self.state.select)
             self.observer.evaluated(metrics, improved)
             if improved:
@@ -211,10 +213,16 @@ class Trainer:
         progress.evaluated_step = progress.step
         self.observer.restart_window()
 
-    def test(self, model: VisionTransformer) -> dict[str, float]:
-        """Evaluate a model on the test split. Raises Stopped where a signal came in the middle."""
+    def test_best(self) -> dict[str, float]:
+        """Evaluate the best checkpoint on the test split, once training has ended.
+
+        The last weights are overwritten. Raises Stopped where a signal came in the middle.
+        """
         images = self.batches.data.test
         assert images is not None
+        # Every process reads the file, which the first one has written
+        self.processes.barrier()
+        model = self.checkpoints.load_best(self.state)
         try:
             return self.batches.evaluate(model, images, self.state.precision)
         except Stopped:
@@ -231,10 +239,10 @@ class Trainer:
         return 0.0 if images is None else step_seconds * len(images) / self.plan.batch_size
 
     def save(self) -> None:
-        """Write the last checkpoint. Raises TrainingFailed instead where a loss is not finite."""
+        """Write the last checkpoint. Raises TrainingFailed instead where training has diverged."""
         began = time.monotonic()
-        # On a GPU losses are read only now and then; weights that diverged must not replace the
-        # last good checkpoint
+        # Numbers are read only now and then; weights that diverged must not replace the last good
+        # checkpoint
         self.require_finite_losses()
 
         # With the steps since the last log, the log of a resumed run is the same to the byte
@@ -249,7 +257,7 @@ class Trainer:
         self.agreement.saving = False
 
     def require_finite_losses(self) -> None:
-        """Raise TrainingFailed, in all processes, where a loss since the last log is not finite."""
+        """Raise TrainingFailed, in all processes, where training diverged after the last log."""
         self.agreement.sum_losses()
         self.observer.require_finite_losses()
 

@@ -86,6 +86,27 @@ def smaller_size(batch_size: int, size: int) -> int:
     return max(divisors, default=half)
 
 
+def passes_of_processes(batch_size: int, size: int, count: int) -> list[int]:
+    """Return how many passes each of `count` processes makes over its part of a global batch.
+
+    size: of a micro-batch. Parts differ by two images, see Processes.batch_slice.
+    """
+    slices = (Processes(rank=rank, count=count).batch_slice(batch_size) for rank in range(count))
+    return [-(-len(range(batch_size)[own]) // size) for own in slices]
+
+
+def largest_in_step(batch_size: int, size: int, count: int) -> int | None:
+    """Return the largest micro-batch up to `size` that gives all processes equally many passes.
+
+    Those of a sharded model are collectives: a process that makes one more than the others waits
+    for them for ever. None where there is no such micro-batch.
+    """
+    for smaller in range(size, 0, -1):
+        if len(set(passes_of_processes(batch_size, smaller, count))) == 1:
+            return smaller
+    return None
+
+
 def try_pass(
     model: nn.Module,
     image_shape: tuple[int, ...],

@@ -63,7 +63,7 @@ class Observer:
         self.window = StepWindow()
 
     def require_finite_losses(self) -> None:
-        """Raise TrainingFailed where a loss since the last log is not finite.
+        """Raise TrainingFailed where a loss or gradient since the last log is not finite.
 
         Waits for the device.
         """
@@ -113,7 +113,7 @@ class Observer:
 
         row: (loss, correct predictions, gradient norm) of its global batch, on the device. show:
         whether the screen shows numbers now; None: it decides. Raises TrainingFailed where numbers
-        are read and a loss is not finite.
+        are read and a loss or gradient is not finite.
         """
         self.window.add(row, self.plan.batch_size)
         self.console.advance(self.step)

@@ -75,10 +75,6 @@ class Plan:
         # Before each evaluation too, so that train and val have points at the same steps
         return step % self.log_every == 0 or self.evaluation_due(step)
 
-    def epoch_of(self, step: int) -> int:
-        """Return the epoch, counted from 1, that the step after `step` belongs to."""
-        return int(step / self.steps_per_epoch) + 1
-
     @property
     def epochs(self) -> int:
         """The run's length in epochs, rounded, at least 1."""

@@ -45,6 +45,7 @@ from vit.runtime.signals import Interrupted, StopSignal
 from vit.training.batches import Augmentation, Batches
 from vit.training.distillation import Distillation
 from vit.training.freezing import backbone_of, first_blocks_of, freeze
+from vit.training.micro_batch import largest_in_step, passes_of_processes
 from vit.training.optimizers import COMMON_KEYS, build_optimizer, require_elementwise
 from vit.training.plan import Plan, build_schedule
 from vit.weights.description import Weights
@@ -287,6 +288,7 @@ def make_plan(config: Config, data: ImageDataset, machine: Machine) -> Plan:
             "lower it"
         )
     require_pairs(train.batch_size, count)
+    require_equal_passes(config, train.micro_batch_size, count)
     if train.patience is not None and data.val is None:
         raise ConfigError(
             f"train.patience={train.patience} counts evaluations on held-out images, and nothing "
@@ -320,6 +322,26 @@ def require_pairs(batch_size: int, processes: int) -> None:
             f"train.batch_size={batch_size} is for all {processes} processes together: "
             f"it must be at least {2 * processes}"
         )
+
+
+def require_equal_passes(config: Config, micro_batch_size: int | None, processes: int) -> None:
+    """Raise ConfigError where processes that share a model would make more passes than others."""
+    # One pass each without micro-batches; unsharded, a process is on its own until the last
+    if micro_batch_size is None or config.runtime.sharding == "none":
+        return
+    batch_size = config.train.batch_size
+    passes = passes_of_processes(batch_size, micro_batch_size, processes)
+    if len(set(passes)) == 1:
+        return
+
+    smaller = largest_in_step(batch_size, micro_batch_size, processes)
+    or_smaller = "" if smaller is None else f", or train.micro_batch_size={smaller}"
+    raise ConfigError(
+        f"train.micro_batch_size={micro_batch_size}: the {processes} processes would make "
+        f"{min(passes)} to {max(passes)} passes over their parts of train.batch_size={batch_size}, "
+        "and runtime.sharding needs equally many; give a train.batch_size that "
+        f"{2 * processes} divides{or_smaller}"
+    )
 
 
 def preprocessing_of(config: Config) -> Preprocessing:

@@ -21,7 +21,7 @@ from vit.runs.selection import CRITERIA, OF_CLASSES
 from vit.runs.summary import cheaper_command, log_result
 from vit.runs.timing import Circumstances, Cost, bottleneck
 from vit.runtime.compiling import worth_compiling
-from vit.runtime.cores import usable_cores
+from vit.runtime.cores import worker_cores
 from vit.runtime.precision import choose_precision
 from vit.training.batches import Batches
 from vit.training.distillation import Distillation
@@ -124,7 +124,7 @@ def note_on_size(config: Config, images: ImageSplit, cost: Cost) -> str | None:
 def describe_teacher(distillation: Distillation, cost: Cost) -> str:
     """Describe which teacher is asked what, and what of a step's work that is."""
     teacher = distillation.teacher
-    share = 2 * teacher.macs / cost.step_flops
+    share = 2 * teacher.macs / cost.nominal_flops
     lines = [
         f"teacher {teacher.name}: {teacher.model.num_parameters():,} parameters, "
         f"{2 * teacher.macs / 1e9:.3g} GFLOPs an image, {share:.0%} of a step's work; "
@@ -268,7 +268,7 @@ def leave_card(
 def card_of(distillation: Distillation, cost: Cost) -> dict[str, str]:
     """Return what the card says of a teacher."""
     teacher = distillation.teacher
-    share = 2 * teacher.macs / cost.step_flops
+    share = 2 * teacher.macs / cost.nominal_flops
     return {
         "name": teacher.name,
         "SHA-256": teacher.sha256,
@@ -314,7 +314,7 @@ def describe_bottleneck(config: Config, observer: Observer, step: OptimizerStep)
         could_use_bf16=choose_precision("auto", machine.device, width).name == "bf16",
         from_files=observer.batches.train.pixels is None,
         workers=machine.workers,
-        cores=usable_cores(),
+        cores=worker_cores(machine.processes.local_count, machine.device.type),
     )
 
     mfu = observer.speed.mfu(speed_of_steps(observer, machine.device))

@@ -12,6 +12,7 @@ import torch
 from vit.checkpoints.model import build_model
 from vit.checkpoints.run import RunCheckpoints
 from vit.config.config import Config, to_dict
+from vit.config.model import ModelConfig
 from vit.data.splits import ImageDataset, sample_evenly
 from vit.errors import ConfigError
 from vit.model.initialization import whiten_patches
@@ -34,7 +35,7 @@ from vit.runtime.precision import Precision, choose_precision
 from vit.training.batches import Batches
 from vit.training.distillation import TEMPERATURE, WEIGHT, Distillation, build_teacher_loss
 from vit.training.losses import build_loss
-from vit.training.micro_batch import agree_on_micro_batch_size
+from vit.training.micro_batch import agree_on_micro_batch_size, largest_in_step
 from vit.training.observer import Observer
 from vit.training.plan import Plan
 from vit.training.prepare import (
@@ -44,6 +45,7 @@ from vit.training.prepare import (
     has_unbalanced_split,
     make_class_weights,
     preprocessing_of,
+    require_equal_passes,
 )
 from vit.training.state import EMA, Progress, TrainingState
 from vit.training.step import OptimizerStep
@@ -81,7 +83,7 @@ def starting_state(
         load_pretrained(config, model, weights, batches.data.classes)
     if config.train.whiten_patches and new:
         indices = sample_evenly(batches.data.train.labels, WHITENING_IMAGES)
-        images, _ = batches.inputs_of(batches.data.train.subset(indices))
+        images, _ = batches.inputs_of(batches.data.train, indices)
         whiten_patches(model, images.to(model.head.weight.device))
 
     # Before the optimizer is built, which takes the trained parameters alone
@@ -200,12 +202,8 @@ def make_step(
     place_teacher(distillation, machine)
 
     # Before the model is wrapped and compiled: the passes that try it out must exchange nothing.
-    # Sharded models are left out, since there each pass is a collective that may not fail
-    given = config.train.micro_batch_size is not None
-    if new and machine.device.type == "cuda" and not given and not machine.sharded:
-        state.progress.micro_batch_size = fitting_micro_batch_size(state, batches, distillation)
     # Of evaluations too: what doesn't fit in a step need not be tried there
-    batches.micro_batch_size = config.train.micro_batch_size or state.progress.micro_batch_size
+    batches.micro_batch_size = choose_micro_batch_size(config, state, batches, new, distillation)
 
     model = state.model
     synchronized = model
@@ -273,8 +271,43 @@ def compile_mode(config: Config, batches: Batches) -> bool | str:
     return mode
 
 
+def choose_micro_batch_size(
+    config: Config,
+    state: TrainingState,
+    batches: Batches,
+    new: bool,
+    distillation: Distillation | None,
+) -> int | None:
+    """Return how many images are computed at once: as given, or else as memory allows.
+
+    None for the whole batch. What is found in a new run is noted in its progress. Raises
+    ConfigError where processes that share a model can't make equally many passes.
+    """
+    if config.train.micro_batch_size is not None:
+        return config.train.micro_batch_size
+    machine, count = batches.machine, batches.machine.processes.count
+
+    # Sharded models are left out, since there each pass is a collective that may not fail
+    if new and machine.device.type == "cuda" and not machine.sharded:
+        state.progress.micro_batch_size = fitting_micro_batch_size(
+            config.model, state, batches, distillation
+        )
+    found = state.progress.micro_batch_size
+    if found is None or not machine.sharded:
+        return found
+
+    # It was found before the run was sharded, and no process may make more passes than another
+    size = largest_in_step(batches.batch_size, found, count)
+    if size is None:
+        require_equal_passes(config, found, count)
+    return size
+
+
 def fitting_micro_batch_size(
-    state: TrainingState, batches: Batches, distillation: Distillation | None
+    model_config: ModelConfig,
+    state: TrainingState,
+    batches: Batches,
+    distillation: Distillation | None,
 ) -> int | None:
     """Return the largest micro-batch that fits into the GPU's memory; None for the whole batch.
 
@@ -292,11 +325,28 @@ def fitting_micro_batch_size(
         None if distillation is None else distillation.teach,
     )
     if size is not None:
+        result = "the result is the same"
+        if has_dropout(model_config):
+            result = "dropout draws other masks than for a whole batch, nothing else differs"
         log.info(
             f"memory holds {size} images at once: each batch is computed in micro-batches of "
-            f"{size}; the result is the same"
+            f"{size}; {result}"
         )
     return size
+
+
+def has_dropout(model: ModelConfig) -> bool:
+    """Whether the model drops at random what OptimizerStep.seed_dropout() decides."""
+    return any(
+        (
+            model.dropout,
+            model.embedding_dropout,
+            model.attention_dropout,
+            model.projection_dropout,
+            model.mlp_dropout,
+            model.patch_dropout,
+        )
+    )
 
 
 def make_observer(
@@ -364,8 +414,7 @@ def make_validation_board(board: TensorBoard, batches: Batches, plan: Plan) -> V
     """Return what draws on validation images, or on training images where none are held out."""
     # The same images through the whole run, spread evenly over the classes
     split = batches.data.val or batches.data.train
-    shown = split.subset(sample_evenly(split.labels, SHOWN_IMAGES))
-    images, labels = batches.inputs_of(shown)
+    images, labels = batches.inputs_of(split, sample_evenly(split.labels, SHOWN_IMAGES))
     return ValidationBoard(
         board, batches.data.classes, batches.preprocessing, images, labels, plan.total_steps
     )

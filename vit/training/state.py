@@ -103,6 +103,12 @@ class Progress:
             setattr(self, f"best_{name}", metrics[name])
         return True
 
+    def adopt_best(self, other: "Progress") -> None:
+        """Take over which checkpoint is the best, and its metrics, from another progress."""
+        self.best_step = other.best_step
+        for name, value in other.best().items():
+            setattr(self, f"best_{name}", value)
+
 
 class EMA:
     """An exponential moving average of a model's parameters, evaluated and saved in their place.
@@ -219,6 +225,16 @@ class TrainingState:
             average = strip_prefix(tensors, "average/")
             # Of frozen weights there is none; where there is none at all, the error says so
             load_weights(self.ema.model, weights | average if average else {}, source)
+
+    def adopt_best(self, progress: Mapping[str, Any], source: str) -> None:
+        """Take over what a best checkpoint's progress says of it, where it is ahead of the state.
+
+        source: the path, for messages. Raises CheckpointError where another version of the program
+        wrote it.
+        """
+        newest = Progress.from_dict(progress, source)
+        if newest.step > self.progress.step:
+            self.progress.adopt_best(newest)
 
 
 def model_tensors(model: nn.Module, without: Collection[str] = ()) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """One optimizer step on a global batch: micro-batches, loss, clipping, fp16's loss scale.
 
 The result does not depend on how the batch is split over processes and micro-batches, up to
-floating point and elementwise dropout.
+floating point and dropout: elementwise dropout and model.patch_dropout draw anew for each part.
 """
 
 import contextlib
@@ -63,6 +63,12 @@ class OptimizerStep:
         self.scaler = self.state.precision.scaler()
         if self.state.progress.scaler is not None:
             self.scaler.load_state_dict(self.state.progress.scaler)
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images this process computes in a forward and backward pass."""
+        own = len(range(self.batch_size)[self.processes.batch_slice(self.batch_size)])
+        return min(own, self.micro_batch_size or own)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """Make the step on a global batch of which these are this process's images.
@@ -190,10 +196,11 @@ class OptimizerStep:
         return list(send(own, device).split(size))
 
     def seed_dropout(self, micro_batch: int) -> None:
-        """Seed torch's generator for elementwise dropout, from (seed, step, process, micro-batch).
+        """Seed torch's generator for dropout, from (seed, step, process, micro-batch).
 
-        A resumed run thus repeats the masks without any saved generator. Dropout alone depends on
-        how the batch is split.
+        It is what elementwise dropout and the dropout of patches draw from. A resumed run thus
+        repeats the masks without any saved generator. Dropout alone depends on how the batch is
+        split.
         """
         # Two counters in one number; nothing has 2**32 micro-batches
         counter = (self.processes.rank << 32) + micro_batch

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vit.data.splits import ImageSplit
+from vit.errors import Stopped
 from vit.runtime.device import peak_memory, reset_peak_memory
 from vit.training.batches import Batches
 from vit.training.distillation import Distillation
@@ -41,7 +42,8 @@ class Trial:
 def try_steps(state: TrainingState, step: OptimizerStep, batches: Batches, total: int) -> Trial:
     """Make a few of a run's `total` steps, and evaluate on a batch of its validation split.
 
-    Changes the state: the run itself starts anew. Raises what training would.
+    Changes the state: the run itself starts anew. Raises what training would, and Stopped where a
+    signal comes.
     """
     count = min(MAX_STEPS, total)
     kept = KeptTensors(state)
@@ -58,7 +60,8 @@ def try_steps(state: TrainingState, step: OptimizerStep, batches: Batches, total
             # What the first step keeps is what every step does; looking takes a little time
             with kept.counted() if not step_times else contextlib.nullcontext():
                 row = step(images, labels)
-            assert row is not None
+            if row is None:
+                raise Stopped(f"stopped by {step.stop.describe()} while steps were measured")
             row.sum().item()  # waits for the device
             if state.ema is not None:
                 state.ema.update(state.model, state.progress.step)

@@ -34,6 +34,8 @@ class StepWindow:
         # numbers of the one before
         self.pending: list[Tensor] = []
         self.images: int = saved["images"]
+        # Of this session alone, as its time is: speeds are of these
+        self.timed_images = 0
         # Seconds of waiting for batches
         self.data_seconds = 0.0
         self.started = time.perf_counter()
@@ -44,6 +46,7 @@ class StepWindow:
     def add(self, row: Tensor, images: int) -> None:
         self.pending.append(row)
         self.images += images
+        self.timed_images += images
 
     @property
     def rows(self) -> Tensor:
@@ -58,7 +61,7 @@ class StepWindow:
         return time.perf_counter() - self.started
 
     def images_per_second(self) -> float:
-        return self.images / self.seconds()
+        return self.timed_images / self.seconds()
 
     def data_wait(self) -> float:
         """Return the fraction of the time that was spent waiting for batches."""
@@ -67,24 +70,27 @@ class StepWindow:
     def means(self, step: int) -> StepMeans:
         """Return the means so far, after optimizer step `step`. Waits for the device.
 
-        Raises TrainingFailed, naming the step, where a loss is not finite.
+        Raises TrainingFailed, naming the step, where a loss or a gradient's norm is not finite.
         """
         # In float64, so that means of many steps are exact to what is logged
         rows = self.rows.double()
         first = step - len(rows) + 1
-        for offset, loss in enumerate(rows[:, 0].tolist()):
+        for offset, (loss, _, grad_norm) in enumerate(rows.tolist()):
             require_finite(loss, first + offset)
+            # The loss is of the weights before the step: those after it have diverged all the same.
+            # Steps that fp16 skips for their gradients leave no row
+            require_finite(grad_norm, first + offset, "the norm of the gradient")
 
         # The mean of the steps' counts, as a fraction of the images of a step
         loss, correct, grad_norm = rows.mean(0).tolist()
         return StepMeans(loss, correct * len(rows) / self.images, grad_norm)
 
 
-def require_finite(loss: float, step: int) -> None:
-    """Raise TrainingFailed, naming the step, where a loss is not a finite number."""
-    if not math.isfinite(loss):
+def require_finite(value: float, step: int, name: str = "the loss") -> None:
+    """Raise TrainingFailed, naming the step, where what was measured is not a finite number."""
+    if not math.isfinite(value):
         raise TrainingFailed(
-            f"the loss is {loss} at step {step}: training has diverged. The last good checkpoint "
+            f"{name} is {value} at step {step}: training has diverged. The last good checkpoint "
             "is kept; try a lower optimizer.lr, a longer schedule.warmup, train.clip_norm=1 or "
             "train.precision=fp32"
         )

@@ -6,7 +6,6 @@ connection leaves is kept, and the next attempt goes on where it ended, also in 
 
 import base64
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import time
@@ -21,7 +20,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from vit.errors import CheckpointError
-from vit.files import read_json, write_json
+from vit.files import lock, read_json, write_json
 from vit.weights.disk import CHUNK, disk_errors, hash_file, is_of_disk, require_room
 
 # Attempts in a row that bring nothing new, and the pause between two
@@ -92,7 +91,7 @@ def download(name: str, url: str, sha256: str | None) -> tuple[Path, str]:
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time: the others wait here, and then find the file."""
     with open(folder / ".lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, wait=True)
         yield
 
 
