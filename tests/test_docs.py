@@ -111,17 +111,23 @@ def test_targets_of_make_exist(target):
     assert re.search(rf"^{shlex.split(target, comments=True)[0]}:", makefile, re.MULTILINE)
 
 
-def test_every_key_is_explained():
-    text = (ROOT / "docs" / "configure.md").read_text(encoding="utf-8")
-    keys = [*known_keys(Config), *known_keys(EvaluateConfig)]
-    # `data` and `model` of evaluate.py hold further keys, and groups are not keys
-    missing = [key for key in keys if f"`{key}`" not in text]
-    assert missing == []
+def text_of(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+# `data` and `model` of evaluate.py hold further keys, and groups are not keys
+@pytest.mark.parametrize(
+    ("page", "config"), [("configure.md", Config), ("evaluate.md", EvaluateConfig)]
+)
+def test_every_key_is_explained(page, config):
+    text = text_of(page)
+    assert [key for key in known_keys(config) if f"`{key}`" not in text] == []
 
 
 def test_every_choice_of_a_table_is_explained():
-    text = (ROOT / "docs" / "configure.md").read_text(encoding="utf-8")
+    text = text_of("configure.md")
     assert [name for name in (*POLICIES, *OPTIMIZERS) if f"`{name}`" not in text] == []
+    text = text_of("evaluate.md")
     assert [name for name in MEASUREMENTS if f"`{name}`" not in text] == []
     data = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     assert [name for name in (*DATASETS, *TEST_SETS) if f"`{name}`" not in data] == []
