@@ -219,9 +219,9 @@ def train(
     # What training changes: new, pretrained, or where a stopped run left it
     screen.doing("building the model")
     reporting.start_log(run, screen, warnings)
-    state = start.starting_state(config, batches, weights, machine, new)
     distillation = start.make_distillation(config, taught_by, data)
     checkpoints = start.make_checkpoints(config, run, batches, distillation)
+    state = start.starting_state(config, batches, weights, machine, new, checkpoints.precision())
     if not new:
         start.resume(config, run, state, plan, checkpoints)
     cost = prepare.cost_of(config, len(data.classes), distillation)

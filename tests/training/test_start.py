@@ -12,6 +12,7 @@ from vit.data.splits import ImageDataset, ImageSplit
 from vit.errors import ConfigError
 from vit.runs.folder import RunFolder
 from vit.runtime.machine import Machine
+from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
 from vit.training import prepare, start
@@ -223,6 +224,42 @@ def test_a_run_is_not_resumed_beyond_its_end(tmp_path, log_lines):
     state.restore = lambda *arguments: setattr(state, "progress", Progress(step=8))
     with pytest.raises(ConfigError, match=rf"resume={run.path}: 8 steps .* 7 .*train\.steps"):
         start.resume(config, run, state, plan_of("train.steps=7"), checkpoints)
+
+
+def test_a_resumed_run_has_the_precision_it_had_or_is_asked_for(tmp_path):
+    """auto chooses once, and a change is not undone by the checkpoint."""
+    run = RunFolder(tmp_path / "run")
+    run.checkpoints.mkdir()
+    header = {"config": {}, "classes": ["a"], "preprocessing": {}, "data": 1}
+    checkpoints = RunCheckpoints(run.checkpoints, header, writes=True)
+    state = make_state(precision=Precision("fp16", CPU))
+    checkpoints.save_last(state)
+    for asked, expected in (("auto", "fp16"), ("fp32", "fp32")):
+        config = configured(*SMALL, f"train.precision={asked}")
+        resumed = make_state()
+        start.resume(config, run, resumed, plan_of(), checkpoints)
+        assert resumed.precision == Precision(expected, CPU)
+
+
+@pytest.mark.parametrize(
+    ("asked", "saved", "dtype"),
+    [
+        ("auto", "bf16", torch.bfloat16),
+        ("auto", "fp16", None),
+        ("fp32", "bf16", None),
+        ("bf16", "fp16", torch.bfloat16),
+    ],
+)
+def test_weights_are_gathered_in_the_precision_of_the_run(monkeypatch, asked, saved, dtype):
+    """Also where another machine has begun it."""
+    gathered = []
+    monkeypatch.setattr(
+        Processes, "shard", lambda self, model, device, dtype: gathered.append(dtype)
+    )
+    config = configured(*SMALL, "runtime.sharding=fsdp", f"train.precision={asked}")
+    machine = Machine(CPU, Processes(count=2), workers=0, sharded=True)
+    start.starting_state(config, make_batches(config), None, machine, False, saved)
+    assert set(gathered) == {dtype}
 
 
 def test_kernels_of_attention_are_settled_with_the_model_before_any_step(monkeypatch):

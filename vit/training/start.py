@@ -63,11 +63,17 @@ SHOWN_IMAGES = 16
 
 
 def starting_state(
-    config: Config, batches: Batches, weights: Weights | None, machine: Machine, new: bool
+    config: Config,
+    batches: Batches,
+    weights: Weights | None,
+    machine: Machine,
+    new: bool,
+    precision: str | None = None,
 ) -> TrainingState:
     """Return the state that a run starts from, with random or pretrained weights.
 
-    new: the run is not resumed; a resumed one has its weights replaced by resume().
+    new: the run is not resumed; a resumed one has its weights replaced by resume(). precision: of
+    a resumed run, see precision_of.
     """
     # Seeded by purpose, so that the weights do not depend on what was random before
     torch.manual_seed(random_seed(config.seed, "initial weights"))
@@ -75,7 +81,8 @@ def starting_state(
     # A model to be sharded may not fit into the memory of one GPU
     model = model.to("cpu" if machine.sharded else machine.device)
     model.separate_heads = config.train.teacher is not None
-    precision = precision_of(config, machine)
+    # Before sharding, which depends on it
+    chosen = precision_of(config, machine, precision)
     # Before the first pass of any kind
     exclude_faulty_attention(machine.device, model)
 
@@ -95,16 +102,22 @@ def starting_state(
     # The optimizer comes last: sharding replaces the parameters
     ema = EMA(model, config.train.ema_decay) if config.train.ema_decay else None
     if machine.sharded:
-        dtype = torch.bfloat16 if precision.name == "bf16" else None
+        dtype = torch.bfloat16 if chosen.name == "bf16" else None
         for sharded in [model] if ema is None else [model, ema.model]:
             machine.processes.shard(sharded, machine.device.type, dtype)
     optimizer = build_optimizer_of(config, model)
-    return TrainingState(model, ema, optimizer, precision, Progress(), config.train.select)
+    return TrainingState(model, ema, optimizer, chosen, Progress(), config.train.select)
 
 
-def precision_of(config: Config, machine: Machine) -> Precision:
-    """Return what train.precision asks for on this machine."""
-    return choose_precision(config.train.precision, machine.device, config.model.hidden_size)
+def precision_of(config: Config, machine: Machine, saved: str | None = None) -> Precision:
+    """Return what train.precision asks for on this machine.
+
+    saved: of the run that is resumed, whose auto does not choose again.
+    """
+    name = config.train.precision
+    if name == "auto" and saved is not None:
+        name = saved
+    return choose_precision(name, machine.device, config.model.hidden_size)
 
 
 def load_pretrained(
@@ -166,6 +179,9 @@ def resume(
     may_differ = config.resume_changed == "allow"
     for warning in checkpoints.resume(state, may_differ):
         log.info(f"warning: {warning}")
+    # That of the checkpoint is what auto chose; another may have been asked for since
+    if config.train.precision != "auto":
+        state.precision = Precision(config.train.precision, state.precision.device)
 
     step = state.progress.step
     if step > plan.total_steps:
