@@ -225,7 +225,8 @@ def train(
     if not new:
         start.resume(config, run, state, plan, checkpoints)
     cost = prepare.cost_of(config, len(data.classes), distillation)
-    step = start.make_step(config, state, batches, plan, cost.nominal_flops, new, distillation)
+    start.fit_memory(config, state, batches, new, distillation)
+    step = start.make_step(config, state, batches, plan, cost.nominal_flops, distillation)
     reporting.announce(config, run, batches, plan, step, cost)
 
     # From here on the folder and its result.json are this run's

@@ -173,7 +173,7 @@ def test_the_first_blocks_are_frozen_with_the_embeddings():
     assert trained == [False, False, True]
     assert all(item.requires_grad for item in state.model.encoder.norm.parameters())
     batches = make_batches(config)
-    step = start.make_step(config, state, batches, plan_of(), 10**6, True)
+    step = start.make_step(config, state, batches, plan_of(), 10**6)
     assert [block.training for block in state.model.encoder.blocks] == [False, False, True]
     assert step.frozen_blocks == 2
 
@@ -276,7 +276,7 @@ def test_a_sharded_model_is_not_compiled_and_that_is_said(log_lines):
         config = configured(*SMALL, "runtime.sharding=fsdp", f"runtime.compile={mode}")
         machine = Machine(CPU, Processes(count=2), workers=0, sharded=True)
         batches = prepare.make_batches(config, make_data(), machine, StopSignal())
-        step = start.make_step(config, make_run_state(config), batches, plan_of(), 10**15, True)
+        step = start.make_step(config, make_run_state(config), batches, plan_of(), 10**15)
         assert not step.compiled
         assert len([line for line in log_lines if "runtime.compile" in line]) == lines
         log_lines.clear()
@@ -296,5 +296,6 @@ def test_cuda_graphs_are_for_whole_batches_of_one_process_on_a_gpu(count, overri
     state = make_run_state(config)
     batches.machine.processes.count = count
     batches.machine.processes.data_parallel = lambda model, device: model
+    start.fit_memory(config, state, batches, new=True)
     with pytest.raises(ConfigError, match=key):
-        start.make_step(config, state, batches, plan_of(), 10**15, True)
+        start.make_step(config, state, batches, plan_of(), 10**15)
