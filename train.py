@@ -219,13 +219,14 @@ def train(
     # What training changes: new, pretrained, or where a stopped run left it
     screen.doing("building the model")
     reporting.start_log(run, screen, warnings)
-    state = start.starting_state(config, batches, weights, machine, new)
     distillation = start.make_distillation(config, taught_by, data)
     checkpoints = start.make_checkpoints(config, run, batches, distillation)
+    state = start.starting_state(config, batches, weights, machine, new, checkpoints.precision())
     if not new:
         start.resume(config, run, state, plan, checkpoints)
     cost = prepare.cost_of(config, len(data.classes), distillation)
-    step = start.make_step(config, state, batches, plan, cost.nominal_flops, new, distillation)
+    start.fit_memory(config, state, batches, new, distillation)
+    step = start.make_step(config, state, batches, plan, cost.nominal_flops, distillation)
     reporting.announce(config, run, batches, plan, step, cost)
 
     # From here on the folder and its result.json are this run's

@@ -8,7 +8,14 @@ import torch
 from small_training import batch, make_model, make_state, make_step, same_bits
 
 from vit.checkpoints.file import read_checkpoint, write_checkpoint
-from vit.checkpoints.run import BEST, LAST, PREVIOUS, RunCheckpoints, check_classes, read_last
+from vit.checkpoints.run import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    RunCheckpoints,
+    check_classes,
+    read_last,
+)
 from vit.errors import CheckpointError
 
 HEADER = {
@@ -154,6 +161,19 @@ def test_a_checkpoint_without_the_checksum_of_its_images_is_taken(checkpoints):
     write_checkpoint(checkpoints.folder / LAST, tensors, header)
     fresh = make_state(optimizer=ADAMW, ema_decay=0.9)
     assert checkpoints.resume(fresh, may_differ=False) == []
+
+
+def test_the_precision_is_known_before_the_state_is_read(checkpoints):
+    folder = checkpoints.folder
+    assert checkpoints.precision() is None
+    for _ in range(2):
+        checkpoints.save_last(trained_state())
+    assert checkpoints.precision() == "fp32"
+    # The one before, where the last is damaged
+    (folder / LAST).write_bytes(b"cut short")
+    assert checkpoints.precision() == "fp32"
+    (folder / PREVIOUS).unlink()
+    assert checkpoints.precision() is None
 
 
 def test_other_classes_are_refused(checkpoints):

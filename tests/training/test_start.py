@@ -12,6 +12,7 @@ from vit.data.splits import ImageDataset, ImageSplit
 from vit.errors import ConfigError
 from vit.runs.folder import RunFolder
 from vit.runtime.machine import Machine
+from vit.runtime.precision import Precision
 from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
 from vit.training import prepare, start
@@ -172,7 +173,7 @@ def test_the_first_blocks_are_frozen_with_the_embeddings():
     assert trained == [False, False, True]
     assert all(item.requires_grad for item in state.model.encoder.norm.parameters())
     batches = make_batches(config)
-    step = start.make_step(config, state, batches, plan_of(), 10**6, True)
+    step = start.make_step(config, state, batches, plan_of(), 10**6)
     assert [block.training for block in state.model.encoder.blocks] == [False, False, True]
     assert step.frozen_blocks == 2
 
@@ -225,6 +226,42 @@ def test_a_run_is_not_resumed_beyond_its_end(tmp_path, log_lines):
         start.resume(config, run, state, plan_of("train.steps=7"), checkpoints)
 
 
+def test_a_resumed_run_has_the_precision_it_had_or_is_asked_for(tmp_path):
+    """auto chooses once, and a change is not undone by the checkpoint."""
+    run = RunFolder(tmp_path / "run")
+    run.checkpoints.mkdir()
+    header = {"config": {}, "classes": ["a"], "preprocessing": {}, "data": 1}
+    checkpoints = RunCheckpoints(run.checkpoints, header, writes=True)
+    state = make_state(precision=Precision("fp16", CPU))
+    checkpoints.save_last(state)
+    for asked, expected in (("auto", "fp16"), ("fp32", "fp32")):
+        config = configured(*SMALL, f"train.precision={asked}")
+        resumed = make_state()
+        start.resume(config, run, resumed, plan_of(), checkpoints)
+        assert resumed.precision == Precision(expected, CPU)
+
+
+@pytest.mark.parametrize(
+    ("asked", "saved", "dtype"),
+    [
+        ("auto", "bf16", torch.bfloat16),
+        ("auto", "fp16", None),
+        ("fp32", "bf16", None),
+        ("bf16", "fp16", torch.bfloat16),
+    ],
+)
+def test_weights_are_gathered_in_the_precision_of_the_run(monkeypatch, asked, saved, dtype):
+    """Also where another machine has begun it."""
+    gathered = []
+    monkeypatch.setattr(
+        Processes, "shard", lambda self, model, device, dtype: gathered.append(dtype)
+    )
+    config = configured(*SMALL, "runtime.sharding=fsdp", f"train.precision={asked}")
+    machine = Machine(CPU, Processes(count=2), workers=0, sharded=True)
+    start.starting_state(config, make_batches(config), None, machine, False, saved)
+    assert set(gathered) == {dtype}
+
+
 def test_kernels_of_attention_are_settled_with_the_model_before_any_step(monkeypatch):
     settled = []
     monkeypatch.setattr(
@@ -239,7 +276,7 @@ def test_a_sharded_model_is_not_compiled_and_that_is_said(log_lines):
         config = configured(*SMALL, "runtime.sharding=fsdp", f"runtime.compile={mode}")
         machine = Machine(CPU, Processes(count=2), workers=0, sharded=True)
         batches = prepare.make_batches(config, make_data(), machine, StopSignal())
-        step = start.make_step(config, make_run_state(config), batches, plan_of(), 10**15, True)
+        step = start.make_step(config, make_run_state(config), batches, plan_of(), 10**15)
         assert not step.compiled
         assert len([line for line in log_lines if "runtime.compile" in line]) == lines
         log_lines.clear()
@@ -259,5 +296,6 @@ def test_cuda_graphs_are_for_whole_batches_of_one_process_on_a_gpu(count, overri
     state = make_run_state(config)
     batches.machine.processes.count = count
     batches.machine.processes.data_parallel = lambda model, device: model
+    start.fit_memory(config, state, batches, new=True)
     with pytest.raises(ConfigError, match=key):
-        start.make_step(config, state, batches, plan_of(), 10**15, True)
+        start.make_step(config, state, batches, plan_of(), 10**15)

@@ -118,6 +118,21 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, json.loads(metadata["header"])
 
 
+def read_header(path: Path | str) -> dict[str, Any]:
+    """Return the header of a checkpoint alone, at once, without a look at its checksum.
+
+    Raises CheckpointError where there is none that could be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["header"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: no header of a checkpoint ({error})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: no header of a checkpoint")
+    return header
+
+
 def require_header_keys(header: dict[str, Any], source: Path | str, *keys: str) -> dict[str, Any]:
     """Return the header. Raises CheckpointError, naming them, where it lacks some of the keys."""
     missing = [key for key in keys if key not in header]

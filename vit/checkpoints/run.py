@@ -4,6 +4,7 @@
 damaged; `best` holds only the weights that are evaluated.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vit.checkpoints.file import read_checkpoint, require_header_keys, write_checkpoint
+from vit.checkpoints.file import (
+    read_checkpoint,
+    read_header,
+    require_header_keys,
+    write_checkpoint,
+)
 from vit.checkpoints.model import load_weights
 from vit.errors import CheckpointError
 from vit.model.low_rank import no_change
+from vit.runtime.precision import DTYPES
 
 if TYPE_CHECKING:
     from vit.model.vision_transformer import VisionTransformer
@@ -81,6 +88,19 @@ class RunCheckpoints:
         tensors = no_change(model.state_dict()) | read_checkpoint(self.folder / BEST)[0]
         load_weights(model, tensors, str(self.folder))
         return model
+
+    def precision(self) -> str | None:
+        """Return the precision of a run that is to be resumed, before its state is read.
+
+        None of a new run, and where no header can be read. It is not checked against damage, which
+        resume() does.
+        """
+        for name in (LAST, PREVIOUS):
+            with contextlib.suppress(CheckpointError):
+                precision = read_header(self.folder / name).get("precision")
+                if precision in DTYPES:
+                    return precision
+        return None
 
     def resume(self, state: "TrainingState", may_differ: bool) -> list[str]:
         """Bring the state to where the last checkpoint left it, and return warnings for the user.

@@ -116,7 +116,8 @@ def measure(
     images_at_once = config.train.micro_batch_size or share.batch_size
     try:
         state = start.starting_state(part, batches, weights, machine, new=True)
-        step = start.make_step(part, state, batches, plan, 0, True, distillation)
+        start.fit_memory(part, state, batches, True, distillation)
+        step = start.make_step(part, state, batches, plan, 0, distillation)
         images_at_once = step.images_at_once
         return try_steps(state, step, batches, plan.total_steps), ""
     except (OSError, RuntimeError, MemoryError) as error:

@@ -63,11 +63,17 @@ SHOWN_IMAGES = 16
 
 
 def starting_state(
-    config: Config, batches: Batches, weights: Weights | None, machine: Machine, new: bool
+    config: Config,
+    batches: Batches,
+    weights: Weights | None,
+    machine: Machine,
+    new: bool,
+    precision: str | None = None,
 ) -> TrainingState:
     """Return the state that a run starts from, with random or pretrained weights.
 
-    new: the run is not resumed; a resumed one has its weights replaced by resume().
+    new: the run is not resumed; a resumed one has its weights replaced by resume(). precision: of
+    a resumed run, see precision_of.
     """
     # Seeded by purpose, so that the weights do not depend on what was random before
     torch.manual_seed(random_seed(config.seed, "initial weights"))
@@ -75,7 +81,8 @@ def starting_state(
     # A model to be sharded may not fit into the memory of one GPU
     model = model.to("cpu" if machine.sharded else machine.device)
     model.separate_heads = config.train.teacher is not None
-    precision = precision_of(config, machine)
+    # Before sharding, which depends on it
+    chosen = precision_of(config, machine, precision)
     # Before the first pass of any kind
     exclude_faulty_attention(machine.device, model)
 
@@ -95,16 +102,22 @@ def starting_state(
     # The optimizer comes last: sharding replaces the parameters
     ema = EMA(model, config.train.ema_decay) if config.train.ema_decay else None
     if machine.sharded:
-        dtype = torch.bfloat16 if precision.name == "bf16" else None
+        dtype = torch.bfloat16 if chosen.name == "bf16" else None
         for sharded in [model] if ema is None else [model, ema.model]:
             machine.processes.shard(sharded, machine.device.type, dtype)
     optimizer = build_optimizer_of(config, model)
-    return TrainingState(model, ema, optimizer, precision, Progress(), config.train.select)
+    return TrainingState(model, ema, optimizer, chosen, Progress(), config.train.select)
 
 
-def precision_of(config: Config, machine: Machine) -> Precision:
-    """Return what train.precision asks for on this machine."""
-    return choose_precision(config.train.precision, machine.device, config.model.hidden_size)
+def precision_of(config: Config, machine: Machine, saved: str | None = None) -> Precision:
+    """Return what train.precision asks for on this machine.
+
+    saved: of the run that is resumed, whose auto does not choose again.
+    """
+    name = config.train.precision
+    if name == "auto" and saved is not None:
+        name = saved
+    return choose_precision(name, machine.device, config.model.hidden_size)
 
 
 def load_pretrained(
@@ -166,6 +179,9 @@ def resume(
     may_differ = config.resume_changed == "allow"
     for warning in checkpoints.resume(state, may_differ):
         log.info(f"warning: {warning}")
+    # That of the checkpoint is what auto chose; another may have been asked for since
+    if config.train.precision != "auto":
+        state.precision = Precision(config.train.precision, state.precision.device)
 
     step = state.progress.step
     if step > plan.total_steps:
@@ -182,61 +198,24 @@ def resume(
     log.info(f"resuming {run.path} after step {step}")
 
 
-def make_step(
+def fit_memory(
     config: Config,
     state: TrainingState,
     batches: Batches,
-    plan: Plan,
-    image_flops: float,
     new: bool,
     distillation: Distillation | None = None,
-) -> OptimizerStep:
-    """Return the optimizer's step.
+) -> None:
+    """Settle how many images are computed at once, so that they fit into the memory.
 
-    The micro-batch is made to fit into the memory, and the model is wrapped for several processes
-    and compiled, its teacher likewise. image_flops: of one image in a step, which decide whether
-    compiling pays; new: the run is not resumed.
+    A teacher is moved to the device. The size is noted in the batches and, where it was searched
+    for, in the state's progress. new: the run is not resumed. Comes before make_step(), since the
+    passes that try a size out must not be those of a model that is wrapped or compiled. Raises
+    ConfigError, see choose_micro_batch_size.
     """
-    machine = batches.machine
     # First, so that the micro-batch leaves room for it
-    place_teacher(distillation, machine)
-
-    # Before the model is wrapped and compiled: the passes that try it out must exchange nothing.
+    place_teacher(distillation, batches.machine)
     # Of evaluations too: what doesn't fit in a step need not be tried there
     batches.micro_batch_size = choose_micro_batch_size(config, state, batches, new, distillation)
-
-    model = state.model
-    synchronized = model
-    if not machine.sharded:
-        synchronized = machine.processes.data_parallel(model, machine.device)
-
-    run_flops = image_flops * plan.batch_size * plan.total_steps
-    mode = compile_mode(config, batches)
-    compiled = compile_model(
-        synchronized, mode, state.precision, config.model.hidden_size, run_flops
-    )
-    if compiled.warning:
-        log.info(compiled.warning)
-    if compiled.is_compiled and distillation is not None:
-        distillation.teacher.compile(mode, state.precision)
-
-    weights = make_class_weights(config, batches.data, machine.device)
-    return OptimizerStep(
-        state=state,
-        forward=compiled.forward,
-        synchronized=synchronized,
-        loss=build_loss(config.train.loss, config.train.label_smoothing, weights),
-        processes=machine.processes,
-        stop=batches.stop,
-        batch_size=plan.batch_size,
-        micro_batch_size=batches.micro_batch_size,
-        clip_norm=config.train.clip_norm,
-        drop_path_schedule=config.train.drop_path_schedule,
-        seed=config.seed,
-        compiled=compiled.is_compiled,
-        distillation=distillation,
-        frozen=frozen_parts(config, model),
-    )
 
 
 def place_teacher(distillation: Distillation | None, machine: Machine) -> None:
@@ -245,30 +224,6 @@ def place_teacher(distillation: Distillation | None, machine: Machine) -> None:
         teacher = distillation.teacher
         teacher.to(machine.device)
         exclude_faulty_attention(machine.device, teacher.model)
-
-
-def compile_mode(config: Config, batches: Batches) -> bool | str:
-    """Return runtime.compile, or what takes its place beside the other settings.
-
-    Raises ConfigError for what can't be compiled so.
-    """
-    mode, machine = config.runtime.compile, batches.machine
-    if machine.sharded:
-        # Typed, it is refused; an experiment's file, or the run that is resumed, may ask for it
-        if mode not in (False, "auto"):
-            log.info("runtime.compile: a model with runtime.sharding runs uncompiled")
-        return False
-
-    if mode == "graphs":
-        if machine.processes.count > 1:
-            raise ConfigError("runtime.compile=graphs is for one process; use runtime.compile=true")
-        size = batches.micro_batch_size
-        if size is not None and size < batches.batch_size:
-            raise ConfigError(
-                f"runtime.compile=graphs computes the whole batch at once, which micro-batches of "
-                f"{size} do not; use runtime.compile=true, or a smaller train.batch_size"
-            )
-    return mode
 
 
 def choose_micro_batch_size(
@@ -347,6 +302,77 @@ def has_dropout(model: ModelConfig) -> bool:
             model.patch_dropout,
         )
     )
+
+
+def make_step(
+    config: Config,
+    state: TrainingState,
+    batches: Batches,
+    plan: Plan,
+    image_flops: float,
+    distillation: Distillation | None = None,
+) -> OptimizerStep:
+    """Return the optimizer's step, once fit_memory() has settled what it computes at once.
+
+    The model is wrapped for several processes and compiled, its teacher compiled likewise.
+    image_flops: of one image in a step, which decide whether compiling pays.
+    """
+    machine, model = batches.machine, state.model
+    synchronized = model
+    if not machine.sharded:
+        synchronized = machine.processes.data_parallel(model, machine.device)
+
+    run_flops = image_flops * plan.batch_size * plan.total_steps
+    mode = compile_mode(config, batches)
+    compiled = compile_model(
+        synchronized, mode, state.precision, config.model.hidden_size, run_flops
+    )
+    if compiled.warning:
+        log.info(compiled.warning)
+    if compiled.is_compiled and distillation is not None:
+        distillation.teacher.compile(mode, state.precision)
+
+    weights = make_class_weights(config, batches.data, machine.device)
+    return OptimizerStep(
+        state=state,
+        forward=compiled.forward,
+        synchronized=synchronized,
+        loss=build_loss(config.train.loss, config.train.label_smoothing, weights),
+        processes=machine.processes,
+        stop=batches.stop,
+        batch_size=plan.batch_size,
+        micro_batch_size=batches.micro_batch_size,
+        clip_norm=config.train.clip_norm,
+        drop_path_schedule=config.train.drop_path_schedule,
+        seed=config.seed,
+        compiled=compiled.is_compiled,
+        distillation=distillation,
+        frozen=frozen_parts(config, model),
+    )
+
+
+def compile_mode(config: Config, batches: Batches) -> bool | str:
+    """Return runtime.compile, or what takes its place beside the other settings.
+
+    Raises ConfigError for what can't be compiled so.
+    """
+    mode, machine = config.runtime.compile, batches.machine
+    if machine.sharded:
+        # Typed, it is refused; an experiment's file, or the run that is resumed, may ask for it
+        if mode not in (False, "auto"):
+            log.info("runtime.compile: a model with runtime.sharding runs uncompiled")
+        return False
+
+    if mode == "graphs":
+        if machine.processes.count > 1:
+            raise ConfigError("runtime.compile=graphs is for one process; use runtime.compile=true")
+        size = batches.micro_batch_size
+        if size is not None and size < batches.batch_size:
+            raise ConfigError(
+                f"runtime.compile=graphs computes the whole batch at once, which micro-batches of "
+                f"{size} do not; use runtime.compile=true, or a smaller train.batch_size"
+            )
+    return mode
 
 
 def make_observer(
