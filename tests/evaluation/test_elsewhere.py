@@ -124,7 +124,7 @@ def test_training_images_are_known_behind_tables(tmp_path, evaluate, capsys):
     root = write_classes(tmp_path / "images", CLASSES, count=20)
     table = write_table(tmp_path / "tables" / "pets.csv", root)
     path = tmp_path / "best.safetensors"
-    write_best(path, CLASSES, "data=folder", f"data.root={table}", "data.label_column=breed")
+    write_best(path, CLASSES, "data=folder", f"data.root={table}")
     checkpoint = (f"checkpoint={path}", "data=folder")
     with pytest.raises(DataError, match="48 of these 60 images are training images of the run"):
         evaluate(*checkpoint, f"data.root={root}")
@@ -137,8 +137,7 @@ def test_training_images_are_known_behind_tables(tmp_path, evaluate, capsys):
     assert evaluate(*checkpoint, f"data.root={others}")["n"] == 15
     assert "warning: training images of the run can't be told" in capsys.readouterr().out
     table.rename(tmp_path / "images" / "pets.csv")
-    beside = f"data.root={root / 'pets.csv'}"
-    write_best(path, CLASSES, "data=folder", beside, "data.label_column=breed")
+    write_best(path, CLASSES, "data=folder", f"data.root={root / 'pets.csv'}")
     with pytest.raises(DataError, match=r"may hold training images of the run, .* not as it was"):
         evaluate(*checkpoint, f"data.root={root}")
 
@@ -310,7 +309,8 @@ def write_parquet(path, labels):
 
 
 def test_the_runs_column_of_labels_means_nothing_to_other_folders(tmp_path, evaluate):
-    table = write_table(tmp_path / "pets.csv", write_classes(tmp_path / "images", CLASSES, 20))
+    root = write_classes(tmp_path / "images", CLASSES, count=20)
+    table = write_table(tmp_path / "pets.csv", root, column="breed")
     path = tmp_path / "best.safetensors"
     write_best(path, CLASSES, "data=folder", f"data.root={table}", "data.label_column=breed")
     others = write_classes(tmp_path / "others", CLASSES, count=5)
@@ -321,11 +321,11 @@ def test_the_runs_column_of_labels_means_nothing_to_other_folders(tmp_path, eval
         evaluate(f"checkpoint={path}", "data=folder", f"data.root={other_table}")
 
 
-def write_table(path, root):
-    """Write a CSV of the images in root/<class>/, all of them train, with the classes as breeds."""
+def write_table(path, root, column="label"):
+    """Write a CSV of the images in root/<class>/, all of train, with such a column of classes."""
     rows = [f"{image},{image.parent.name}" for image in sorted(root.glob("*/*.*"))]
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(["path,breed", *rows]))
+    path.write_text("\n".join([f"path,{column}", *rows]))
     return path
 
 
