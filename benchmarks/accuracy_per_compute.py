@@ -58,7 +58,6 @@ NAME = re.compile(
 RECIPES = {
     "cifar10_fast_v2": "cifar10_fast",
     "conv_vit_mini4": "cifar10_fast_conv",
-    "conv_vit_medium4": "cifar10_medium_conv",
 }
 CIFAR10 = re.compile(r"conv_vit(?!.*cifar100)|.*cifar10(?!\d)")
 
