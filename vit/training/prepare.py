@@ -36,6 +36,7 @@ from vit.data.training_transform import TrainingTransform
 from vit.errors import CheckpointError, ConfigError
 from vit.model.cost import count_macs, training_flops
 from vit.model.low_rank import add_low_rank
+from vit.model.positions import pair
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.folder import RunFolder
 from vit.runs.timing import Cost
@@ -212,7 +213,7 @@ def has_unbalanced_split(data: ImageDataset) -> bool:
 
 def image_size_of(config: Config) -> tuple[int, int]:
     """Return (height, width) of the model's input in pixels."""
-    return build_on_meta(asdict(config.model)).embeddings.patch_embedding.image_size
+    return pair(config.model.image_size, "model.image_size")
 
 
 def macs_of(config: Config, num_classes: int) -> int:
