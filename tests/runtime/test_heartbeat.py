@@ -1,7 +1,10 @@
 """A process that falls silent ends the run: with a store in memory and a short silence."""
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -117,7 +120,7 @@ def test_a_run_that_is_over_waits_for_nobody(monkeypatch, ended):
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(heartbeat, "MAX_SILENCE_SECONDS", 0.0)
     thread = Heartbeat(0, FakeStore(), {1: f"{HOST} 7"})
-    thread.stop()
+    thread.stopped.set()
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
@@ -135,3 +138,52 @@ def test_the_end_names_the_silent_process_and_takes_it_along(monkeypatch, capsys
     assert all(part in message for part in ("rank 2", "rank 1", "4711", host))
     assert killed == ([(4711, signal.SIGKILL)] if kills else [])
     assert codes == [3]
+
+
+# Beats all the time, so that the thread is in the store's C++ code whenever the process ends
+BUSY = """
+import sys
+import time
+import torch
+from vit.runtime import heartbeat
+from vit.runtime.processes import join_processes
+heartbeat.BEAT_SECONDS = 0.0
+stop = heartbeat.Heartbeat.stop
+processes = join_processes("cpu")
+"""
+
+
+def run_ranks(script):
+    """Run a script in two processes of one group; returns their exit codes and error outputs."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**os.environ, **group, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=100)[1] for rank in ranks]
+    return [rank.returncode for rank in ranks], errors
+
+
+@pytest.mark.parametrize("end", ["processes.leave()", "processes.barrier(); sys.exit(2)"])
+def test_a_process_ends_in_the_middle_of_a_beat(end):
+    codes, errors = run_ranks(f"{BUSY}\ntime.sleep(0.2)\n{end}")
+    assert codes == ([0, 0] if "leave" in end else [2, 2]), errors
+
+
+def test_the_first_process_takes_the_store_away_when_all_have_stopped():
+    late = """
+def slow_stop(self):
+    time.sleep(2.0 * self.rank)
+    stop(self)
+heartbeat.Heartbeat.stop = slow_stop
+"""
+    codes, errors = run_ranks(f"{BUSY}{late}processes.leave()")
+    assert codes == [0, 0], errors

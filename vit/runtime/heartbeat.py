@@ -5,6 +5,7 @@ collectives' timeout, which is long because healthy processes may compile or sav
 heartbeat runs in a thread, so it continues meanwhile.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -20,6 +21,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 BEAT_SECONDS = 2.0
 MAX_SILENCE_SECONDS = 30.0
+MAX_STOP_SECONDS = 5.0
 
 
 class Heartbeat(threading.Thread):
@@ -74,7 +76,9 @@ class Heartbeat(threading.Thread):
         return None
 
     def stop(self) -> None:
+        """End the thread and wait for that, up to MAX_STOP_SECONDS where the store is not there."""
         self.stopped.set()
+        self.join(MAX_STOP_SECONDS)
 
 
 def start_heartbeat(
@@ -103,6 +107,10 @@ def start_heartbeat(
     heartbeat = Heartbeat(rank, store, names)
     heartbeat.server = server
     heartbeat.start()
+
+    # However this process ends: a thread that comes back from torch's C++ into an interpreter that
+    # is being torn down aborts the process
+    atexit.register(heartbeat.stop)
     return heartbeat
 
 

@@ -161,9 +161,11 @@ class Processes:
         if self.count == 1 or not dist.is_initialized():
             return
         self.barrier()
-        # The heartbeat first, or it would miss the process that leaves before the others
+        # The heartbeats first, or they would miss the process that leaves before the others. All of
+        # them, since the first process takes their store with it
         if self.heartbeat is not None:
             self.heartbeat.stop()
+            self.barrier()
         dist.destroy_process_group()
 
 
