@@ -105,14 +105,29 @@ def test_the_thread_ends_the_process_when_another_falls_silent(monkeypatch, ende
 
 def test_a_lost_store_means_that_rank_0_is_gone(monkeypatch, ended):
     calls, event = ended
+    monkeypatch.setattr(heartbeat, "MAX_SILENCE_SECONDS", 0.1)
+    thread = start_without_store(monkeypatch)
+    assert event.wait(10)
+    thread.join(10)
+    assert calls == [(1, 0, f"{HOST} 7")]
+
+
+def test_a_process_that_ends_soon_after_rank_0_does_not_kill_it(monkeypatch, ended):
+    calls, _ = ended
+    thread = start_without_store(monkeypatch)
+    time.sleep(0.1)
+    thread.stop()
+    assert not thread.is_alive()
+    assert calls == []
+
+
+def start_without_store(monkeypatch):
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.01)
     store = FakeStore()
     store.broken = True
     thread = Heartbeat(1, store, {0: f"{HOST} 7"})
     thread.start()
-    assert event.wait(10)
-    thread.join(10)
-    assert calls == [(1, 0, f"{HOST} 7")]
+    return thread
 
 
 def test_a_run_that_is_over_waits_for_nobody(monkeypatch, ended):

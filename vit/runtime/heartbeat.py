@@ -46,11 +46,14 @@ class Heartbeat(threading.Thread):
         beat = 0
         while not self.stopped.wait(BEAT_SECONDS):
             beat += 1
+            began = time.monotonic()
             try:
                 silent = self.exchange(beat)
             except (RuntimeError, OSError):
-                # The store is gone, and with it rank 0, which hosts it
+                # The store is gone, and with it rank 0, which hosts it. It may be in the middle of
+                # ending, with its own exit code, after which the launcher ends this process
                 silent = 0
+                self.stopped.wait(max(0.0, began + MAX_SILENCE_SECONDS - time.monotonic()))
             # Looked at once more: a rank that has left in good order is no longer missed
             if silent is not None and not self.stopped.is_set():
                 exit_after_silence(self.rank, silent, self.names.get(silent, ""))
