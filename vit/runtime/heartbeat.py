@@ -36,7 +36,8 @@ class Heartbeat(threading.Thread):
         super().__init__(daemon=True, name="heartbeat")
         self.rank, self.store, self.names = rank, store, names
         self.last_beat = dict.fromkeys(names, b"")
-        self.last_change = dict.fromkeys(names, time.monotonic())
+        self.last_look = time.monotonic()
+        self.last_change = dict.fromkeys(names, self.last_look)
         self.stopped = threading.Event()
         # Rank 0 hosts the store, which lives as long as this reference
         self.server: TCPStore | None = None
@@ -65,6 +66,13 @@ class Heartbeat(threading.Thread):
         where the store does not answer.
         """
         self.store.set(f"beat {self.rank}", str(beat))
+
+        # What kept this process from looking, such as a scheduler that suspends jobs, may have kept
+        # the others from beating: they have time again from now on
+        before, self.last_look = self.last_look, time.monotonic()
+        if self.last_look - before > MAX_SILENCE_SECONDS / 2:
+            self.last_change = dict.fromkeys(self.names, self.last_look)
+
         for other in self.names:
             key = f"beat {other}"
             # get() waits for a key that is not there yet
