@@ -9,6 +9,8 @@ import threading
 import time
 
 import pytest
+from helpers import ROOT
+from several_processes import store_of_group
 
 from vit.runtime import heartbeat
 from vit.runtime.heartbeat import Heartbeat, exit_after_silence
@@ -186,20 +188,19 @@ processes = join_processes("cpu")
 
 def run_ranks(script):
     """Run a script in two processes of one group; returns their exit codes and error outputs."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    store, address = store_of_group()
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", script],
-            env={**os.environ, **group, "RANK": str(rank)},
+            cwd=ROOT,
+            env={**os.environ, **address, "WORLD_SIZE": "2", "RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    errors = [rank.communicate(timeout=100)[1] for rank in ranks]
+    errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    del store
     return [rank.returncode for rank in ranks], errors
 
 
