@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from several_processes import finish_ranks, start_ranks
 
 from train import requested_processes
+from vit.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -129,6 +130,18 @@ def test_a_stopped_launcher_saves_and_one_process_resumes(tmp_path, one_process)
     resumed = train(tmp_path, "resume=run", "runtime.processes=1")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert_same_run(tmp_path / "run", one_process)
+
+
+def test_processes_whose_launcher_is_killed_save_and_end(tmp_path):
+    """Nothing else would end them: each is the leader of a session of its own."""
+    arguments = [*RUN, "runtime.processes=2", "hydra.run.dir=run"]
+    launcher = train_to_step(12, *arguments, cwd=tmp_path, run="run")
+    launcher.kill()
+    # They have its standard output, so this waits for them
+    launcher.communicate(timeout=100)
+    result = read_result(tmp_path / "run")
+    assert (result["status"], result["steps"] < STEPS) == ("stopped", True)
+    RunFolder(tmp_path / "run")  # which is no longer locked
 
 
 def test_a_stopped_run_is_resumed_by_as_many_processes(tmp_path):
