@@ -35,6 +35,7 @@ from vit.runs import sweep
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
 from vit.runtime.launch import (
+    end_with_agent,
     launch_processes,
     process_rank,
     start_of_command,
@@ -76,6 +77,7 @@ def main(composed: DictConfig) -> float | None:
 
         # Before torch is imported, which takes seconds in which a signal may come already
         stop.install()
+        end_with_agent()
 
         # The folder is locked before anything in it is read
         with RunFolder(folder, overrides, writes=is_first).outcome() as run:

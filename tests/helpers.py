@@ -26,6 +26,8 @@ SMALL_BLOCKS = {
     "init": "trunc_normal",
     "init_range": 0.3,
 }
+# Waits after the step that the variable names, until a signal comes
+WAITING, WAIT_AFTER_STEP = "tests/waiting_train.py", "WAIT_AFTER_STEP"
 # A run of seconds, not minutes
 TINY = [
     "experiment=digits",
@@ -100,6 +102,23 @@ def run(
 
 def train(cwd: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
     return run("train.py", *arguments, cwd=cwd, **options)
+
+
+def train_to_step(step: int, *arguments: str, cwd: Path, run: str, **options) -> Program:
+    """Start train.py; returns when it has come to a step, after which it waits for a signal.
+
+    However late the signal comes, it comes in the middle. run: the run's folder in cwd, as the
+    arguments name it; it logs every step.
+    """
+    process = start(WAITING, *arguments, cwd=cwd, env={WAIT_AFTER_STEP: str(step)}, **options)
+    wait_until(lambda: has_come_to(cwd / run, step), process)
+    return process
+
+
+def has_come_to(run_folder: Path, step: int) -> bool:
+    """Whether a run that logs every step has logged this one."""
+    metrics = run_folder / "metrics.jsonl"
+    return metrics.exists() and f'"step": {step}, "split": "train"' in metrics.read_text()
 
 
 def losses_by_workers(cwd: Path, *arguments: str) -> list[list[float]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, error_line, make_images, read_result, rows, run, start, train, wait_until
+from helpers import TINY, error_line, make_images, read_result, rows, run, train, train_to_step
 
 from vit.checkpoints.file import read_checkpoint
 from vit.checkpoints.model import build_on_meta, load
@@ -52,11 +52,9 @@ def test_a_killed_run_goes_on_with_the_same_teacher_to_the_same_bits(tmp_path, t
     done = train(tmp_path, *RUN, f"train.teacher={teacher}", "hydra.run.dir=whole")
     assert done.returncode == 0, done.stderr
 
-    process = start(
-        "train.py", *RUN, f"train.teacher={teacher}", "hydra.run.dir=parts", cwd=tmp_path
-    )
+    parts = [*RUN, f"train.teacher={teacher}", "hydra.run.dir=parts"]
+    process = train_to_step(8, *parts, cwd=tmp_path, run="parts")
     metrics = tmp_path / "parts" / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 8, process)
     process.kill()
     process.communicate()
     step = read_checkpoint(tmp_path / "parts/checkpoints/last.safetensors")[1]["progress"]["step"]

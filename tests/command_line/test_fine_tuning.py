@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from helpers import ROOT, TINY, error_line, read_result, rows, run, start, train, wait_until
+from helpers import ROOT, TINY, error_line, read_result, rows, run, train, train_to_step
 
 from vit.checkpoints.file import read_checkpoint
 
@@ -77,9 +77,7 @@ def test_only_what_was_asked_for_is_trained_and_the_best_weights_are_merged(fold
 
 
 def test_a_killed_run_resumes_to_the_same_bits(folder):
-    process = start("train.py", *command(folder, "parts"), cwd=folder)
-    metrics = folder / "parts" / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 12, process)
+    process = train_to_step(12, *command(folder, "parts"), cwd=folder, run="parts")
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     resumed = train(folder, "resume=parts")

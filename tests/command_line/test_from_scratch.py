@@ -1,9 +1,9 @@
 """Programs started from scratch, as a user starts them; other tests fork them from a parent."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from helpers import DIGITS, ROOT, make_images, read_result, run, train
@@ -70,10 +70,14 @@ def test_help_and_mistakes_need_no_torch(script, tmp_path):
 
 
 def test_a_mistaken_command_is_answered_in_three_seconds(tmp_path):
-    seconds = []
-    for _ in range(2):  # the first may read Python's files from a slow disk
-        start = time.monotonic()
-        done = train(tmp_path, "train.epochs=0", from_scratch=True)
-        seconds.append(time.monotonic() - start)
-        assert done.returncode == 2
-    assert min(seconds) < 3
+    """Of the processor's time: a busy machine may take longer."""
+    before = used_by_children()
+    done = train(tmp_path, "train.epochs=0", from_scratch=True)
+    assert done.returncode == 2
+    assert used_by_children() - before < 3
+
+
+def used_by_children() -> float:
+    """Seconds of the processor of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, TINY, error_line, read_result, start, train, wait_until
+from helpers import ROOT, TINY, error_line, read_result, train, train_to_step
 
 from vit.checkpoints.file import read_checkpoint
 
@@ -31,9 +31,8 @@ def test_a_stopped_run_is_resumed(tmp_path):
     assert done.returncode == 0, done.stderr
     expected_metrics = (tmp_path / "whole" / "metrics.jsonl").read_text()
 
-    process = start("train.py", *RUN, "hydra.run.dir=parts", cwd=tmp_path)
+    process = train_to_step(12, *RUN, "hydra.run.dir=parts", cwd=tmp_path, run="parts")
     metrics = tmp_path / "parts" / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 12, process)
     process.terminate()
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 75, output + errors

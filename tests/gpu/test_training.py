@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import start, train, wait_until
+from helpers import train, train_to_step
 from small_training import batch, make_model, make_state, make_step
 
 from vit.checkpoints.file import read_checkpoint
@@ -45,9 +45,9 @@ def test_a_stopped_run_is_resumed_to_the_same_bits(device, tmp_path):
     whole = train(tmp_path, *run, "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
 
-    process = start("train.py", *run, "hydra.run.dir=parts", cwd=tmp_path, from_scratch=True)
+    parts = [*run, "hydra.run.dir=parts"]
+    process = train_to_step(12, *parts, cwd=tmp_path, run="parts", from_scratch=True)
     metrics = tmp_path / "parts" / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 12, process)
     process.terminate()
     process.communicate(timeout=120)
     assert process.returncode == 75

@@ -1,6 +1,7 @@
 """A run is never silent for long: a moving line in a terminal, plain lines elsewhere."""
 
 import io
+import threading
 
 import pytest
 from tqdm import tqdm
@@ -115,6 +116,29 @@ def test_the_thread_ends_with_the_run():
     with Screen() as screen:
         assert screen.thread.is_alive()
     assert not screen.thread.is_alive()
+
+
+def test_a_line_that_was_begun_when_the_work_ended_does_not_stay(monkeypatch):
+    begun, goes_on = threading.Event(), threading.Event()
+
+    class SlowLine(tqdm):
+        def __init__(self, **options):
+            begun.set()
+            goes_on.wait(10)
+            super().__init__(**options)
+
+    monkeypatch.setattr(screen_module, "tqdm", SlowLine)
+    monkeypatch.setattr(screen_module, "TICK_SECONDS", 0.01)
+    screen = Screen()
+    screen.is_terminal = True
+    with screen:
+        screen.doing("building the model")
+        assert begun.wait(10)
+        threading.Timer(0.2, goes_on.set).start()
+        screen.doing(None)
+        screen.stopped.set()
+        screen.thread.join()
+        assert screen.moving_line is None
 
 
 def test_a_line_stands_above_the_bar(screen, capsys):

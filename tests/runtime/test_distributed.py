@@ -7,11 +7,25 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import error_line, read_result, rows, run, start, train, wait_until
+from helpers import (
+    ROOT,
+    WAIT_AFTER_STEP,
+    WAITING,
+    error_line,
+    has_come_to,
+    read_result,
+    rows,
+    run,
+    start,
+    train,
+    train_to_step,
+    wait_until,
+)
 from omegaconf import OmegaConf
 from several_processes import finish_ranks, start_ranks
 
 from train import requested_processes
+from vit.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -39,10 +53,6 @@ RUN = [
 
 def rows_of(folder: Path, split: str) -> list[dict]:
     return [row for row in rows(folder / "metrics.jsonl") if row["split"] == split]
-
-
-def has_come_to(folder: Path, step: int) -> bool:
-    return (folder / "metrics.jsonl").exists() and len(rows_of(folder, "train")) >= step
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
@@ -85,9 +95,9 @@ def test_fifty_steps_are_those_of_one_process(tmp_path):
 
 def test_a_killed_process_ends_all_and_one_process_resumes(tmp_path, one_process):
     """Two processes started by torchrun, of which the second is killed in the middle."""
-    torchrun = ["--nproc-per-node=2", str(Path(__file__).parents[2] / "train.py")]
+    torchrun = ["--nproc-per-node=2", str(ROOT / WAITING)]
     arguments = [*torchrun, *RUN, "hydra.run.dir=run"]
-    process = start("torch.distributed.run", *arguments, cwd=tmp_path)
+    process = start("torch.distributed.run", *arguments, cwd=tmp_path, env={WAIT_AFTER_STEP: "12"})
     wait_until(lambda: has_come_to(tmp_path / "run", 12), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2
@@ -106,8 +116,8 @@ def test_a_killed_process_ends_all_and_one_process_resumes(tmp_path, one_process
 
 def test_a_stopped_launcher_saves_and_one_process_resumes(tmp_path, one_process):
     """SIGTERM to the launcher is passed on to its two processes, and it ends as they do."""
-    process = start("train.py", *RUN, "runtime.processes=2", "hydra.run.dir=run", cwd=tmp_path)
-    wait_until(lambda: has_come_to(tmp_path / "run", 12), process)
+    arguments = [*RUN, "runtime.processes=2", "hydra.run.dir=run"]
+    process = train_to_step(12, *arguments, cwd=tmp_path, run="run")
     process.terminate()
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 75, errors[-2000:]
@@ -122,6 +132,18 @@ def test_a_stopped_launcher_saves_and_one_process_resumes(tmp_path, one_process)
     assert_same_run(tmp_path / "run", one_process)
 
 
+def test_processes_whose_launcher_is_killed_save_and_end(tmp_path):
+    """Nothing else would end them: each is the leader of a session of its own."""
+    arguments = [*RUN, "runtime.processes=2", "hydra.run.dir=run"]
+    launcher = train_to_step(12, *arguments, cwd=tmp_path, run="run")
+    launcher.kill()
+    # They have its standard output, so this waits for them
+    launcher.communicate(timeout=100)
+    result = read_result(tmp_path / "run")
+    assert (result["status"], result["steps"] < STEPS) == ("stopped", True)
+    RunFolder(tmp_path / "run")  # which is no longer locked
+
+
 def test_a_stopped_run_is_resumed_by_as_many_processes(tmp_path):
     """resume=FOLDER alone starts the number that config.yaml has."""
     (tmp_path / "config.yaml").write_text("runtime:\n  processes: 2\n")
@@ -134,7 +156,7 @@ def test_a_stopped_run_is_resumed_by_as_many_processes(tmp_path):
 def test_processes_that_share_the_state_are_stopped_and_resumed(tmp_path, one_process):
     """Each of two processes has half of the weights and of the optimizer's state (FSDP)."""
     arguments = [*RUN, "runtime.sharding=fsdp", "resume=auto", "hydra.run.dir=run"]
-    processes = start_ranks(2, "train.py", *arguments, cwd=tmp_path)
+    processes = start_ranks(2, WAITING, *arguments, cwd=tmp_path, env={WAIT_AFTER_STEP: "12"})
     wait_until(lambda: has_come_to(tmp_path / "run", 12), processes[0])
     processes[1].terminate()  # they agree to stop, whichever got the signal
     finish_ranks(processes, code=75)

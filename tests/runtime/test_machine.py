@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from vit.errors import ConfigError
+from vit.errors import ConfigError, Stopped
 from vit.runtime import launch
 from vit.runtime.cores import loader_workers, usable_cores, worker_cores
 from vit.runtime.device import choose_device, describe_device, peak_memory, product_rate
@@ -34,7 +34,7 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
 
 
-def start(**changes):
+def start(stop=None, **changes):
     settings = {
         "device": "cpu",
         "threads": None,
@@ -42,7 +42,7 @@ def start(**changes):
         "workers": None,
         "sharding": "none",
     }
-    return Machine.start(StopSignal(), **{**settings, **changes})
+    return Machine.start(StopSignal() if stop is None else stop, **{**settings, **changes})
 
 
 def test_one_process_on_the_cpu():
@@ -78,6 +78,22 @@ def test_another_process_waits_for_a_while_where_the_first_goes_on(monkeypatch):
 def test_nobody_waits_where_no_launcher_ends_the_others(monkeypatch):
     monkeypatch.setattr(launch, "SECONDS_TO_REPORT", 3600)
     assert wait_for_first(StopSignal())
+
+
+def test_a_signal_before_the_others_are_there_is_not_forgotten(monkeypatch):
+    """It has ended others at once, so that this process would wait for them in vain."""
+
+    class Waiting(StopSignal):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            # At the last moment at which it is only noted
+            if name == "exit_immediately" and value:
+                self.name = "SIGTERM"
+
+    monkeypatch.setattr("vit.runtime.machine.started_by_torchrun", lambda: True)
+    monkeypatch.setattr("vit.runtime.machine.join_processes", lambda kind: pytest.fail("waits"))
+    with pytest.raises(Stopped, match="SIGTERM"):
+        start(stop=Waiting())
 
 
 def test_deterministic_kernels_are_asked_for():

@@ -48,6 +48,8 @@ class Screen:
         self.activity: str | None = None
         self.started = self.last_line = self.activity_started = time.monotonic()
         self.stopped = threading.Event()
+        # A line that the thread has just begun must not stay when the activity ends
+        self.lock = threading.Lock()
         self.thread = threading.Thread(target=self.run, daemon=True, name="screen")
 
     def __enter__(self) -> "Screen":
@@ -73,11 +75,12 @@ class Screen:
 
     def doing(self, activity: str | None) -> None:
         """Note what the run is doing from now on, such as "reading the data"; None: nothing."""
-        self.activity = activity
-        self.activity_started = time.monotonic()
-        if activity is None and self.moving_line is not None:
-            self.moving_line.close()
-            self.moving_line = None
+        with self.lock:
+            self.activity = activity
+            self.activity_started = time.monotonic()
+            if activity is None and self.moving_line is not None:
+                self.moving_line.close()
+                self.moving_line = None
 
     @contextlib.contextmanager
     def during(self, activity: str) -> Iterator[None]:
@@ -104,7 +107,7 @@ class Screen:
         """Keep the screen alive, in a thread of its own."""
         while not self.stopped.wait(TICK_SECONDS):
             # The screen is a convenience: whatever closes it must not end the run
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError), self.lock:
                 self.tick()
 
     def tick(self) -> None:

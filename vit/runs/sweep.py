@@ -6,7 +6,6 @@ memory is not given back.
 
 import contextlib
 import csv
-import ctypes
 import math
 import os
 import shlex
@@ -23,6 +22,7 @@ from vit.errors import ConfigError, Stopped
 from vit.files import atomic_write, lock, read_json, write_json, write_text
 from vit.runs.folder import wait_until_free
 from vit.runs.selection import CRITERIA, describe_value, score, score_of
+from vit.runtime.launch import end_with_parent
 from vit.text import markdown_table, shorten
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -186,15 +186,6 @@ def train_job(folder: Path, overrides: list[str], gpus: Sequence[str] = ()) -> N
             f"the sweep was stopped by {received.name} in job {folder.name}; resume it by the same "
             f"command and hydra.sweep.dir={folder.parent}"
         )
-
-
-def end_with_parent() -> None:
-    """Ask the kernel, in the child, for SIGTERM when the driver dies (Linux only).
-
-    A job whose driver was killed saves and ends then, instead of training on unseen.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def wait_passing_signals_on(child: subprocess.Popen) -> tuple[int, signal.Signals | None]:

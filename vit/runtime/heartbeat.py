@@ -36,7 +36,8 @@ class Heartbeat(threading.Thread):
         super().__init__(daemon=True, name="heartbeat")
         self.rank, self.store, self.names = rank, store, names
         self.last_beat = dict.fromkeys(names, b"")
-        self.last_change = dict.fromkeys(names, time.monotonic())
+        self.last_look = time.monotonic()
+        self.last_change = dict.fromkeys(names, self.last_look)
         self.stopped = threading.Event()
         # Rank 0 hosts the store, which lives as long as this reference
         self.server: TCPStore | None = None
@@ -46,11 +47,14 @@ class Heartbeat(threading.Thread):
         beat = 0
         while not self.stopped.wait(BEAT_SECONDS):
             beat += 1
+            began = time.monotonic()
             try:
                 silent = self.exchange(beat)
             except (RuntimeError, OSError):
-                # The store is gone, and with it rank 0, which hosts it
+                # The store is gone, and with it rank 0, which hosts it. It may be in the middle of
+                # ending, with its own exit code, after which the launcher ends this process
                 silent = 0
+                self.stopped.wait(max(0.0, began + MAX_SILENCE_SECONDS - time.monotonic()))
             # Looked at once more: a rank that has left in good order is no longer missed
             if silent is not None and not self.stopped.is_set():
                 exit_after_silence(self.rank, silent, self.names.get(silent, ""))
@@ -62,6 +66,13 @@ class Heartbeat(threading.Thread):
         where the store does not answer.
         """
         self.store.set(f"beat {self.rank}", str(beat))
+
+        # What kept this process from looking, such as a scheduler that suspends jobs, may have kept
+        # the others from beating: they have time again from now on
+        before, self.last_look = self.last_look, time.monotonic()
+        if self.last_look - before > MAX_SILENCE_SECONDS / 2:
+            self.last_change = dict.fromkeys(self.names, self.last_look)
+
         for other in self.names:
             key = f"beat {other}"
             # get() waits for a key that is not there yet

@@ -3,6 +3,7 @@
 Imports no torch at module level, so that a mistaken command is answered at once.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -14,6 +15,8 @@ from vit.runtime.cores import usable_cores
 from vit.runtime.signals import StopSignal
 
 TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+# Where an agent of torchrun leaves the number of the run for the processes that it starts
+AGENTS_RUN = "TORCHELASTIC_RUN_ID"
 # Where the process that starts the others leaves when it was started itself
 STARTED = "VIT_STARTED"
 # How long the processes may take to save after a signal
@@ -34,12 +37,27 @@ def wait_for_first(stop: StopSignal) -> bool:
     quicker than the first would take the message with it. stop: the signal of the agent.
     """
     # The variables of torchrun may be set by hand or by a scheduler, which ends nobody
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if AGENTS_RUN not in os.environ:
         return True
     deadline = time.monotonic() + SECONDS_TO_REPORT
     while not stop and time.monotonic() < deadline:
         time.sleep(0.05)
     return bool(stop)
+
+
+def end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the process dies that has started this one (Linux only).
+
+    Where that one is killed, this one saves and ends then, instead of training on unseen.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def end_with_agent() -> None:
+    """end_with_parent() for a process of torchrun's agent, to be called when SIGTERM is handled."""
+    if AGENTS_RUN in os.environ:
+        end_with_parent()
 
 
 def start_of_command() -> float:

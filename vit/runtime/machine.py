@@ -46,7 +46,8 @@ class Machine:
     ) -> "Machine":
         """Choose the device, wait for the other processes, and set torch up.
 
-        Raises ConfigError where the machine has no such device, or one process is to be sharded.
+        Raises ConfigError where the machine has no such device, or one process is to be sharded,
+        and Stopped where a signal has come.
         """
         chosen = choose_device(device)
         # Before they wait for one another, which NCCL does not without a GPU for each
@@ -54,6 +55,8 @@ class Machine:
 
         # Until all processes are there, nobody looks at the signal and there is nothing to save
         stop.exit_immediately = started_by_torchrun()
+        # One that came earlier may have ended another process, which would be waited for
+        stop.check()
         processes = join_processes(chosen.type)
         stop.exit_immediately = False
 
