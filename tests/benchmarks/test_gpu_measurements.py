@@ -1,0 +1,45 @@
+"""What benchmarks/gpu_*.py time and count, tried without a GPU."""
+
+import time
+
+import pytest
+import torch
+
+from benchmarks import gpu_steps
+from benchmarks.contestants import Contestant
+from vit.runtime.precision import Precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+OURS = [Contestant("ours", compiled) for compiled in (True, False)]
+TIMMS = [Contestant("timm", compiled) for compiled in (True, False)]
+
+
+class Clock:
+    """A clock that goes on where something is said to take time."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        for name in ("monotonic", "perf_counter"):
+            monkeypatch.setattr(time, name, lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def test_no_contestant_is_begun_that_would_not_be_built_in_time(clock, monkeypatch):
+    def prepare(contestant, size, precision):
+        clock.now += 100 if contestant.compiled else 5
+        return contestant
+
+    monkeypatch.setattr(gpu_steps, "prepare", prepare)
+    order = [OURS[0], TIMMS[0], OURS[1], TIMMS[1]]
+    precision = Precision("fp32", CPU)
+    prepared, left_out = gpu_steps.prepare_all(order, "vit_s16", precision, 199.0)
+    # The second to be compiled would have ended at 200; the others take five seconds
+    assert list(prepared) == [OURS[0], OURS[1], TIMMS[1]]
+    assert left_out == ["timm compiled: no time"]
+    clock.now = 0.0
+    prepared, left_out = gpu_steps.prepare_all(order, "vit_s16", precision, 215.0)
+    assert (list(prepared), left_out) == (order, [])
