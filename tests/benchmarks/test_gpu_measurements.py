@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu_steps
+from benchmarks import gpu_input, gpu_steps
 from benchmarks.contestants import Contestant
 from vit.runtime.precision import Precision
 
@@ -43,3 +43,15 @@ def test_no_contestant_is_begun_that_would_not_be_built_in_time(clock, monkeypat
     clock.now = 0.0
     prepared, left_out = gpu_steps.prepare_all(order, "vit_s16", precision, 215.0)
     assert (list(prepared), left_out) == (order, [])
+
+
+def test_the_batches_that_were_made_before_the_clock_runs_are_not_counted(clock):
+    workers, size, seconds = 4, 10, 2.0
+
+    def batches(count):
+        for number in range(count):
+            # Made by as many at once, all of which begin with the first request
+            clock.now = max(clock.now, seconds * (number // workers + 1))
+            yield number
+
+    assert gpu_input.rate(batches(12), size, CPU, workers) == workers * size / seconds
