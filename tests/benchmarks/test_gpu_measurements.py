@@ -1,11 +1,13 @@
 """What benchmarks/gpu_*.py time and count, tried without a GPU."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
-from benchmarks import gpu_input, gpu_steps
+from benchmarks import gpu_input, gpu_profile, gpu_steps
 from benchmarks.contestants import Contestant
 from vit.runtime.precision import Precision
 
@@ -55,3 +57,53 @@ def test_the_batches_that_were_made_before_the_clock_runs_are_not_counted(clock)
             yield number
 
     assert gpu_input.rate(batches(12), size, CPU, workers) == workers * size / seconds
+
+
+def test_the_time_of_a_span_of_kernels_is_not_counted_twice(monkeypatch):
+    def kind(key, microseconds, device_type=DeviceType.CUDA, is_user_annotation=False):
+        return SimpleNamespace(
+            key=key,
+            device_type=device_type,
+            is_user_annotation=is_user_annotation,
+            self_device_time_total=microseconds,
+            count=3,
+        )
+
+    kinds = [
+        kind("a kernel", 3e3),
+        kind("another", 1e3),
+        kind("Optimizer.step#AdamW.step", 1e3, is_user_annotation=True),
+        kind("aten::mm", 3e3, device_type=DeviceType.CPU),
+    ]
+
+    class Profile:
+        def __init__(self, activities):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def key_averages(self):
+            return kinds
+
+    step = SimpleNamespace(run=lambda: None)
+    monkeypatch.setattr(gpu_profile, "profile", Profile)
+    monkeypatch.setattr(gpu_profile, "make_step", lambda *arguments: CallableStep(step.run))
+    monkeypatch.setattr(gpu_profile, "synchronize", lambda device: None)
+    lines = gpu_profile.profile_steps("vit_nano4", False, Precision("bf16", CUDA))
+    rows = [line for line in lines if "calls" not in line and line.count("|") > 3]
+    assert [row.split("|")[1].strip() for row in rows[-2:]] == ["a kernel", "another"]
+    assert "75.0%" in rows[-2]
+
+
+class CallableStep:
+    """Stands in for TimedStep."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def __call__(self):
+        self.run()
