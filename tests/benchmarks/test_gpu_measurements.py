@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.autograd import DeviceType
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import gpu_input, gpu_profile, gpu_steps
 from benchmarks.contestants import Contestant
@@ -107,3 +108,24 @@ class CallableStep:
 
     def __call__(self):
         self.run()
+
+
+def test_nothing_but_attention_is_timed_as_attention(monkeypatch):
+    class Kernels(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    called = []
+
+    def time_once(call, device, **settings):
+        with Kernels():
+            call()
+        return 1.0
+
+    monkeypatch.setattr(gpu_steps, "median_seconds", time_once)
+    monkeypatch.setattr(gpu_steps, "ATTENTION_KERNELS", {"flash": gpu_steps.SDPBackend.MATH})
+    gpu_steps.attention_table(Precision("fp32", CPU), (2, 2, 17, 16))
+    assert "bmm" in called
+    # No sum of the outputs, whose gradient would have to be spread out again
+    assert "sum" not in called
