@@ -1,5 +1,6 @@
 """What benchmarks/gpu_*.py time and count, tried without a GPU."""
 
+import os
 import time
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import gpu_input, gpu_profile, gpu_steps
+from benchmarks import gpu_input, gpu_profile, gpu_steps, overheads
 from benchmarks.contestants import Contestant
 from vit.runtime.precision import Precision
 
@@ -129,3 +130,18 @@ def test_nothing_but_attention_is_timed_as_attention(monkeypatch):
     assert "bmm" in called
     # No sum of the outputs, whose gradient would have to be spread out again
     assert "sum" not in called
+
+
+def test_what_deterministic_kernels_need_is_set_before_the_first_product(monkeypatch):
+    """torch looks at it once, however often the setting changes."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen = []
+
+    def step():
+        seen.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+        return 1.0
+
+    monkeypatch.setattr(overheads, "make_step", lambda *arguments, **settings: step)
+    overheads.deterministic_ratio("vit_nano4", 8, 1)
+    assert set(seen) == {":4096:8"}
+    assert not torch.are_deterministic_algorithms_enabled()
