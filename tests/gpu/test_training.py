@@ -9,6 +9,7 @@ from small_training import batch, make_model, make_state, make_step
 
 from vit.checkpoints.file import read_checkpoint
 from vit.data.loader import copy_ahead
+from vit.runtime.compiling import compile_model
 from vit.runtime.device import (
     peak_memory,
     product_rate,
@@ -148,6 +149,28 @@ def test_fp16_lowers_its_scale_until_gradients_are_finite(device):
     assert step.scaler.get_scale() < 2.0**30
     assert losses[-1] < 0.8 * losses[0]
     assert all(torch.isfinite(item).all() for item in state.model.parameters())
+
+
+@pytest.mark.parametrize("mode", [True, "blocks", "graphs"])
+def test_compiled_steps_are_those_of_the_model_itself(device, mode):
+    if mode == "graphs" and device.type != "cuda":
+        pytest.skip("CUDA graphs need a GPU")
+
+    def rows(mode):
+        torch.compiler.reset()
+        model = make_model(hidden_size=64, drop_path=0.3).to(device)
+        state = make_state(model, precision=Precision("fp32", device))
+        step = make_step(state)
+        step.forward = compile_model(model, mode, state.precision, 64, 1.0).forward
+        # Graphs are recorded by the second step and replayed from the third on, and none of them
+        # may overwrite what a step before has returned
+        made = []
+        for number in range(6):
+            made.append(step(*on_device(device, number)))
+            state.progress.step += 1
+        return torch.stack(made).cpu()
+
+    torch.testing.assert_close(rows(mode), rows(False), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "muon", "sgd"])
