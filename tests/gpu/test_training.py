@@ -20,7 +20,9 @@ from vit.runtime.memory import free_memory
 from vit.runtime.precision import Precision
 from vit.training.micro_batch import MARGIN, find_micro_batch_size
 from vit.training.state import EMA
+from vit.training.step import draw_drop_path
 
+LARGE_BATCH = 256  # x 65 tokens x 384
 RUN = (
     "experiment=digits",
     "model.num_layers=2",
@@ -171,6 +173,33 @@ def test_compiled_steps_are_those_of_the_model_itself(device, mode):
         return torch.stack(made).cpu()
 
     torch.testing.assert_close(rows(mode), rows(False), rtol=1e-3, atol=1e-3)
+
+
+def test_compiled_gradients_of_a_large_batch(gpu):
+    """The gradients of a LayerNorm are sums over rows and over columns.
+
+    From five million numbers on, torch's compiler computes both in one kernel, which other models
+    got wrong gradients from (MixOrderReduction, pytorch/pytorch#193061).
+    """
+    count = LARGE_BATCH
+    images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(gpu)
+    keep = draw_drop_path(0.3, 2, count, seed=0, step=0).to(gpu)
+
+    def gradients(mode):
+        torch.compiler.reset()
+        model = make_model(image_size=32, hidden_size=384, num_heads=6, layer_scale=0.1)
+        # After the seed of make_model; zeros, as it begins with, would pass no gradient on
+        torch.nn.init.normal_(model.head.weight, std=0.1)
+        model = model.to(gpu).train()
+        forward = compile_model(model, mode, Precision("fp32", gpu), 384, 1.0).forward
+        forward(images, keep).logsumexp(1).sum().backward()
+        return {name: item.grad for name, item in model.named_parameters()}
+
+    ours, reference = gradients(True), gradients(False)
+    # Those of the keys' biases are zero but for rounding
+    least = 1e-2 * torch.nn.utils.get_total_norm(list(reference.values()))
+    for name, gradient in reference.items():
+        assert (ours[name] - gradient).norm() < 1e-3 * (gradient.norm() + least), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "muon", "sgd"])
