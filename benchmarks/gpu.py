@@ -78,7 +78,8 @@ def pieces(request: Request) -> dict[str, Piece]:
     """
     miniature = request.miniature
     tiny = ["--miniature"] if miniature else []
-    tests = ["-m", "pytest", "-q", "-rs", "tests/gpu"]
+    # By name, and as many as have passed, which the project's own -q would leave out twice
+    tests = ["-m", "pytest", "-vv", "-rs", "tests/gpu"]
     environment = {}
     if miniature:
         tests += ["-k", "test_every_optimizer"]

@@ -136,12 +136,14 @@ def test_all_that_is_asked_for_is_measured(request_):
 @pytest.mark.slow
 def test_pieces_in_miniature(tmp_path):
     # But for the steps, of which compiling the contestants takes a minute
-    names = ["kernels", "input", "profiles"]
+    names = ["tests", "kernels", "input", "profiles"]
     chosen = [word for name in names for word in ("--piece", name)]
     done = run("benchmarks/gpu.py", "--miniature", "--out", str(tmp_path), *chosen, cwd=tmp_path)
     # Compilers may be missing, which is said in the table
     assert done.returncode == 0, done.stdout + done.stderr
     tables = {name: (tmp_path / f"{name}.md").read_text() for name in names}
+    assert "test_every_optimizer[muon] PASSED" in tables["tests"]
+    assert " passed" in tables["tests"]
     assert "attention (2, 2, 17, 16)" in tables["kernels"]
     assert "nvJPEG" in tables["input"]
     assert "ms a step" in tables["profiles"]
