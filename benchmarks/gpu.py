@@ -4,8 +4,9 @@
     python benchmarks/gpu.py --out FOLDER --piece input  # one piece, from its start
     python benchmarks/gpu.py --out FOLDER --miniature    # tiny ones, on whatever is there
 
-Each call works for at most --minutes and exits with 75 where more is to do. A piece is a process of
-its own and writes FOLDER/<piece>.md; what has been finished is not measured again.
+Each call works for at most --minutes, and half a minute to stop, and exits with 75 where more is to
+do. A piece is a process of its own and writes FOLDER/<piece>.md; what has been finished is not
+measured again. One that failed leaves FOLDER/<piece>.failed, and is tried again after the others.
 
     tests     tests/gpu: parity with the CPU, resuming, memory, waits
     kernels   the rate of matrix products, attention, augmentation of small images
@@ -163,20 +164,38 @@ def run_piece(piece: Piece, out: Path, end: float) -> int:
     output = None if piece.writes else subprocess.PIPE
     # Else what it prints would be lost where it has to be ended
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **piece.environment}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=output, text=True, start_new_session=True
+    )
     try:
         text, _ = process.communicate(timeout=seconds)
         code = process.returncode
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-        text, _ = process.communicate()
-        code = STOPPED
+        text, code = end_group(process), STOPPED
+    except KeyboardInterrupt:
+        # A terminal sends it to this process alone
+        end_group(process)
+        raise
     if not piece.writes:
         print(text, flush=True)
         write_text(unfinished, text)
     if code == 0:
         unfinished.rename(out / f"{piece.name}.md")
     return code
+
+
+def end_group(process: subprocess.Popen[str]) -> str:
+    """Ask a process and those that it has started to end, and then make them; returns the output.
+
+    A training would go on without the script that has started it, and keep the output open.
+    """
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        text, _ = process.communicate(timeout=STOPPING_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        text, _ = process.communicate()
+    return text
 
 
 def run_pieces(

@@ -96,6 +96,16 @@ def test_what_a_piece_printed_is_kept_where_it_is_stopped(request_, monkeypatch)
     assert (request_.out / "slow.part").read_text() == "begun\n"
 
 
+def test_what_a_piece_has_started_does_not_outlive_it(request_, monkeypatch):
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(40)"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {deaf!r}])"
+    fake_pieces(monkeypatch, starts=starts)
+    monkeypatch.setattr(gpu, "STOPPING_SECONDS", 1)
+    begun = time.monotonic()
+    assert gpu.run_pieces(request_, ["starts"], begun + 3) == (gpu.STOPPED, [])
+    assert time.monotonic() - begun < 20
+
+
 def test_a_piece_is_not_begun_without_its_minutes(request_, monkeypatch):
     calls = fake_pieces(monkeypatch, first="print('one')")
     assert gpu.run_pieces(request_, ["first"], time.monotonic() - 1) == (gpu.STOPPED, [])
