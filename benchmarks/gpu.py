@@ -4,8 +4,9 @@
     python benchmarks/gpu.py --out FOLDER --piece input  # one piece, from its start
     python benchmarks/gpu.py --out FOLDER --miniature    # tiny ones, on whatever is there
 
-Each call works for at most --minutes and exits with 75 where more is to do. A piece is a process of
-its own and writes FOLDER/<piece>.md; what has been finished is not measured again.
+Each call works for at most --minutes, and half a minute to stop, and exits with 75 where more is to
+do. A piece is a process of its own and writes FOLDER/<piece>.md; what has been finished is not
+measured again. One that failed leaves FOLDER/<piece>.failed, and is tried again after the others.
 
     tests     tests/gpu: parity with the CPU, resuming, memory, waits
     kernels   the rate of matrix products, attention, augmentation of small images
@@ -38,6 +39,8 @@ RECIPES = ["cifar10_fast_gpu", "cifar10_vit_s4", "cifar100_vit_s4"]
 STOPPED = 75
 # What a process that is asked to stop may take to do it
 STOPPING_SECONDS = 30
+# Of one size: two contestants are compiled, which takes up to two minutes each
+STEPS_MINUTES = 5
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def pieces(request: Request) -> dict[str, Piece]:
     """
     miniature = request.miniature
     tiny = ["--miniature"] if miniature else []
-    tests = ["-m", "pytest", "-q", "-rs", "tests/gpu"]
+    # By name, and as many as have passed, which the project's own -q would leave out twice
+    tests = ["-m", "pytest", "-vv", "-rs", "tests/gpu"]
     environment = {}
     if miniature:
         tests += ["-k", "test_every_optimizer"]
@@ -86,7 +90,7 @@ def pieces(request: Request) -> dict[str, Piece]:
     if request.jpegs is not None:
         jpegs += ["--jpegs", str(request.jpegs.resolve())]
     ordered = [
-        Piece("tests", tests, 5, writes=False, environment=environment),
+        Piece("tests", tests, 6, writes=False, environment=environment),
         Piece("kernels", kernels, 2),
         *(steps_of(size, tiny) for size in (MINIATURE_SIZES if miniature else SIZES)),
         Piece("input", jpegs, 4),
@@ -99,7 +103,7 @@ def pieces(request: Request) -> dict[str, Piece]:
 def steps_of(size: str, tiny: list[str]) -> Piece:
     """Return the piece that measures training steps of one size."""
     command = ["benchmarks/gpu_steps.py", "--size", size, *tiny, "--minutes", "MINUTES"]
-    return Piece(f"steps_{size}", [*command, "--out", "OUT"], 4)
+    return Piece(f"steps_{size}", [*command, "--out", "OUT"], STEPS_MINUTES)
 
 
 def profiles(out: Path, tiny: list[str]) -> Piece:
@@ -112,7 +116,9 @@ def profiles(out: Path, tiny: list[str]) -> Piece:
             dict.fromkeys([next(iter(fractions)), min(fractions, key=fractions.__getitem__)])
         )
     chosen = [word for size in sizes for word in ("--size", size)]
-    return Piece("profiles", ["benchmarks/gpu_profile.py", *tiny, *chosen, "--out", "OUT"], 4)
+    command = ["benchmarks/gpu_profile.py", *tiny, *chosen, "--out", "OUT"]
+    # No shorter than the steps, or it would be begun before these
+    return Piece("profiles", command, STEPS_MINUTES)
 
 
 def recipes(request: Request) -> Piece:
@@ -127,7 +133,7 @@ def recipes(request: Request) -> Piece:
         overrides += ["train.epochs=1", "runtime.threads=1"]
     command = ["benchmarks/recipes.py", *names, "--seeds", "1", "--minutes", "MINUTES"]
     command += ["--out", str(request.out / "runs"), "--", *overrides]
-    return Piece("recipes", command, 1, writes=False)
+    return Piece("recipes", command, 2, writes=False)
 
 
 def measured_fractions(out: Path) -> dict[str, float]:
@@ -156,16 +162,20 @@ def run_piece(piece: Piece, out: Path, end: float) -> int:
     command = piece.arguments(unfinished, max(0.02, (seconds - STOPPING_SECONDS) / 60))
     print(f"{piece.name}: {' '.join(command[1:])}", flush=True)
     output = None if piece.writes else subprocess.PIPE
+    # Else what it prints would be lost where it has to be ended
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **piece.environment}
     process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **piece.environment}, stdout=output, text=True
+        command, cwd=ROOT, env=environment, stdout=output, text=True, start_new_session=True
     )
     try:
         text, _ = process.communicate(timeout=seconds)
+        code = process.returncode
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-        text, _ = process.communicate()
-        return STOPPED
-    code = process.returncode
+        text, code = end_group(process), STOPPED
+    except KeyboardInterrupt:
+        # A terminal sends it to this process alone
+        end_group(process)
+        raise
     if not piece.writes:
         print(text, flush=True)
         write_text(unfinished, text)
@@ -174,28 +184,66 @@ def run_piece(piece: Piece, out: Path, end: float) -> int:
     return code
 
 
+def end_group(process: subprocess.Popen[str]) -> str:
+    """Ask a process and those that it has started to end, and then make them; returns the output.
+
+    A training would go on without the script that has started it, and keep the output open.
+    """
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        text, _ = process.communicate(timeout=STOPPING_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        text, _ = process.communicate()
+    return text
+
+
 def run_pieces(
     request: Request, names: Sequence[str], end: float, again: bool = False
 ) -> tuple[int, list[str]]:
     """Measure the pieces of these names that are not finished until `end`.
 
+    Those that failed in a call before come last, so that they do not take the time of the others.
     again: also those that are. Returns the exit code and a line about each piece that failed.
     """
     failed = []
     out = request.out
-    for name in names:
+    some_wait = False
+    for name in sorted(names, key=lambda name: failure_of(out, name).exists()):
         if not again and (out / f"{name}.md").exists():
             continue
         piece = pieces(request)[name]
+        # A shorter one may still fit, such as a recipe, which goes on with its steps
         if end - time.monotonic() < 60 * piece.minutes:
-            return STOPPED, failed
+            some_wait = True
+            continue
         code = run_piece(piece, out, end)
         if code == STOPPED:
             return STOPPED, failed
-        # The others may work; this one is tried again by the next call
+        note_failure(out, name, code)
+        # The others may work; this one is tried again by a later call
         if code != 0:
-            failed.append(f"{name} failed, exit code {code}: {out / name}.part")
+            failed.append(f"{name} failed, exit code {code}: {failure_of(out, name)}")
+    if some_wait:
+        return STOPPED, failed
     return (1 if failed else 0), failed
+
+
+def failure_of(out: Path, name: str) -> Path:
+    """Return the file of what a piece that failed has printed or measured."""
+    return out / f"{name}.failed"
+
+
+def note_failure(out: Path, name: str, code: int) -> None:
+    """Leave that file where a piece ended with an error, and none where it did not."""
+    unfinished, failure = out / f"{name}.part", failure_of(out, name)
+    if code == 0:
+        failure.unlink(missing_ok=True)
+        return
+    failure.touch()
+    # It may have ended before it wrote anything
+    if unfinished.exists():
+        unfinished.rename(failure)
 
 
 def main() -> int:

@@ -108,10 +108,15 @@ def decoded_by_the_gpu(paths: list[Path], device: torch.device, size: int) -> It
         yield PREPROCESSING.to_input(torch.stack(cropped))
 
 
-def rate(batches: Iterator[object], size: int, device: torch.device) -> float:
-    """Return the images/s of batches of `size` images, from the second one on."""
-    # Starting processes and libraries is not counted
-    next(batches)
+def rate(batches: Iterator[object], size: int, device: torch.device, workers: int = 1) -> float:
+    """Return the images/s of batches of `size` images, made by so many workers at once.
+
+    The first of each worker is left out.
+    """
+    # Starting processes and libraries is not counted, nor are the batches that the other workers
+    # have made while the first one was waited for
+    for _ in range(workers):
+        next(batches)
     synchronize(device)
     start = time.perf_counter()
     count = sum(1 for _ in batches)
@@ -124,8 +129,10 @@ def measure(root: Path, device: torch.device, size: int, batches: int) -> Iterat
     _, images = list_class_folders(root / "train", "JPEGs")
     most = loader_workers(None, device_type="cuda")
     for workers in sorted({1, max(1, most // 2), most}):
-        training = make_batches(images, device, workers, size).training(0, batches)
-        yield table_row(f"{workers} workers", f"{rate(training, size, device):,.0f}")
+        # As many of each worker, at least three: a rest would be made by a few of them
+        count = workers * max(3, -(-batches // workers))
+        training = make_batches(images, device, workers, size).training(0, count)
+        yield table_row(f"{workers} workers", f"{rate(training, size, device, workers):,.0f}")
 
     title = "the GPU (nvJPEG)"
     if device.type != "cuda":

@@ -47,8 +47,13 @@ def profile_steps(size: str, compiled: bool, precision: Precision) -> list[str]:
 
     kinds = profiled.key_averages()
     if device.type == "cuda":
-        # Kernels alone: torch counts their time for the operations that queue them, too
-        kernels = [kind for kind in kinds if kind.device_type == DeviceType.CUDA]
+        # Kernels alone: torch counts their time for the operations that queue them, too, and for
+        # the spans that these are in, such as the optimizer's step
+        kernels = [
+            kind
+            for kind in kinds
+            if kind.device_type == DeviceType.CUDA and not kind.is_user_annotation
+        ]
         events = [(kernel.self_device_time_total, kernel) for kernel in kernels]
     else:
         events = [(kind.self_cpu_time_total, kind) for kind in kinds]

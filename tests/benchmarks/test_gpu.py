@@ -56,6 +56,56 @@ def test_what_is_finished_is_not_measured_again(request_, monkeypatch):
     assert calls[-1] == "first"
 
 
+def test_a_piece_that_failed_comes_after_the_others_in_the_next_call(request_, monkeypatch):
+    flag = request_.out / "flag"
+    fails = f"import os, sys; print('x'); sys.exit(0 if os.path.exists({str(flag)!r}) else 3)"
+    calls = fake_pieces(monkeypatch, first=fails, second="import sys; sys.exit(75)")
+    names = ["first", "second"]
+    assert gpu.run_pieces(request_, names, time.monotonic() + 60)[0] == gpu.STOPPED
+    assert (request_.out / "first.failed").read_text() == "x\n"
+    assert gpu.run_pieces(request_, names, time.monotonic() + 60)[0] == gpu.STOPPED
+    # The second has more to do, and the first took none of its time
+    assert calls == ["first", "second", "second"]
+    flag.touch()
+    assert gpu.run_pieces(request_, ["first"], time.monotonic() + 60)[0] == 0
+    assert not (request_.out / "first.failed").exists()
+
+
+def test_a_piece_that_fails_before_it_writes_is_noted(request_, monkeypatch):
+    piece = gpu.Piece("broken", ["-c", "import sys; sys.exit(4)"], minutes=0)
+    monkeypatch.setattr(gpu, "pieces", lambda request: {"broken": piece})
+    code, failed = gpu.run_pieces(request_, ["broken"], time.monotonic() + 60)
+    assert (code, len(failed)) == (1, 1)
+    assert (request_.out / "broken.failed").exists()
+
+
+def test_where_the_next_piece_is_too_long_a_shorter_one_is_measured(request_, monkeypatch):
+    made = {
+        "long": gpu.Piece("long", ["-c", "print('long')"], minutes=5, writes=False),
+        "short": gpu.Piece("short", ["-c", "print('short')"], minutes=0, writes=False),
+    }
+    monkeypatch.setattr(gpu, "pieces", lambda request: made)
+    end = time.monotonic() + 60
+    assert gpu.run_pieces(request_, list(made), end) == (gpu.STOPPED, [])
+    assert [path.name for path in request_.out.glob("*.md")] == ["short.md"]
+
+
+def test_what_a_piece_printed_is_kept_where_it_is_stopped(request_, monkeypatch):
+    fake_pieces(monkeypatch, slow="import time; print('begun'); time.sleep(60)")
+    assert gpu.run_pieces(request_, ["slow"], time.monotonic() + 2) == (gpu.STOPPED, [])
+    assert (request_.out / "slow.part").read_text() == "begun\n"
+
+
+def test_what_a_piece_has_started_does_not_outlive_it(request_, monkeypatch):
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(40)"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {deaf!r}])"
+    fake_pieces(monkeypatch, starts=starts)
+    monkeypatch.setattr(gpu, "STOPPING_SECONDS", 1)
+    begun = time.monotonic()
+    assert gpu.run_pieces(request_, ["starts"], begun + 3) == (gpu.STOPPED, [])
+    assert time.monotonic() - begun < 20
+
+
 def test_a_piece_is_not_begun_without_its_minutes(request_, monkeypatch):
     calls = fake_pieces(monkeypatch, first="print('one')")
     assert gpu.run_pieces(request_, ["first"], time.monotonic() - 1) == (gpu.STOPPED, [])
@@ -96,12 +146,14 @@ def test_all_that_is_asked_for_is_measured(request_):
 @pytest.mark.slow
 def test_pieces_in_miniature(tmp_path):
     # But for the steps, of which compiling the contestants takes a minute
-    names = ["kernels", "input", "profiles"]
+    names = ["tests", "kernels", "input", "profiles"]
     chosen = [word for name in names for word in ("--piece", name)]
     done = run("benchmarks/gpu.py", "--miniature", "--out", str(tmp_path), *chosen, cwd=tmp_path)
     # Compilers may be missing, which is said in the table
     assert done.returncode == 0, done.stdout + done.stderr
     tables = {name: (tmp_path / f"{name}.md").read_text() for name in names}
+    assert "test_every_optimizer[muon] PASSED" in tables["tests"]
+    assert " passed" in tables["tests"]
     assert "attention (2, 2, 17, 16)" in tables["kernels"]
     assert "nvJPEG" in tables["input"]
     assert "ms a step" in tables["profiles"]
