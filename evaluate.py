@@ -88,6 +88,7 @@ def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
     changes: {key: value} of the command line; those of data.* apply to a checkpoint's own data.
     """
     # Imported here so that --help and a mistyped command answer at once
+    from vit.runtime.allocator import keep_freed_memory
     from vit.runtime.device import (
         choose_device,
         use_deterministic_kernels,
@@ -100,6 +101,8 @@ def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
     use_deterministic_kernels(settings.runtime.deterministic)
     use_exact_float32()
     device = choose_device(settings.runtime.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     with failures_explained("try precision=bf16, or runtime.device=cpu", "runtime.workers"):
         model = restore_model(settings, changes, device)
         return measure_model(model, settings)

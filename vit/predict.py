@@ -13,7 +13,6 @@ import csv
 import io
 import itertools
 import json
-import os
 import sys
 import time
 import unicodedata
@@ -28,7 +27,7 @@ from vit.config.image_options import (
     require_images,
 )
 from vit.errors import ConfigError, DataError, run_command, writing_to
-from vit.files import atomic_write
+from vit.files import atomic_write, discard_output
 
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
 # and the modules of vit that import it, are imported inside the functions that need them.
@@ -123,12 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         # 128 + SIGINT, as a shell reports it, without a traceback
         raise SystemExit(130) from None
-
-
-def discard_output() -> None:
-    """Drop what is buffered for standard output: Python, as it ends, would fail on it once more."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from helpers import TINY, error_line, make_images, read_result, rows, run, train
+from helpers import TINY, error_line, make_images, read_result, rows, run, start, train
 from PIL import Image
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -235,3 +235,16 @@ def test_help_is_for_people(tmp_path):
     job = run("train.py", "--cfg", "job", "model.patch_size=8", cwd=tmp_path)
     assert "patch_size: 8" in job.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_goes_on_where_nobody_reads_its_lines(tmp_path):
+    # As with `| head -1`, or where the tee of a log has been killed
+    with start("train.py", *TINY, "hydra.run.dir=run", cwd=tmp_path) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        process.stdout = None
+        _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    assert read_result(tmp_path / "run")["status"] == "finished"
+    assert "test top-1" in (tmp_path / "run" / "train.log").read_text()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from vit.files import discard_output
 from vit.runtime.signals import StopSignal
 from vit.text import format_duration
 
@@ -68,9 +69,13 @@ class Screen:
         """Print a line on standard output, above the bar where there is one."""
         if not self.speaks:
             return
-        tqdm.write(line, file=sys.stdout)
-        # Into a file or a pipe lines would otherwise come minutes late, or never after a kill
-        sys.stdout.flush()
+        try:
+            tqdm.write(line, file=sys.stdout)
+            # Into a file or a pipe lines would otherwise come minutes late, or never after a kill
+            sys.stdout.flush()
+        except OSError:
+            # Whoever read them, such as tee, has gone. The run goes on, and train.log has the lines
+            discard_output()
         self.last_line = time.monotonic()
 
     def doing(self, activity: str | None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from vit.errors import ConfigError
+from vit.runtime.allocator import keep_freed_memory
 from vit.runtime.cores import loader_workers
 from vit.runtime.device import (
     DEVICE_NAMES,
@@ -66,6 +67,10 @@ class Machine:
         if chosen.type == "cuda":
             chosen = torch.device("cuda", processes.local_rank)
             torch.cuda.set_device(chosen)
+
+        # On a GPU torch keeps it by itself
+        if chosen.type == "cpu":
+            keep_freed_memory()
 
         # Before any tensor is computed: all of them change the bits of a result
         use_threads(threads)
