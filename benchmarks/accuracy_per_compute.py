@@ -57,10 +57,10 @@ NAME = re.compile(
 # In the chart a run has the name of the recipe that makes it today
 RECIPES = {
     "cifar10_fast_v2": "cifar10_fast",
-    "cifar10_fast_v2_without_weight_decay": "cifar10_fast, without weight decay",
+    "cifar10_fast_v2_without_weight_decay": "cifar10_fast, no weight decay",
     "conv_vit_mini4": "cifar10_fast_conv",
-    "conv_vit_mini4_without_weight_decay": "cifar10_fast_conv, without weight decay",
-    "conv_vit_medium4_without_weight_decay": "conv_vit_medium4, without weight decay",
+    "conv_vit_mini4_without_weight_decay": "cifar10_fast_conv, no weight decay",
+    "conv_vit_medium4_without_weight_decay": "conv_vit_medium4, no weight decay",
 }
 CIFAR10 = re.compile(r"conv_vit(?!.*cifar100)|.*cifar10(?!\d)")
 
