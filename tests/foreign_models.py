@@ -43,8 +43,8 @@ def images(size: int = 64, channels: int = 3) -> torch.Tensor:
 
 
 def difference(ours: nn.Module, theirs: nn.Module, size: int = 64) -> float:
-    """The largest difference between the logits of two models on the same images."""
-    batch = images(size)
+    """The largest difference between the logits of two models on the same images, in their type."""
+    batch = images(size).to(next(ours.parameters()).dtype)
     with torch.inference_mode():
         outputs = theirs(batch)
         logits = outputs.logits if hasattr(outputs, "logits") else outputs

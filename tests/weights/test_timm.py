@@ -84,7 +84,8 @@ def test_hybrids(tmp_path, name, stages):
     theirs = timm_model(name, depth=1)
     save_file(theirs.state_dict(), tmp_path / "x")
     assert read(tmp_path / "x").model["resnet_stages"] == stages
-    assert difference(build(tmp_path / "x"), theirs) < TOLERANCE
+    # Fifty convolutions: in float32 their rounding depends on the CPU, by more than the tolerance
+    assert difference(build(tmp_path / "x").double(), theirs.double()) < TOLERANCE
 
 
 def test_a_mean_before_the_norm(tmp_path):
