@@ -46,6 +46,7 @@ def _arguments(monkeypatch):
         ("experiment=digts", r"experiment=digts: .*digts\.yaml; did you mean digits"),
         ("optimizer.lr=fast", r"optimizer\.lr: .*'fast'"),
         ("train.epochs=[1]", r"train\.epochs"),
+        ("train.epochs=null", r"train\.epochs: expected a value, got null"),
         ("model.num_heads=2.5", r"model\.num_heads: .*'2\.5'"),
         ("train.batch_size=", r"train\.batch_size"),
         ("train.batch_size", r"train\.batch_size"),
