@@ -101,8 +101,7 @@ def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
     use_deterministic_kernels(settings.runtime.deterministic)
     use_exact_float32()
     device = choose_device(settings.runtime.device)
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device.type)
     with failures_explained("try precision=bf16, or runtime.device=cpu", "runtime.workers"):
         model = restore_model(settings, changes, device)
         return measure_model(model, settings)

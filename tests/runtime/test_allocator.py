@@ -23,7 +23,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 {before}
-done = keep_freed_memory()
+done = keep_freed_memory("cpu")
 use_threads(1)
 # The heap grows for some of the first
 for _ in range(10):
@@ -91,4 +91,4 @@ def test_without_glibc_nothing_is_done(monkeypatch):
     for name in CHOICES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
-    assert not allocator.keep_freed_memory.__wrapped__()
+    assert not allocator.keep_freed_memory.__wrapped__("cpu")

@@ -28,13 +28,13 @@ OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
 @functools.cache
-def keep_freed_memory() -> bool:
+def keep_freed_memory(device_type: str) -> bool:
     """Keep freed memory for later tensors, in large pages where Linux has them; whether it is done.
 
-    Changes no result. Does nothing without glibc, or where the user has chosen an allocator. Once
-    is enough for a process.
+    Changes no result. Does nothing for a GPU, whose memory torch keeps by itself, without glibc, or
+    where the user has chosen an allocator. Once is enough for a process.
     """
-    if any(os.environ.get(name) for name in CHOICES):
+    if device_type != "cpu" or any(os.environ.get(name) for name in CHOICES):
         return False
     try:
         libc = ctypes.CDLL(None)

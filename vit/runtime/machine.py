@@ -68,9 +68,7 @@ class Machine:
             chosen = torch.device("cuda", processes.local_rank)
             torch.cuda.set_device(chosen)
 
-        # On a GPU torch keeps it by itself
-        if chosen.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(chosen.type)
 
         # Before any tensor is computed: all of them change the bits of a result
         use_threads(threads)
