@@ -337,4 +337,4 @@ def test_hydra_is_told_to_make_the_table():
     )
     assert done.returncode == 0, done.stderr
     assert f"_target_: vit.config.command_line.{AtSweepEnd.__name__}" in done.stdout
-    assert "path: vit.runs.sweep.print_summary" in done.stdout
+    assert "path: vit.runs.sweep_table.print_summary" in done.stdout

@@ -1,16 +1,13 @@
-"""Sweeps: each job of `train.py -m` has its own process and folder, and one table ranks them all.
+"""The jobs of a sweep, `train.py -m`: each has a process and a folder of its own.
 
 Hydra's basic launcher would run all jobs in one process, where a crash ends the whole sweep and
 memory is not given back.
 """
 
 import contextlib
-import csv
 import math
 import os
-import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -19,28 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from vit.errors import ConfigError, Stopped
-from vit.files import atomic_write, lock, read_json, write_json, write_text
+from vit.files import lock, read_json, write_json
 from vit.runs.folder import wait_until_free
-from vit.runs.selection import CRITERIA, describe_value, score, score_of
+from vit.runs.selection import score_of
 from vit.runtime.launch import end_with_parent
-from vit.text import markdown_table, shorten
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 # How long a job, whose driver was killed, may take to save and release its folder
 SECONDS_TO_LET_GO = 120
-# Characters of a reason below the table
-MAX_REASON = 200
-# Jobs at most in the figure
-BARS_DRAWN = 40
 # Of the whole sweep: they mean nothing to one of its jobs
 SETTINGS_OF_SWEEPS = ("search=", "+search=", "jobs_at_once=")
 # Where the process that drives a sweep leaves what CUDA_VISIBLE_DEVICES was, for its jobs
 VISIBLE_TO_THE_SWEEP = "VIT_VISIBLE_DEVICES"
 ALL_GPUS = "all"
 COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
-MEASURED = [f"{split}_{name}" for name in CRITERIA for split in ("val", "test")]
-COLUMNS = ["job", "overrides", "select", *MEASURED, "status", "reason", "seconds"]
-Row = dict[str, Any]
 
 
 def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None) -> float:
@@ -209,227 +198,3 @@ def wait_passing_signals_on(child: subprocess.Popen) -> tuple[int, signal.Signal
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return exit_code, signal.Signals(received[0]) if received else None
-
-
-def collect(sweep_folder: Path) -> list[Row]:
-    """Return one row a job, with the keys of COLUMNS.
-
-    They are sorted by ranked_by(), the best first, with jobs that have no such number at the end.
-    """
-    rows = [job_row(note) for note in sweep_folder.glob("*/job.json")]
-    ranking = ranked_by(rows)
-
-    def place(row: Row) -> tuple[bool, float, str]:
-        value = row[f"val_{ranking}"]
-        return value is None, 0 if value is None else -score(ranking, value), row["job"].zfill(8)
-
-    return sorted(rows, key=place)
-
-
-def ranked_by(rows: list[Row]) -> str:
-    """Return what all jobs with a result were selected by, or top1 where they differ in that."""
-    names = {row["select"] for row in rows if row["select"] is not None}
-    return names.pop() if len(names) == 1 else "top1"
-
-
-def job_row(note: Path) -> Row:
-    """Return the row of the job that a job.json belongs to."""
-    job, result = read_json(note), read_json(note.with_name("result.json"))
-    status, reason = result.get("status"), result.get("reason", "")
-    # A job that was killed, or has not come to its end yet, leaves no result.json
-    if status is None:
-        code = job.get("exit_code")
-        status = "running" if code is None else "crashed"
-        reason = "" if code is None else describe_exit(code)
-    return {
-        "job": note.parent.name,
-        "overrides": " ".join(job_settings(job["overrides"])),
-        # Earlier versions selected by top-1, and did not say so
-        "select": result.get("select", "top1" if result else None),
-        **{name: result.get(name) for name in MEASURED},
-        "status": status,
-        "reason": "" if status == "finished" else reason,
-        "seconds": result.get("seconds"),
-    }
-
-
-def describe_exit(code: int) -> str:
-    """Say why a child that left no result.json ended, from its exit code."""
-    if code >= 0:
-        return f"exit code {code}"
-    # Python gives the number of the signal that killed a child as a negative code
-    name = signal.Signals(-code).name
-    if -code == signal.SIGKILL:
-        return f"signal {name}, which the system sends where memory runs out"
-    return f"signal {name}"
-
-
-def over_seeds(rows: list[Row]) -> list[Row]:
-    """Return one row for all finished jobs that differ in their seed alone, the best group first.
-
-    Keys: overrides, seeds (how many), and val_top1, test_top1 and the other metrics as (mean,
-    sample standard deviation), or None where a job has none.
-    """
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        words = row["overrides"].split()
-        without_seed = [word for word in words if not word.startswith("seed=")]
-        if row["status"] == "finished" and len(without_seed) < len(words):
-            groups.setdefault(" ".join(without_seed), []).append(row)
-    return [
-        {
-            "overrides": overrides,
-            "seeds": len(jobs),
-            **{name: mean_and_deviation([job[name] for job in jobs]) for name in MEASURED},
-        }
-        for overrides, jobs in groups.items()
-        if len(jobs) > 1
-    ]
-
-
-def mean_and_deviation(values: list[float | None]) -> tuple[float, float] | None:
-    # A mean over some of the seeds would not be comparable
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    return statistics.mean(known), statistics.stdev(known)
-
-
-def table(rows: list[Row]) -> str:
-    """Return the ranked jobs as a table, and below them means and deviations over seeds."""
-    ranking = ranked_by(rows)
-    shown = shown_metrics(ranking)
-    cells = [["rank", "job", *(title(name) for name in shown), "status", "overrides"]]
-    for rank, row in enumerate(rows, start=1):
-        cells.append(
-            [
-                "" if row[shown[0]] is None else str(rank),
-                row["job"],
-                *("" if row[name] is None else value_of(name, row[name]) for name in shown),
-                row["status"],
-                row["overrides"],
-            ]
-        )
-
-    parts = [markdown_table(cells), *describe_ranking(rows, ranking)]
-    if rows and rows[0][shown[0]] is not None:
-        parts.append(f"best: python train.py {shlex.join(rows[0]['overrides'].split())}")
-    # Below the table, which a long reason would make too wide for a screen
-    reasons = [
-        f"job {row['job']} {row['status']}: {one_line(row)}" for row in rows if row["reason"]
-    ]
-    if reasons:
-        parts.append("\n".join(reasons))
-    groups = over_seeds(rows)
-    if groups:
-        parts += ["mean ± standard deviation over seeds", table_over_seeds(groups, shown)]
-    return "\n\n".join(parts)
-
-
-def shown_metrics(ranking: str) -> list[str]:
-    """Return the columns of the table: what is ranked by, and top-1."""
-    names = ["top1"] if ranking == "top1" else [ranking, "top1"]
-    return [f"{split}_{name}" for name in names for split in ("val", "test")]
-
-
-def title(metric: str) -> str:
-    """Return the head of a column: "val top-1" for val_top1."""
-    split, _, name = metric.partition("_")
-    return f"{split} {CRITERIA[name]}"
-
-
-def value_of(metric: str, value: float) -> str:
-    return describe_value(metric.partition("_")[2], value)
-
-
-def describe_ranking(rows: list[Row], ranking: str) -> list[str]:
-    """Return the line on what the jobs are ranked by; none where that is what they always are."""
-    if ranking == "loss":
-        return ["ranked by validation loss, the lowest first (train.select=loss)"]
-    if ranking != "top1":
-        return [f"ranked by validation {CRITERIA[ranking]} (train.select={ranking})"]
-    if len({row["select"] for row in rows if row["select"] is not None}) > 1:
-        return ["ranked by validation top-1, since the jobs differ in train.select"]
-    return []
-
-
-def one_line(row: Row) -> str:
-    """Return the first line of the reason a job failed."""
-    return shorten(row["reason"].splitlines()[0], MAX_REASON)
-
-
-def table_over_seeds(groups: list[Row], shown: list[str]) -> str:
-    cells = [["seeds", *(title(name) for name in shown), "overrides"]]
-    for group in groups:
-        values = []
-        for name in shown:
-            if group[name] is None:
-                values.append("")
-                continue
-            mean, deviation = group[name]
-            if name.endswith("_loss"):
-                values.append(f"{mean:.4f} ± {deviation:.4f}")
-            else:
-                values.append(f"{100 * mean:.2f} ± {100 * deviation:.2f} %")
-        cells.append([str(group["seeds"]), *values, group["overrides"] or "(none)"])
-    return markdown_table(cells)
-
-
-def draw(rows: list[Row], path: Path) -> None:
-    """Draw the jobs that have a validation top-1 in the order of the table, the best at the top.
-
-    The validation top-1 is a bar, the test top-1 a mark.
-    """
-    # Late: importing it takes a second, for which the driver's jobs need not wait
-    from matplotlib.figure import Figure
-
-    ranked = [row for row in rows if row["val_top1"] is not None][:BARS_DRAWN]
-    if not ranked:
-        return
-
-    figure = Figure(figsize=(9, 1.2 + 0.3 * len(ranked)), layout="constrained")
-    axes = figure.subplots()
-    heights = list(range(len(ranked), 0, -1))
-    val = [100 * row["val_top1"] for row in ranked]
-    axes.barh(heights, val, color="#8fb3d9", label="validation")
-
-    # Stopped and failed jobs have no test accuracy
-    tested = [
-        (100 * row["test_top1"], height)
-        for row, height in zip(ranked, heights, strict=True)
-        if row["test_top1"] is not None
-    ]
-    if tested:
-        x, y = zip(*tested, strict=True)
-        axes.plot(x, y, "D", color="#1b3a5c", markersize=5, label="test")
-
-    # The end of the overrides, where those that differ usually are
-    labels = [f"{row['job']}: {row['overrides'][-70:]}" for row in ranked]
-    axes.set_yticks(heights, labels, fontsize=8)
-
-    # Not from 0, or jobs that differ by a point would look the same
-    lowest = min(val + [value for value, _ in tested])
-    axes.set_xlim(left=max(0.0, lowest - 5))
-    axes.set_xlabel("top-1, %")
-    axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(path, dpi=120)
-
-
-def print_summary(folder: Path) -> None:
-    """Write summary.md, summary.csv and summary.png into a sweep's folder and print the table."""
-    rows = collect(folder)
-    text = table(rows)
-
-    write_text(folder / "summary.md", text + "\n")
-    draw(rows, folder / "summary.png")
-    with (
-        atomic_write(folder / "summary.csv") as temporary,
-        open(temporary, "w", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-    finished = sum(row["status"] == "finished" for row in rows)
-    count = f"{finished} of {len(rows)} jobs finished"
-    print(f"\n{count}; the table is in {folder / 'summary.md'}\n\n{text}", flush=True)
