@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import signal
 import sys
 import threading
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT
+from omegaconf import OmegaConf
 from sweep_folders import write_finished, write_job
 
 from vit.errors import ConfigError, Stopped
@@ -29,8 +29,9 @@ def test_a_finished_job_is_left_alone_and_others_begin_anew(tmp_path, monkeypatc
     write_finished(tmp_path / "0", ["seed=1"], 0.5, 0.5)
     write_job(tmp_path / "1", ["seed=2"], exit_code=-9, status="failed", val_top1=None)
     assert run_job(tmp_path / "0", ["seed=1"]) == 0.5
-    assert math.isnan(run_job(tmp_path / "1", ["seed=2"]))
-    assert math.isnan(run_job(tmp_path / "2", ["seed=3"]))
+    # Not NaN, at which Optuna's sweeper ends with a traceback
+    assert run_job(tmp_path / "1", ["seed=2"], searching=True) is None
+    assert run_job(tmp_path / "2", ["seed=3"]) is None
     assert begun == ["1", "2"]
     # Or a crash would show what an earlier start has left
     assert not (tmp_path / "1" / "result.json").exists()
@@ -40,6 +41,22 @@ def test_the_folder_of_another_job_is_refused(tmp_path):
     write_finished(tmp_path / "0", ["seed=1"], 0.5, 0.5)
     with pytest.raises(ConfigError, match=rf"{tmp_path}/0: .*hydra\.sweep\.dir"):
         run_job(tmp_path / "0", ["seed=7"])
+
+
+def test_a_search_ends_where_nothing_is_held_out(tmp_path):
+    """Every job would be without the number that it maximizes."""
+    write_finished(tmp_path / "0", ["seed=1"], None, 0.5)
+    assert run_job(tmp_path / "0", ["seed=1"]) is None
+    with pytest.raises(ConfigError, match=r"held out; .*data\.val_fraction"):
+        run_job(tmp_path / "0", ["seed=1"], searching=True)
+
+
+def test_a_failed_job_does_not_end_a_search():
+    """By Optuna's sweeper's default the first one does."""
+    files = sorted((ROOT / "conf" / "search").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert OmegaConf.load(file).hydra.sweeper.max_failure_rate == 1, file.name
 
 
 def test_a_sweep_may_go_on_with_another_number_of_jobs_at_once(tmp_path):
