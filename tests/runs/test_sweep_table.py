@@ -1,6 +1,7 @@
 """The table of a sweep and its picture, from folders as jobs leave them."""
 
 import csv
+import shlex
 
 import pytest
 from matplotlib.figure import Figure
@@ -41,6 +42,13 @@ def test_jobs_are_ranked_and_the_crashed_come_last(four_jobs):
     crashed, failed = lines[-2:]
     assert crashed.startswith("job 2 crashed: signal SIGKILL")
     assert failed == "job 3 failed: optimizer.lr must be positive"
+
+
+def test_the_command_of_the_best_job_can_be_pasted(tmp_path):
+    overrides = ["data.root='my  images'", "seed=1"]
+    write_finished(tmp_path / "0", overrides, 0.5, 0.5)
+    last = table(collect(tmp_path)).splitlines()[-1]
+    assert shlex.split(last) == ["best:", "python", "train.py", *overrides]
 
 
 @pytest.mark.parametrize(
