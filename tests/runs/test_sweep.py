@@ -13,7 +13,7 @@ from helpers import ROOT
 from omegaconf import OmegaConf
 from sweep_folders import write_finished, write_job
 
-from vit.errors import ConfigError, Stopped
+from vit.errors import ConfigError, Stopped, TrainingFailed
 from vit.runs import sweep
 from vit.runs.sweep import gpus_of_slot, job_slot, run_job, train_job
 from vit.runs.sweep_table import collect, table
@@ -208,6 +208,16 @@ def test_a_job_is_train_py_with_its_overrides_in_its_folder(tmp_path, started):
     note = json.loads((tmp_path / "job.json").read_text())
     overrides = ["jobs_at_once=2", "search=digits", "resume=elsewhere"]
     assert note == {"overrides": overrides, "status": "ended", "exit_code": 0}
+
+
+@pytest.mark.usefixtures("started")
+def test_a_full_disk_is_no_bug_of_the_sweep(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sweep, "write_json", full)
+    with pytest.raises(TrainingFailed, match=rf"No space left .*hydra\.sweep\.dir={tmp_path}"):
+        train_job(tmp_path / "0", ["seed=1"])
 
 
 @pytest.mark.usefixtures("started")

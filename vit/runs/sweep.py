@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit.errors import ConfigError, Stopped
+from vit.errors import ConfigError, Stopped, TrainingFailed
 from vit.files import lock, read_json, write_json
 from vit.runs.folder import wait_until_free
 from vit.runs.selection import score_of
@@ -163,7 +163,7 @@ def train_job(folder: Path, overrides: list[str], gpus: Sequence[str] = ()) -> N
     signal came meanwhile.
     """
     # Before it starts, so that the table accounts for a job that leaves nothing else
-    write_json(folder / "job.json", {"overrides": overrides, "status": "running"})
+    write_note(folder, {"overrides": overrides, "status": "running"})
 
     # resume=auto starts a new run where there is none, so one command does for both
     resume = [] if any(item.startswith("resume=") for item in overrides) else ["resume=auto"]
@@ -179,13 +179,25 @@ def train_job(folder: Path, overrides: list[str], gpus: Sequence[str] = ()) -> N
     )
     exit_code, received = wait_passing_signals_on(child)
     ended = {"overrides": overrides, "status": "ended", "exit_code": exit_code}
-    write_json(folder / "job.json", ended)
+    write_note(folder, ended)
 
     if received is not None:
         raise Stopped(
             f"the sweep was stopped by {received.name} in job {folder.name}; resume it by the same "
             f"command and hydra.sweep.dir={folder.parent}"
         )
+
+
+def write_note(folder: Path, values: dict[str, Any]) -> None:
+    """Write a job's job.json. Raises TrainingFailed where the disk refuses it."""
+    try:
+        write_json(folder / "job.json", values)
+    except OSError as error:
+        # A full disk would refuse the other jobs too
+        raise TrainingFailed(
+            f"{folder}: can't be written ({error.strerror or error}), which ends the sweep; go on "
+            f"with it by the same command and hydra.sweep.dir={folder.parent}"
+        ) from None
 
 
 def wait_passing_signals_on(child: subprocess.Popen) -> tuple[int, signal.Signals | None]:

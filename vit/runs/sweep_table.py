@@ -238,6 +238,18 @@ def print_summary(folder: Path) -> None:
     rows = collect(folder)
     text = table(rows)
 
+    finished = sum(row["status"] == "finished" for row in rows)
+    count = f"{finished} of {len(rows)} jobs finished"
+    try:
+        write_summary(folder, rows, text)
+        where = f"the table is in {folder / 'summary.md'}"
+    except OSError as error:
+        where = f"the table could not be written to {folder} ({error.strerror or error})"
+    print(f"\n{count}; {where}\n\n{text}", flush=True)
+
+
+def write_summary(folder: Path, rows: list[Row], text: str) -> None:
+    """Write summary.md, summary.csv and summary.png; text: of the table. Raises OSError."""
     write_text(folder / "summary.md", text + "\n")
     draw(rows, folder / "summary.png")
     with (
@@ -247,7 +259,3 @@ def print_summary(folder: Path) -> None:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-
-    finished = sum(row["status"] == "finished" for row in rows)
-    count = f"{finished} of {len(rows)} jobs finished"
-    print(f"\n{count}; the table is in {folder / 'summary.md'}\n\n{text}", flush=True)
