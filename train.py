@@ -62,7 +62,8 @@ def main(composed: DictConfig) -> float | None:
         # Ends the sweep where a signal came to it: Hydra would go on with the next job
         with task_errors():
             check_launcher(composed, job)
-            return sweep.run_job(folder, overrides, composed.jobs_at_once)
+            searching = job.runtime.choices["hydra/sweeper"] != "basic"
+            return sweep.run_job(folder, overrides, composed.jobs_at_once, searching)
 
     # All processes of a run end in the same errors, so one of them is enough to report them
     is_first = process_rank() == 0

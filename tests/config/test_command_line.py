@@ -51,6 +51,9 @@ def _arguments(monkeypatch):
         ("train.batch_size=", r"train\.batch_size"),
         ("train.batch_size", r"train\.batch_size"),
         ("optimizer.lr=(", r"optimizer\.lr"),
+        ("seed=0,1,2", r"^seed=0,1,2: .*-m\b.*brackets"),
+        ("search=digits", r"^hydra/sweeper=optuna needs pip .*requirements-sweeps\.txt"),
+        ("hydra/launcher=submitit", r"^hydra/launcher=submitit needs .*requirements-sweeps\.txt"),
     ],
 )
 def test_mistakes_in_composing_become_one_line(override, message):
@@ -145,6 +148,13 @@ def test_a_resumed_runs_folder_is_the_run_folder():
         prepare_arguments(["resume=r", "hydra.run.dir=x"])
 
 
+def test_a_checkpoint_is_no_run_to_resume(tmp_path):
+    file = tmp_path / "last.safetensors"
+    file.touch()
+    with pytest.raises(ConfigError, match=rf"{file}' is a file; .*folder"):
+        prepare_arguments([f"resume={file}"])
+
+
 def test_flags_are_hydras_affair():
     assert prepare_arguments(["--help", "-m", "--cfg", "job"]) == ["--help", "-m", "--cfg", "job"]
 
@@ -185,6 +195,13 @@ def test_a_run_folder_that_hydra_can_not_make_is_the_users_mistake(capsys):
     line = capsys.readouterr().err
     assert line.startswith("train.py: /proc/run: ")
     assert "hydra.run.dir=" in line
+
+
+def test_so_is_the_folder_of_a_sweep(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1"])
+    error = PermissionError(errno.EACCES, "Permission denied", "/proc/sweep")
+    assert run_main(fail(error), Config) == 2
+    assert "hydra.sweep.dir=" in capsys.readouterr().err
 
 
 def test_success_and_what_hydra_is_given(monkeypatch):

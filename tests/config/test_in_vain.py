@@ -35,6 +35,7 @@ REFUSED = [
     ("optimizer.layer_decay=0.7", ["model.num_layers=3", "train.freeze=blocks:3"]),
     ("optimizer.momentum=0.5", ["optimizer=muon", "train.freeze=backbone"]),
     ("optimizer.nesterov=false", ["optimizer=muon", "train.freeze=backbone"]),
+    ("train.epochs=3", ["experiment=finetune_cifar10_vit_b16"]),
     ("train.class_weights=balanced", ["data.balance=1"]),
     ("train.class_weights=balanced", ["train.teacher=x", "train.distill_weight=1"]),
     ("train.label_smoothing=0.2", ["train.teacher=x", "train.distill_weight=1"]),
@@ -68,6 +69,8 @@ ACCEPTED = [
     ("data.mirror=true", []),
     ("data.mirror=false", ["augment.flip=0"]),
     ("augment.flip=0.2", []),
+    ("train.epochs=3", []),
+    ("train.epochs=3", ["experiment=finetune_cifar10_vit_b16", "train.steps=null"]),
     ("augment.alternating_flip=true", []),
     ("augment.alternating_flip=false", ["data=digits"]),
     ("augment.flip=0", ["data=digits"]),
@@ -113,6 +116,11 @@ def test_what_is_typed_in_vain_is_refused(override, beside):
 @pytest.mark.parametrize(("override", "beside"), ACCEPTED)
 def test_what_has_an_effect_is_accepted(override, beside):
     check(override, beside)
+
+
+def test_both_lengths_of_a_run_may_be_typed():
+    overrides = ["train.epochs=3", "train.steps=7"]
+    check_typed(configured(*overrides), overrides, reads_files=False)
 
 
 def test_every_case_is_tried_above():

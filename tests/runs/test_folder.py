@@ -193,6 +193,14 @@ def test_a_refused_command_leaves_the_result_of_the_run_that_stands_here(path):
     assert read_result(path) == {"status": "finished", "reason": "all steps done"}
 
 
+def test_what_is_no_run_is_left_as_it_was(path):
+    """As the folder of many runs, or the current one, where resume=$RUN is given without a RUN."""
+    (path / "one of many").mkdir(parents=True)
+    with pytest.raises(CheckpointError), RunFolder(path).outcome() as run:
+        run.require_checkpoint()
+    assert [entry.name for entry in path.iterdir()] == ["one of many"]
+
+
 def test_a_full_disk_does_not_hide_the_reason(path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")

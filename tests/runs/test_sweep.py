@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import signal
 import sys
 import threading
@@ -11,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT
+from omegaconf import OmegaConf
 from sweep_folders import write_finished, write_job
 
-from vit.errors import ConfigError, Stopped
+from vit.errors import ConfigError, Stopped, TrainingFailed
 from vit.runs import sweep
 from vit.runs.sweep import gpus_of_slot, job_slot, run_job, train_job
 from vit.runs.sweep_table import collect, table
@@ -29,8 +29,9 @@ def test_a_finished_job_is_left_alone_and_others_begin_anew(tmp_path, monkeypatc
     write_finished(tmp_path / "0", ["seed=1"], 0.5, 0.5)
     write_job(tmp_path / "1", ["seed=2"], exit_code=-9, status="failed", val_top1=None)
     assert run_job(tmp_path / "0", ["seed=1"]) == 0.5
-    assert math.isnan(run_job(tmp_path / "1", ["seed=2"]))
-    assert math.isnan(run_job(tmp_path / "2", ["seed=3"]))
+    # Not NaN, at which Optuna's sweeper ends with a traceback
+    assert run_job(tmp_path / "1", ["seed=2"], searching=True) is None
+    assert run_job(tmp_path / "2", ["seed=3"]) is None
     assert begun == ["1", "2"]
     # Or a crash would show what an earlier start has left
     assert not (tmp_path / "1" / "result.json").exists()
@@ -40,6 +41,22 @@ def test_the_folder_of_another_job_is_refused(tmp_path):
     write_finished(tmp_path / "0", ["seed=1"], 0.5, 0.5)
     with pytest.raises(ConfigError, match=rf"{tmp_path}/0: .*hydra\.sweep\.dir"):
         run_job(tmp_path / "0", ["seed=7"])
+
+
+def test_a_search_ends_where_nothing_is_held_out(tmp_path):
+    """Every job would be without the number that it maximizes."""
+    write_finished(tmp_path / "0", ["seed=1"], None, 0.5)
+    assert run_job(tmp_path / "0", ["seed=1"]) is None
+    with pytest.raises(ConfigError, match=r"held out; .*data\.val_fraction"):
+        run_job(tmp_path / "0", ["seed=1"], searching=True)
+
+
+def test_a_failed_job_does_not_end_a_search():
+    """By Optuna's sweeper's default the first one does."""
+    files = sorted((ROOT / "conf" / "search").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert OmegaConf.load(file).hydra.sweeper.max_failure_rate == 1, file.name
 
 
 def test_a_sweep_may_go_on_with_another_number_of_jobs_at_once(tmp_path):
@@ -191,6 +208,16 @@ def test_a_job_is_train_py_with_its_overrides_in_its_folder(tmp_path, started):
     note = json.loads((tmp_path / "job.json").read_text())
     overrides = ["jobs_at_once=2", "search=digits", "resume=elsewhere"]
     assert note == {"overrides": overrides, "status": "ended", "exit_code": 0}
+
+
+@pytest.mark.usefixtures("started")
+def test_a_full_disk_is_no_bug_of_the_sweep(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sweep, "write_json", full)
+    with pytest.raises(TrainingFailed, match=rf"No space left .*hydra\.sweep\.dir={tmp_path}"):
+        train_job(tmp_path / "0", ["seed=1"])
 
 
 @pytest.mark.usefixtures("started")

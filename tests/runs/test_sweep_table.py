@@ -1,6 +1,8 @@
 """The table of a sweep and its picture, from folders as jobs leave them."""
 
 import csv
+import errno
+import shlex
 
 import pytest
 from matplotlib.figure import Figure
@@ -43,6 +45,13 @@ def test_jobs_are_ranked_and_the_crashed_come_last(four_jobs):
     assert failed == "job 3 failed: optimizer.lr must be positive"
 
 
+def test_the_command_of_the_best_job_can_be_pasted(tmp_path):
+    overrides = ["data.root='my  images'", "seed=1"]
+    write_finished(tmp_path / "0", overrides, 0.5, 0.5)
+    last = table(collect(tmp_path)).splitlines()[-1]
+    assert shlex.split(last) == ["best:", "python", "train.py", *overrides]
+
+
 @pytest.mark.parametrize(
     ("exit_code", "reason"), [(1, "exit code 1"), (-11, "SIGSEGV"), (None, "")]
 )
@@ -64,6 +73,17 @@ def test_the_summary_is_written_and_printed(four_jobs, capsys):
     assert [row["job"] for row in rows] == ["1", "0", "2", "3"]
     assert (rows[0]["val_top1"], rows[3]["val_top1"]) == ("0.7", "")
     assert (four_jobs / "summary.png").exists()
+
+
+def test_a_full_disk_does_not_hide_the_table(four_jobs, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vit.runs.sweep_table.write_text", full)
+    print_summary(four_jobs)
+    output = capsys.readouterr().out
+    assert "could not be written" in output
+    assert "best: python train.py optimizer.lr=2" in output
 
 
 def test_the_picture_shows_what_has_a_result(tmp_path):

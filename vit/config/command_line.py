@@ -36,6 +36,8 @@ PATH_KEYS = (
     "checkpoint",
     "out",
 )
+# Groups of Hydra's own, of which conf/ has no files
+PLUGINS = ("hydra/sweeper", "hydra/launcher")
 
 
 def run_main(main: Callable[[], None], schema: type) -> int:
@@ -68,9 +70,10 @@ def run_main(main: Callable[[], None], schema: type) -> int:
     except OSError as error:
         # Hydra makes the run folder before it calls main; errors of the task do not get here
         reason = error.strerror or error
+        key = "hydra.sweep.dir" if is_sweep(sys.argv) else "hydra.run.dir"
         message = (
             f"{error.filename}: can't make this run folder ({reason}); "
-            "choose another with hydra.run.dir=FOLDER"
+            f"choose another with {key}=FOLDER"
         )
         code = ConfigError.exit_code
     print_error(message)
@@ -132,12 +135,17 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     """Return the arguments for Hydra: paths quoted, and resume=FOLDER also as the run folder.
 
     Raises ConfigError for an override that Hydra could not parse or would answer with a traceback,
-    and where a resumed run is given another folder beside its own.
+    and where a resumed run is given a file, or another folder beside its own.
     """
     prepared = quote_paths(arguments)
     given = {key: value for key, _, value in (argument.partition("=") for argument in prepared)}
     resume = given.get("resume", "null")
     if resume not in ("null", "auto"):
+        if os.path.isfile(resume.strip("'\"")):
+            raise ConfigError(
+                f"resume={resume} is a file; give the run's folder, which holds config.yaml and "
+                "checkpoints/"
+            )
         folder = given.get("hydra.run.dir")
         if folder is None:
             prepared.append(f"hydra.run.dir={resume}")
@@ -155,6 +163,10 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     return prepared
 
 
+def is_sweep(arguments: Sequence[str]) -> bool:
+    return "-m" in arguments or "--multirun" in arguments
+
+
 def same_path(first: str, second: str) -> bool:
     """Whether two values, which may be in quotes, are the same path."""
     return os.path.abspath(first.strip("'\"")) == os.path.abspath(second.strip("'\""))
@@ -165,7 +177,7 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
     Paths may contain what Hydra's grammar refuses outside quotes: ü ~ ( ) = ' , # [
     """
-    sweep = "-m" in arguments or "--multirun" in arguments
+    sweep = is_sweep(arguments)
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -221,12 +233,22 @@ def composition_error(error: Exception, schema: type) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         options = [option for option in error.options if not option.endswith("schema")]
+        if group in PLUGINS and options == ["basic"]:
+            return f"{group}={name} needs pip install -r requirements-sweeps.txt"
         file = f"conf/{group}/{name}.yaml"
         return f"{group}={name}: there is no {file}{suggestion(name, options)}"
 
     # What check_override() did not see
     if isinstance(error, OverrideParseException):
         return f"{error.override}: expected KEY=VALUE or GROUP=NAME"
+
+    # Hydra's first line alone does not say what to write instead
+    ambiguous = re.match(r"Ambiguous value for argument '(.*)'", str(error))
+    if ambiguous:
+        return (
+            f"{ambiguous[1]}: several values are for a sweep, train.py -m; a list is written in "
+            "brackets, as in data.mean=[0.5]"
+        )
 
     # Hydra wraps OmegaConf's error, which alone has the key's full name
     cause = error

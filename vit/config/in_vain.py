@@ -83,6 +83,11 @@ CASES = (
         "with data.mirror=false: a mirrored image would be of another class",
     ),
     Case(
+        "train.epochs",
+        lambda config: config.train.steps is not None,
+        "beside train.steps, which wins (unless train.steps=null is given too)",
+    ),
+    Case(
         "train.class_weights",
         lambda config: config.train.class_weights != "none" and config.data.balance == 1,
         "with data.balance=1, which draws all classes equally often",
@@ -211,7 +216,11 @@ def check_typed(config: Config, overrides: Sequence[str], reads_files: bool) -> 
     reads_files: whether the images are in files, and not all in memory.
     """
     of_data = CASES_OF_FILES if reads_files else CASES_OF_MEMORY
-    check_cases(CASES + CASES_OF_FREEZING + of_data, config, overridden_keys(overrides))
+    typed = set(overridden_keys(overrides))
+    # Whoever types both lengths sees both; those of a recipe or a resumed run are not in sight
+    if "train.steps" in typed:
+        typed.discard("train.epochs")
+    check_cases(CASES + CASES_OF_FREEZING + of_data, config, typed)
 
 
 def check_typed_with_data(

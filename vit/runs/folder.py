@@ -119,8 +119,14 @@ class RunFolder:
             )
 
     def require_checkpoint(self) -> None:
-        """Raise CheckpointError where there is nothing to resume."""
+        """Raise CheckpointError where there is nothing to resume.
+
+        What is no run's folder, such as one that holds many runs, is left as it was.
+        """
         if not self.has_checkpoint():
+            if self.writes and not self.holds_a_run():
+                self.owns_result = False
+                (self.path / ".lock").unlink(missing_ok=True)
             raise CheckpointError(
                 f"resume={self.path}: no checkpoint in {self.checkpoints}; "
                 "give the folder of a run (it holds config.yaml and checkpoints/)"

@@ -5,7 +5,6 @@ memory is not given back.
 """
 
 import contextlib
-import math
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit.errors import ConfigError, Stopped
+from vit.errors import ConfigError, Stopped, TrainingFailed
 from vit.files import lock, read_json, write_json
 from vit.runs.folder import wait_until_free
 from vit.runs.selection import score_of
@@ -32,10 +31,16 @@ ALL_GPUS = "all"
 COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 
 
-def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None) -> float:
-    """Train one job in a child process, and return what is maximized, or NaN where it has none.
+def run_job(
+    folder: Path,
+    overrides: list[str],
+    jobs_at_once: int | None = None,
+    searching: bool = False,
+) -> float | None:
+    """Train one job in a child process, and return what is maximized, or None where it has none.
 
     That is the number of the validation split that train.select names, of the loss its negative.
+    searching: a search chooses the next values by it.
 
     Where the folder holds the same job from an earlier start of the sweep, the job is left alone if
     it is finished, resumed if it has a checkpoint, and else started over. jobs_at_once: of this
@@ -43,7 +48,7 @@ def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None)
 
     A job that fails raises nothing, so that the other jobs are run. Raises Stopped on a signal,
     which was passed on to the child so that it could save, and ConfigError where the folder holds
-    another job.
+    another job, or a search gets no number of a job that has finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -64,9 +69,15 @@ def run_job(folder: Path, overrides: list[str], jobs_at_once: int | None = None)
             gpus = [] if slot is None or jobs_at_once is None else gpus_of_slot(slot, jobs_at_once)
             train_job(folder, overrides, gpus)
 
-    # NaN tells a sweeper that the job failed, without ending the sweep
-    value = score_of(read_json(folder / "result.json"))
-    return math.nan if value is None else value
+    # None tells a sweeper that the job failed; at NaN Optuna's would end the search in a traceback
+    result = read_json(folder / "result.json")
+    value = score_of(result)
+    if searching and value is None and result.get("status") == "finished":
+        raise ConfigError(
+            "a search maximizes a number of the validation split, and nothing is held out; "
+            "give data.val_fraction=0.1"
+        )
+    return value
 
 
 def job_settings(overrides: Sequence[str]) -> list[str]:
@@ -152,7 +163,7 @@ def train_job(folder: Path, overrides: list[str], gpus: Sequence[str] = ()) -> N
     signal came meanwhile.
     """
     # Before it starts, so that the table accounts for a job that leaves nothing else
-    write_json(folder / "job.json", {"overrides": overrides, "status": "running"})
+    write_note(folder, {"overrides": overrides, "status": "running"})
 
     # resume=auto starts a new run where there is none, so one command does for both
     resume = [] if any(item.startswith("resume=") for item in overrides) else ["resume=auto"]
@@ -168,13 +179,25 @@ def train_job(folder: Path, overrides: list[str], gpus: Sequence[str] = ()) -> N
     )
     exit_code, received = wait_passing_signals_on(child)
     ended = {"overrides": overrides, "status": "ended", "exit_code": exit_code}
-    write_json(folder / "job.json", ended)
+    write_note(folder, ended)
 
     if received is not None:
         raise Stopped(
             f"the sweep was stopped by {received.name} in job {folder.name}; resume it by the same "
             f"command and hydra.sweep.dir={folder.parent}"
         )
+
+
+def write_note(folder: Path, values: dict[str, Any]) -> None:
+    """Write a job's job.json. Raises TrainingFailed where the disk refuses it."""
+    try:
+        write_json(folder / "job.json", values)
+    except OSError as error:
+        # A full disk would refuse the other jobs too
+        raise TrainingFailed(
+            f"{folder}: can't be written ({error.strerror or error}), which ends the sweep; go on "
+            f"with it by the same command and hydra.sweep.dir={folder.parent}"
+        ) from None
 
 
 def wait_passing_signals_on(child: subprocess.Popen) -> tuple[int, signal.Signals | None]:

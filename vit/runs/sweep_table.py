@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def collect(sweep_folder: Path) -> list[Row]:
-    """Return one row a job, with the keys of COLUMNS.
+    """Return one row a job, with the keys of COLUMNS, and `settings`: its overrides one by one.
 
     They are sorted by ranked_by(), the best first, with jobs that have no such number at the end.
     """
@@ -45,6 +45,7 @@ def ranked_by(rows: list[Row]) -> str:
 def job_row(note: Path) -> Row:
     """Return the row of the job that a job.json belongs to."""
     job, result = read_json(note), read_json(note.with_name("result.json"))
+    settings = job_settings(job["overrides"])
     status, reason = result.get("status"), result.get("reason", "")
     # A job that was killed, or has not come to its end yet, leaves no result.json
     if status is None:
@@ -53,7 +54,8 @@ def job_row(note: Path) -> Row:
         reason = "" if code is None else describe_exit(code)
     return {
         "job": note.parent.name,
-        "overrides": " ".join(job_settings(job["overrides"])),
+        "settings": settings,
+        "overrides": " ".join(settings),
         # Earlier versions selected by top-1, and did not say so
         "select": result.get("select", "top1" if result else None),
         **{name: result.get(name) for name in MEASURED},
@@ -82,9 +84,9 @@ def over_seeds(rows: list[Row]) -> list[Row]:
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        words = row["overrides"].split()
-        without_seed = [word for word in words if not word.startswith("seed=")]
-        if row["status"] == "finished" and len(without_seed) < len(words):
+        settings = row["settings"]
+        without_seed = [item for item in settings if not item.startswith("seed=")]
+        if row["status"] == "finished" and len(without_seed) < len(settings):
             groups.setdefault(" ".join(without_seed), []).append(row)
     return [
         {
@@ -123,7 +125,7 @@ def table(rows: list[Row]) -> str:
 
     parts = [markdown_table(cells), *describe_ranking(rows, ranking)]
     if rows and rows[0][shown[0]] is not None:
-        parts.append(f"best: python train.py {shlex.join(rows[0]['overrides'].split())}")
+        parts.append(f"best: python train.py {shlex.join(rows[0]['settings'])}")
     # Below the table, which a long reason would make too wide for a screen
     reasons = [
         f"job {row['job']} {row['status']}: {one_line(row)}" for row in rows if row["reason"]
@@ -236,16 +238,24 @@ def print_summary(folder: Path) -> None:
     rows = collect(folder)
     text = table(rows)
 
+    finished = sum(row["status"] == "finished" for row in rows)
+    count = f"{finished} of {len(rows)} jobs finished"
+    try:
+        write_summary(folder, rows, text)
+        where = f"the table is in {folder / 'summary.md'}"
+    except OSError as error:
+        where = f"the table could not be written to {folder} ({error.strerror or error})"
+    print(f"\n{count}; {where}\n\n{text}", flush=True)
+
+
+def write_summary(folder: Path, rows: list[Row], text: str) -> None:
+    """Write summary.md, summary.csv and summary.png; text: of the table. Raises OSError."""
     write_text(folder / "summary.md", text + "\n")
     draw(rows, folder / "summary.png")
     with (
         atomic_write(folder / "summary.csv") as temporary,
         open(temporary, "w", newline="") as file,
     ):
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-
-    finished = sum(row["status"] == "finished" for row in rows)
-    count = f"{finished} of {len(rows)} jobs finished"
-    print(f"\n{count}; the table is in {folder / 'summary.md'}\n\n{text}", flush=True)
