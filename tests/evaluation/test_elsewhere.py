@@ -74,6 +74,18 @@ def test_every_protocol_has_a_file_of_its_own_in_the_run_folder(tmp_path, run_on
     assert f"report: {page}" in line
 
 
+@pytest.mark.parametrize("data", [(), ("data=cifar10",)])
+def test_a_checkpoint_of_no_run_is_told_how_to_be_measured(tmp_path, data):
+    """As vit.export writes foreign weights."""
+    path = tmp_path / "best.safetensors"
+    write_best(path, CLASSES)
+    tensors, header = read_checkpoint(path)
+    header["config"] = {"model": header["config"]["model"]}
+    write_checkpoint(path, tensors, header)
+    with pytest.raises(CheckpointError, match=rf"evaluate\.py pretrained={path} data=NAME"):
+        measured(f"checkpoint={path}", *data)
+
+
 def test_another_folder_is_taken_whole(tmp_path, evaluate, run_on_files):
     write_classes(tmp_path / "others", ["fox", "cat"], count=5)
     numbers = evaluate(run_on_files, "data=folder", f"data.root={tmp_path / 'others'}")
