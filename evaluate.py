@@ -104,7 +104,7 @@ def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
     keep_freed_memory(device.type)
     with failures_explained("try precision=bf16, or runtime.device=cpu", "runtime.workers"):
         model = restore_model(settings, changes, device)
-        return measure_model(model, settings)
+        return measure_model(model, settings, changes)
 
 
 def restore_model(
@@ -136,7 +136,7 @@ def restore_model(
     return in_views(model, settings.views)
 
 
-def measure_model(model: "MeasuredModel", settings: EvaluateConfig) -> str:
+def measure_model(model: "MeasuredModel", settings: EvaluateConfig, changes: dict[str, Any]) -> str:
     """Measure what is asked for and write it; see measure()."""
     from vit.evaluation.measurements import MEASUREMENTS, measure_all
     from vit.evaluation.outputs import ADVICE, Outputs, make_writable
@@ -146,7 +146,7 @@ def measure_model(model: "MeasuredModel", settings: EvaluateConfig) -> str:
     requested = [entry for key, entry in MEASUREMENTS.items() if getattr(settings, key)]
     for measurement in requested:
         measurement.check(model)
-    outputs = Outputs.of(settings.checkpoint, settings.out, settings.split)
+    outputs = Outputs.of(settings.checkpoint, settings.out, settings.split, changes)
     make_writable(outputs.report_folder if settings.report else outputs.folder)
 
     # One pass over the split serves all; some measurements add passes of their own

@@ -1,5 +1,7 @@
 """Images of attention maps: python -m vit.attention."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -47,7 +49,8 @@ def draw(*arguments) -> int:
 def test_the_command_draws_grids(best, tmp_path, capsys):
     images = make_images(tmp_path / "images", {"train": 5})
     (images / "notes.txt").write_text("not an image")
-    black = tmp_path / "a$b$.png"
+    # Bytes that are no Unicode, as in an archive of another system
+    black = tmp_path / os.fsdecode(b"a$b$\xe9.png")
     Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(black)
     out = tmp_path / "maps"
     assert draw(best, black, images, "--limit", 9, "--out", out) == 0

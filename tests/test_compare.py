@@ -11,7 +11,7 @@ from scipy.stats import binomtest, chi2
 
 import vit.evaluation.restore
 from vit.checkpoints.file import read_checkpoint, write_checkpoint
-from vit.compare import compare, find_differences, main, mcnemar, predict_split
+from vit.compare import compare, compare_predictions, find_differences, main, mcnemar, predict_split
 from vit.errors import ConfigError, run_command
 
 
@@ -73,6 +73,16 @@ def test_a_folder_that_is_not_a_run(digits_run, tmp_path, capsys):
     arguments = [str(digits_run[0]), str(tmp_path)]
     assert run_command("vit.compare", lambda: main(arguments)) == 2
     assert capsys.readouterr().err.startswith(f"vit.compare: {tmp_path}: ")
+
+
+def test_images_of_other_classes_are_not_paired(tmp_path):
+    """As many of each class, so that the labels alone look alike."""
+    for run, classes in (("pets", ["cat", "dog"]), ("cars", ["bus", "van"])):
+        root = write_classes(tmp_path / "data" / run, classes, count=20)
+        best = tmp_path / run / "checkpoints" / "best.safetensors"
+        write_best(best, classes, "data=folder", f"data.root={root}")
+    with pytest.raises(ConfigError, match="test images are not the same"):
+        compare_predictions([tmp_path / "pets", tmp_path / "cars"], "test", 0)
 
 
 def test_a_lost_worker_ends_in_one_line(tmp_path, monkeypatch):

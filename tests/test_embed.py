@@ -156,7 +156,9 @@ def test_names_that_are_not_unicode(model):
     name = os.fsencode("pets") + b"/caf\xe9.png"
     os.rename("pets/a.png", name)
     for out in ("f.npz", "f.parquet"):
-        assert embed("best.safetensors", os.fsdecode(name), "pets/test", "--out", out) == 0
+        options = ("--out", out, "--similar", f"{out}.html")
+        assert embed("best.safetensors", os.fsdecode(name), "pets/test", *options) == 0
+        assert r"pets/caf\xe9.png" in Path(f"{out}.html").read_text(encoding="utf-8")
     assert os.fsencode(content("f.npz")[1][0][0]) == name
     assert content("f.parquet")[1][0][0] == r"pets/caf\xe9.png"
 

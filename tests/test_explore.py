@@ -244,6 +244,7 @@ def test_layers_are_sorted_and_must_exist():
         ("best.safetensors text.jpg", "text.jpg: "),
         ("best.safetensors good.png --limit 0", "--limit "),
         ("best.safetensors good.png --layers 0 3", "--layers 0 3: "),
+        ("best.safetensors good.png --data-root empty", "--data-root does nothing "),
         ("best.safetensors good.png --out text.jpg/page.html", "--out text.jpg/page.html: "),
         ("best.safetensors good.png --out /proc/nowhere.html", "--out /proc/nowhere.html: "),
         ("best.safetensors good.png --out empty", "--out empty: "),

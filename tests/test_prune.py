@@ -221,6 +221,15 @@ def test_a_mistake_is_one_line(digits, tmp_path, capsys, options, message):
     assert not out.exists()
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(digits, capsys):
+    # It is there, so that making it does not fail
+    out = "/proc/pruned.safetensors"
+    assert prune(digits, "--fraction", "0.3", "--limit", 20, "--out", out) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"vit.prune: --out {out}: can't write there")
+    assert printed.out == ""
+
+
 def test_a_lost_worker_ends_in_one_line(tmp_path, monkeypatch, capsys):
     root = write_classes(tmp_path / "pets", ["cat", "dog"], count=20)
     best = tmp_path / "best.safetensors"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from vit.errors import ConfigError, run_command, writing_to
 from vit.files import atomic_write
+from vit.predict import escape_unprintable
 from vit.text import shorten
 
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
@@ -116,8 +117,9 @@ def draw_grids(model: "VisionTransformer", paths: Sequence[Path], start: int, fo
         rows = [f"layer {layer}" for layer in range(panels.shape[0])]
         columns = [f"head {head}" for head in range(panels.shape[1])]
         file = folder / f"heads_{start + number + 1}.png"
-        save_grid(file, Grid(panels, rows, columns, f"{shorten(path.name, 50)}\n{NOTE}"))
-        print(f"{file}: every head on {path}")
+        name = shorten(escape_unprintable(path.name), 50)
+        save_grid(file, Grid(panels, rows, columns, f"{name}\n{NOTE}"))
+        print(f"{file}: every head on {escape_unprintable(str(path))}")
 
 
 def image_names(trace: "Trace", model: "VisionTransformer", paths: Sequence[Path]) -> list[str]:
@@ -128,7 +130,7 @@ def image_names(trace: "Trace", model: "VisionTransformer", paths: Sequence[Path
         paths, top.indices.tolist(), top.values.tolist(), strict=True
     ):
         prediction = f"{shorten(model.classes[label], 22)} {probability:.0%}"
-        names.append(f"{shorten(path.name, 22)}\n{prediction}")
+        names.append(f"{shorten(escape_unprintable(path.name), 22)}\n{prediction}")
     return names
 
 

@@ -126,9 +126,14 @@ def compare_predictions(folders: Sequence[Path], split: str, workers: int | None
 
     Raises ConfigError if the images are not the same.
     """
+    from vit.data.class_matching import in_the_same_order, only_one_has_names
+
     first, second = (predict_split(folder, split, workers) for folder in folders)
-    # The labels in their order stand for the images, which are not kept
-    if first.labels.tolist() != second.labels.tolist():
+    # The classes and the labels in their order stand for the images, which are not kept: the same
+    # images may lie in folders here and in shards, maybe without names, there
+    names = (first.classes, second.classes)
+    same_classes = in_the_same_order(*names) or only_one_has_names(*names)
+    if not same_classes or first.labels.tolist() != second.labels.tolist():
         raise ConfigError(
             f"{folders[0]} and {folders[1]}: their {split} images are not the same, so their "
             "predictions can't be paired"
@@ -152,11 +157,13 @@ class SplitPredictions:
 
     correct: bool (n,), whether its prediction is right.
     labels: (n,), the true classes.
+    classes: their names.
     title: what the images are.
     """
 
     correct: "Tensor"
     labels: "Tensor"
+    classes: list[str]
     title: str
 
     @property
@@ -191,7 +198,7 @@ def predict_split(folder: Path, split: str, workers: int | None) -> SplitPredict
         num_workers = loader_workers(workers, device_type=device.type)
         for pixels, labels in restored.batches(images, num_workers):
             correct += restored.memory.parts(is_correct, pixels, labels)
-    return SplitPredictions(torch.cat(correct), images.labels, str(images))
+    return SplitPredictions(torch.cat(correct), images.labels, model.classes, str(images))
 
 
 def mcnemar(first: "Tensor", second: "Tensor") -> tuple[int, int, float]:

@@ -78,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Judged by the extension, so that a checkpoint is never overwritten by mistake
     if options.out.is_dir() or options.out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {options.out}: give the name of a file that ends in .html")
+    if options.images and options.data_root is not None:
+        raise ConfigError("--data-root does nothing beside IMAGES, which are shown; leave it out")
     explore(options)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from vit.config.image_options import check_minima
 from vit.errors import ConfigError, run_command, writing_to
+from vit.explore import check_writable
 
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
 # and the modules of vit that import it, are imported inside the functions that need them.
@@ -101,9 +102,7 @@ def prune(options: argparse.Namespace) -> None:
     restored = restore(options.checkpoint, changes, device)
     split = options.split or ("test" if restored.data.val is None else "val")
     images = restored.data.split(split)
-    # Before minutes of work, so that an impossible path is reported at once
-    with writing_to(f"--out {options.out}"):
-        options.out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(options.out)
 
     workers = loader_workers(options.workers, device_type=device.type)
     heads = choose_heads(restored, options.fraction, workers)

@@ -74,12 +74,13 @@ def test_a_thousand_classes_take_seconds(tmp_path):
         ),
         ({"num_registers": 2, "image_size": [8, 16], "patch_size": [4, 8]}, "place, from"),
         ({"conv_stem": [16, 16], "patch_size": 4}, "first convolution's filters"),
+        ({"global_pool": "cls_mean"}, "the class token looks"),
         (
             {"image_size": 32, "patch_size": 16, "resnet_stages": [1, 1], "position": "none"},
             "this is a hybrid",
         ),
     ],
-    ids=["mean_rope_gray", "registers_rectangle", "conv_stem", "hybrid"],
+    ids=["mean_rope_gray", "registers_rectangle", "conv_stem", "cls_mean", "hybrid"],
 )
 def test_pages_of_other_models(tmp_path, changes, sentence):
     restored = restored_model(["a$b$", "猫"], 20, **changes)

@@ -23,7 +23,13 @@ from vit.data.preprocessing import Preprocessing
 from vit.data.splits import ImageDataset
 from vit.errors import ConfigError, DataError
 from vit.evaluation.resolution import with_changed_input
-from vit.evaluation.restore import RestoredModel, default_batch_size, restore_loaded, width_of
+from vit.evaluation.restore import (
+    RestoredModel,
+    default_batch_size,
+    require_data,
+    restore_loaded,
+    width_of,
+)
 from vit.evaluation.test_data import protocol_of, read_data
 from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.precision import choose_precision
@@ -46,6 +52,7 @@ def restore_elsewhere(
     of the model's, or images of the folder are some that the run was trained on.
     """
     model, header = load_with_header(path)
+    require_data(path, header)
     run = from_dict(header["config"], str(path))
     given = DataConfig(**group_to_dict("data", DataConfig, data))
     if is_of_the_run(given, run, model, header, device, typed="data.root" in changes):

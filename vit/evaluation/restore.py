@@ -149,6 +149,7 @@ def restore_loaded(
     batch_size: int | None,
 ) -> RestoredModel:
     """restore() of a checkpoint that is loaded already: its model and header."""
+    require_data(path, header)
     config = from_dict(with_changes(header["config"], changes), str(path))
     check_ranges(config, changes)
     model = with_changed_input(model, header["config"]["model"], changes)
@@ -173,6 +174,15 @@ def restore_loaded(
         precision=choose_precision(precision or trained_in, device, width_of(model)),
         batch_size=batch_size or default_batch_size(config.train),
     )
+
+
+def require_data(path: Path, header: dict[str, Any]) -> None:
+    """Raise CheckpointError for a checkpoint that vit.export has made of foreign weights."""
+    if "data" not in header["config"]:
+        raise CheckpointError(
+            f"{path}: no run of this program trained it, so it names no data set; measure it with "
+            f"evaluate.py pretrained={path} data=NAME"
+        )
 
 
 def warn_of_other_images(header: dict[str, Any], data: ImageDataset) -> None:

@@ -295,7 +295,8 @@ def attention(report: Report) -> dict[str, Any]:
         saved = save_pixels(report.folder, name, caption, mosaic(panels))
         shown.append({"image": saved, "caption": caption})
     return {
-        "class_token": network.global_pool == "cls",
+        # As pooled_row() draws them
+        "class_token": network.global_pool in ("cls", "cls_mean"),
         "layers": layers_to_show(len(network.encoder.blocks)),
         "images": shown,
     }

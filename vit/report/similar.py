@@ -14,7 +14,7 @@ from torch import Tensor
 from vit.data.image_files import open_image
 from vit.data.labeled_sources import LabeledImage
 from vit.errors import DataError
-from vit.features.files import FeatureFile
+from vit.features.files import FeatureFile, as_utf8
 from vit.features.neighbors import nearest_rows
 from vit.report.page import environment
 from vit.text import shorten
@@ -86,17 +86,15 @@ def similar_page(file: FeatureFile, queries: Sequence[Query], features: Tensor, 
             if row != query.row and images[row].path != query.image.path
         ]
         shown.append((copies.show(query.image), neighbors[:count]))
-    return (
-        environment()
-        .get_template("similar.html")
-        .render(
-            about=file.about,
-            images=file.rows,
-            width=file.width,
-            queries=shown,
-            agreement=agreement(shown),
-        )
+    template = environment().get_template("similar.html")
+    page = template.render(
+        about=file.about,
+        images=file.rows,
+        width=file.width,
+        queries=shown,
+        agreement=agreement(shown),
     )
+    return as_utf8(page)
 
 
 def agreement(queries: Sequence[tuple[Shown, list[Shown]]]) -> float | None:
