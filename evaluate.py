@@ -104,7 +104,7 @@ def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
     keep_freed_memory(device.type)
     with failures_explained("try precision=bf16, or runtime.device=cpu", "runtime.workers"):
         model = restore_model(settings, changes, device)
-        return measure_model(model, settings, changes)
+        return measure_model(model, settings)
 
 
 def restore_model(
@@ -136,21 +136,22 @@ def restore_model(
     return in_views(model, settings.views)
 
 
-def measure_model(model: "MeasuredModel", settings: EvaluateConfig, changes: dict[str, Any]) -> str:
+def measure_model(model: "MeasuredModel", settings: EvaluateConfig) -> str:
     """Measure what is asked for and write it; see measure()."""
     from vit.evaluation.measurements import MEASUREMENTS, measure_all
-    from vit.evaluation.outputs import ADVICE, Outputs, make_writable
+    from vit.evaluation.outputs import ADVICE, Outputs, make_writable, of_another_protocol
     from vit.files import write_json
 
     # What can't be measured or written is refused before the work
     requested = [entry for key, entry in MEASUREMENTS.items() if getattr(settings, key)]
     for measurement in requested:
         measurement.check(model)
-    outputs = Outputs.of(settings.checkpoint, settings.out, settings.split, changes)
+    outputs = Outputs.of(settings.checkpoint, settings.out, settings.split)
     make_writable(outputs.report_folder if settings.report else outputs.folder)
 
     # One pass over the split serves all; some measurements add passes of their own
     numbers, lines = measure_all(model, requested)
+    lines += of_another_protocol(outputs.file, numbers["protocol"])
     with writing_to(outputs.folder, ADVICE):
         write_json(outputs.file, numbers)
         lines.append(f"written to {outputs.file}")

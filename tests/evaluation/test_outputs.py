@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vit.errors import ConfigError
-from vit.evaluation.outputs import Outputs, make_writable
+from vit.evaluation.outputs import Outputs, make_writable, of_another_protocol
 
 
 @pytest.mark.parametrize(
@@ -19,41 +19,23 @@ from vit.evaluation.outputs import Outputs, make_writable
     ],
 )
 def test_evaluation_json_lies_in_the_run_folder_or_out(checkpoint, out, split, file, run):
-    outputs = Outputs.of(checkpoint, out, split, {})
+    outputs = Outputs.of(checkpoint, out, split)
     assert outputs.file == Path(file)
     assert outputs.run == (None if run is None else Path(run))
 
 
 def test_the_reports_folder_is_named_after_the_split():
-    assert Outputs.of(None, "x", "test", {}).report_folder == Path("x/report")
-    assert Outputs.of(None, "x", "val", {}).report_folder == Path("x/report_val")
+    assert Outputs.of(None, "x", "test").report_folder == Path("x/report")
+    assert Outputs.of(None, "x", "val").report_folder == Path("x/report_val")
 
 
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({"checkpoint": "best.safetensors", "precision": "fp32", "views": "one"}, ""),
-        # The run's own images, which lie elsewhere now
-        ({"data.root": "/mnt/pets"}, ""),
-        ({"views": "mirrored", "model.image_size": [32, 48]}, "_image_size=32-48_views=mirrored"),
-        ({"data": {"name": "folder"}, "data.root": "night/test"}, "_data=folder_root=night-test"),
-        ({"data.eval_crop": None, "data.limit": 100}, "_limit=100_eval_crop=None"),
-    ],
-)
-def test_another_protocol_leaves_the_runs_own_numbers(changes, name):
-    outputs = Outputs.of("runs/1/checkpoints/best.safetensors", None, "val", changes)
-    assert outputs.file == Path(f"runs/1/evaluation_val{name}.json")
-    assert outputs.report_folder == Path(f"runs/1/report_val{name}")
-    # Whoever names a folder knows what is in it
-    outputs = Outputs.of("runs/1/checkpoints/best.safetensors", "x", "test", changes)
-    assert outputs.file == Path("x/evaluation.json")
-
-
-def test_a_long_path_makes_a_name_that_can_be_written():
-    changes = {"data": {"name": "folder"}, "data.root": "/" + "bilder/" * 60}
-    outputs = Outputs.of("runs/1/checkpoints/best.safetensors", None, "test", changes)
-    assert outputs.file.name.endswith("bilder-bilder.json")
-    assert len(outputs.file.name) < 100
+@pytest.mark.parametrize("text", [None, "", "{", '{"top1": 0.5}'])
+def test_of_no_earlier_numbers_nothing_is_said(tmp_path, text):
+    """There are none, their file is damaged, or it is of a version without protocols."""
+    file = tmp_path / "evaluation.json"
+    if text is not None:
+        file.write_text(text)
+    assert of_another_protocol(file, {"views": "one view"}) == []
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -2,29 +2,14 @@
 
 import errno
 import os
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vit.errors import writing_to
+from vit.files import read_json
 
 ADVICE = "choose another folder with out=FOLDER"
-
-# Keys that change which images are measured, or how; data.root alone says where they are now
-OF_PROTOCOLS = (
-    "data",
-    "data.root",
-    "data.limit",
-    "data.val_fraction",
-    "data.test_fraction",
-    "data.eval_crop",
-    "model.image_size",
-    "views",
-)
-# Characters of a value in a file's name, of a path the last; file systems allow 255 bytes for all
-MAX_LENGTH = 40
 
 
 @dataclass(frozen=True)
@@ -33,36 +18,26 @@ class Outputs:
 
     folder: out=, or else the run folder, the checkpoint's, or for foreign weights the current one.
     run: the run folder that the checkpoint lies in; None where it lies elsewhere.
-    protocol: what was measured otherwise than in the run, for the names of the files; empty for
-        nothing.
     """
 
     folder: Path
     run: Path | None
     split: str
-    protocol: str = ""
 
     @classmethod
-    def of(
-        cls, checkpoint: str | None, out: str | None, split: str, changes: Mapping[str, Any]
-    ) -> "Outputs":
-        """checkpoint: None for foreign weights. changes: {key: value} of the command line."""
+    def of(cls, checkpoint: str | None, out: str | None, split: str) -> "Outputs":
+        """checkpoint: None for foreign weights."""
         run = None
         folder = Path()
         if checkpoint is not None:
             folder = Path(checkpoint).parent
             if folder.name == "checkpoints":
                 run = folder = folder.parent
-        if out is not None:
-            return cls(Path(out), run, split)
-        # The run's own numbers must not be lost to those of another protocol, nor taken for them.
-        # Foreign weights have no protocol of their own
-        return cls(folder, run, split, "" if checkpoint is None else name_of_protocol(changes))
+        return cls(Path(out) if out else folder, run, split)
 
     @property
     def suffix(self) -> str:
-        split = "" if self.split == "test" else f"_{self.split}"
-        return split + self.protocol
+        return "" if self.split == "test" else f"_{self.split}"
 
     @property
     def file(self) -> Path:
@@ -73,18 +48,18 @@ class Outputs:
         return self.folder / f"report{self.suffix}"
 
 
-def name_of_protocol(changes: Mapping[str, Any]) -> str:
-    """The changes of the run's own protocol as a part of a file's name, `_views=mirrored`."""
-    parts = []
-    for key in OF_PROTOCOLS:
-        if key not in changes or (key == "data.root" and "data" not in changes):
-            continue
-        value = changes[key]["name"] if key == "data" else changes[key]
-        if (key, value) not in (("views", "one"), ("model.image_size", None)):
-            # A path, such as night/test, becomes night-test
-            words = re.sub(r"[^\w.]+", "-", str(value)).strip("-")
-            parts.append(f"_{key.rpartition('.')[2]}={words[-MAX_LENGTH:]}")
-    return "".join(parts)
+def of_another_protocol(file: Path, protocol: dict[str, Any]) -> list[str]:
+    """Say that a file's numbers are about to be replaced; nothing if they were measured alike."""
+    # A damaged file holds nothing to keep, and older versions did not say how they measured
+    try:
+        earlier = read_json(file).get("protocol", protocol)
+    except (OSError, ValueError):
+        return []
+    if earlier == protocol:
+        return []
+    parts = [key for key in ("images", "classes", "views", "input") if key in earlier]
+    words = "; ".join(earlier[key] for key in parts if earlier[key] != protocol[key])
+    return [f"note: numbers of another protocol were there ({words}); out=FOLDER keeps both"]
 
 
 def make_writable(folder: Path) -> None:
