@@ -203,12 +203,26 @@ def open_image(path: str | Path, num_channels: int = 3) -> Image.Image:
     Raises DataError as open_lazily does.
     """
     with open_lazily(path) as image:
-        return to_mode(ImageOps.exif_transpose(image), num_channels)
+        return to_mode(upright(image), num_channels)
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """EXIF's orientation of an opened image: 1 is upright; from 5 on its sides are swapped."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    """EXIF's orientation of an opened image: 1, upright, to 8; from 5 on its sides are swapped.
+
+    A value without a meaning, and EXIF that can't be read, say nothing about the pixels: 1.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except UNREADABLE:
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image as it is meant to be looked at."""
+    # First, since Pillow turns a TIFF as it reads its pixels, and EXIF may stand behind them
+    image.load()
+    return image if exif_orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
 def decode_jpeg(image: Image.Image, num_channels: int, shrink: int = 1) -> Tensor | None:

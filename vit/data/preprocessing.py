@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from vit.data.image_files import open_image, to_mode, to_pixels
+from vit.data.image_files import open_image, to_mode, to_pixels, upright
 from vit.runtime.device import send
 
 PIL_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -169,7 +169,7 @@ class Preprocessing:
         Raises DataError for a path that can't be read.
         """
         if isinstance(image, Image.Image):
-            image = to_mode(ImageOps.exif_transpose(image), self.num_channels)
+            image = to_mode(upright(image), self.num_channels)
             pixels = to_pixels(self.resize_and_crop(image))
         else:
             pixels = self.read_pixels(image)
