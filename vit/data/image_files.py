@@ -62,8 +62,9 @@ def walk_folders(folder: str | Path, onerror: OnError | None = None) -> Iterator
     """A folder and those in it at any depth, links among them; subfolders come sorted.
 
     Each folder comes once, however many links lead to it. Links to those above `folder` are left
-    out, since the folders of other classes lie there. onerror: told of each folder that can't be
-    read, which is left out.
+    out, since the folders of other classes lie there. So are hidden folders: programs keep
+    thumbnails and originals there, copies of images that may be held out. onerror: told of each
+    folder that can't be read, which is left out.
     """
     seen: set[tuple[int, int]] = set()
     start = Path(os.path.realpath(folder))
@@ -72,7 +73,9 @@ def walk_folders(folder: str | Path, onerror: OnError | None = None) -> Iterator
     for parent, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
         # os.walk goes on with what is left in this list, in its order
         folders[:] = [
-            name for name in sorted(folders) if is_new_folder(os.path.join(parent, name), seen)
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and is_new_folder(os.path.join(parent, name), seen)
         ]
         yield parent, names
 
