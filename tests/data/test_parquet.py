@@ -189,6 +189,13 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
         open_row("x.parquet!a")
 
 
+def test_a_link_that_leads_to_itself_is_passed_over(tmp_path):
+    """What `ln -s images images` makes where there is such a folder already."""
+    write(tmp_path / "images" / "train.parquet", [0, 1])
+    (tmp_path / "images" / "images").symlink_to("images")
+    assert find_parquet(tmp_path) == [tmp_path / "images" / "train.parquet"]
+
+
 def test_folders_of_images_are_not_searched_through(tmp_path):
     make_images(tmp_path, {"train": 2})
     write(tmp_path / "train" / "cat" / "z" / "x.parquet", [0, 1])

@@ -66,10 +66,18 @@ def iter_parquet(folder: str, levels: int) -> Iterator[str]:
             continue
         if is_image_file(entry.name):
             return
-        if entry.is_dir() and levels:
+        if is_folder(entry) and levels:
             yield from iter_parquet(entry.path, levels - 1)
         elif is_parquet(Path(entry.name)):
             yield entry.path
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder; False for a link to itself or one that may not be followed."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a folder that is needed is refused when it is listed
+        return False
 
 
 def list_parquet(root: Path, files: Sequence[Path], label_column: str | None = None) -> Splits:
