@@ -204,6 +204,11 @@ def test_a_file_without_rows_changes_nothing(tmp_path):
     assert list_images(tmp_path).train.labels.tolist() == [1, 0]
 
 
+def test_the_extension_may_be_in_upper_case(tmp_path):
+    images = list_images(write(tmp_path / "PETS.PARQUET", [0, 1])).train
+    assert pixels_of(images) == [(0, 0), (1, 1)]
+
+
 def test_folders_of_images_are_not_searched_through(tmp_path):
     make_images(tmp_path, {"train": 2})
     write(tmp_path / "train" / "cat" / "z" / "x.parquet", [0, 1])

@@ -161,7 +161,7 @@ def open_encoded(path: str) -> BinaryIO:
     """
     if ".tar!" in path:
         return open_tar_member(path)
-    if ".parquet!" in path:
+    if ".parquet!" in path.lower():
         return open_row(path)
     return open(path, "rb")
 
