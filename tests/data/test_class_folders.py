@@ -46,6 +46,21 @@ def test_linked_folders_are_read_once_and_those_above_not_at_all(tmp_path):
     assert images.paths.tolist() == [os.fsencode(tmp_path / "train" / name) for name in names]
 
 
+def test_hidden_folders_in_a_class_are_left_out(tmp_path):
+    """Picasa, for example, keeps the originals of edited images in one, and others thumbnails."""
+    make_images(tmp_path, {"train": 1})
+    make_images(tmp_path / "train" / "cat", {".picasaoriginals": 2}, classes=("Originals",))
+    _, images = list_class_folders(tmp_path / "train", "title")
+    assert images.labels.tolist() == [0, 1]
+
+
+def test_a_class_whose_name_is_no_text_is_refused(tmp_path):
+    """Old archives of Windows unpack to such names, which TensorBoard and pages can't hold."""
+    make_images(tmp_path, {"train": 1}, classes=("cat", os.fsdecode(b"caf\xe9")))
+    with pytest.raises(DataError, match=r"train: the name of the class folder 'caf\\udce9' is not"):
+        list_class_folders(tmp_path / "train", "title")
+
+
 def test_folders_without_classes_or_images_are_refused(tmp_path):
     make_images(tmp_path, {"train": 1})
     (tmp_path / "train" / "wolf").mkdir()

@@ -87,6 +87,13 @@ def test_rotation_in_exif_is_applied(tmp_path):
     assert open_image(tmp_path / "rotated.jpg").size == (30, 40)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_exif_that_cannot_be_read_does_not_cost_the_image(tmp_path, suffix):
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(gradient()).save(path, exif=b"Exif\0\0no TIFF", dpi=(72, 72))
+    assert open_image(path).size == (40, 30)
+
+
 def test_unreadable_files_are_named(tmp_path):
     whole = tmp_path / "whole.jpg"
     Image.fromarray(gradient(200, 200)).save(whole)

@@ -189,6 +189,26 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
         open_row("x.parquet!a")
 
 
+def test_a_link_that_leads_to_itself_is_passed_over(tmp_path):
+    """What `ln -s images images` makes where there is such a folder already."""
+    write(tmp_path / "images" / "train.parquet", [0, 1])
+    (tmp_path / "images" / "images").symlink_to("images")
+    assert find_parquet(tmp_path) == [tmp_path / "images" / "train.parquet"]
+
+
+def test_a_file_without_rows_changes_nothing(tmp_path):
+    """Spark writes one for each part that is empty."""
+    write(tmp_path / "train-0.parquet", [1, 0], names=None)
+    empty = parquet.read_table(tmp_path / "train-0.parquet").slice(0, 0)
+    parquet.write_table(empty, tmp_path / "train-1.parquet")
+    assert list_images(tmp_path).train.labels.tolist() == [1, 0]
+
+
+def test_the_extension_may_be_in_upper_case(tmp_path):
+    images = list_images(write(tmp_path / "PETS.PARQUET", [0, 1])).train
+    assert pixels_of(images) == [(0, 0), (1, 1)]
+
+
 def test_folders_of_images_are_not_searched_through(tmp_path):
     make_images(tmp_path, {"train": 2})
     write(tmp_path / "train" / "cat" / "z" / "x.parquet", [0, 1])

@@ -52,6 +52,17 @@ def test_a_crop_always_fits_into_the_resized_image(size, image_size):
     assert (image.height, image.width) == image_size
 
 
+@pytest.mark.parametrize("size", [(3, 3000), (2000, 1), (1, 7)])
+def test_of_a_long_strip_the_center_alone_is_resized(monkeypatch, size):
+    """Resized as a whole, one of 1 x 16,384 px takes 4 GB."""
+    preprocessing = Preprocessing((32, 48), 3, (0.5,), (0.5,), 0.875, "bicubic")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    whole = np.asarray(preprocessing.resize_and_crop(image), dtype=int)
+    monkeypatch.setattr("vit.data.preprocessing.MAX_PIXELS", 1)
+    center = np.asarray(preprocessing.resize_and_crop(image), dtype=int)
+    assert np.abs(center - whole).max() <= 1
+
+
 def test_without_a_crop_the_image_is_squashed():
     preprocessing = Preprocessing((16, 24), 3, (0.5,), (0.25,), None, "bilinear")
     image = Image.fromarray(gradient())

@@ -60,8 +60,15 @@ def list_labeled(
 
 
 def require_two_classes(folder: Path) -> list[str]:
-    """class_names of a folder. Raises DataError for fewer than two."""
+    """class_names of a folder. Raises DataError for fewer than two, or a name that is no text."""
     classes = class_names(folder)
+    for name in classes:
+        # What Python reads other bytes as can't be written to the screen, to pages or TensorBoard
+        if not name.isascii() and name.encode(errors="replace").decode() != name:
+            raise DataError(
+                f"{folder.absolute()}: the name of the class folder {name!r} is not UTF-8; rename "
+                "the folder"
+            )
     if len(classes) < 2:
         raise DataError(
             f"{folder.absolute()}: found {len(classes)} class folders; expected one folder per "

@@ -62,8 +62,9 @@ def walk_folders(folder: str | Path, onerror: OnError | None = None) -> Iterator
     """A folder and those in it at any depth, links among them; subfolders come sorted.
 
     Each folder comes once, however many links lead to it. Links to those above `folder` are left
-    out, since the folders of other classes lie there. onerror: told of each folder that can't be
-    read, which is left out.
+    out, since the folders of other classes lie there. So are hidden folders: programs keep
+    thumbnails and originals there, copies of images that may be held out. onerror: told of each
+    folder that can't be read, which is left out.
     """
     seen: set[tuple[int, int]] = set()
     start = Path(os.path.realpath(folder))
@@ -72,7 +73,9 @@ def walk_folders(folder: str | Path, onerror: OnError | None = None) -> Iterator
     for parent, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
         # os.walk goes on with what is left in this list, in its order
         folders[:] = [
-            name for name in sorted(folders) if is_new_folder(os.path.join(parent, name), seen)
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and is_new_folder(os.path.join(parent, name), seen)
         ]
         yield parent, names
 
@@ -158,7 +161,7 @@ def open_encoded(path: str) -> BinaryIO:
     """
     if ".tar!" in path:
         return open_tar_member(path)
-    if ".parquet!" in path:
+    if ".parquet!" in path.lower():
         return open_row(path)
     return open(path, "rb")
 
@@ -203,12 +206,26 @@ def open_image(path: str | Path, num_channels: int = 3) -> Image.Image:
     Raises DataError as open_lazily does.
     """
     with open_lazily(path) as image:
-        return to_mode(ImageOps.exif_transpose(image), num_channels)
+        return to_mode(upright(image), num_channels)
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """EXIF's orientation of an opened image: 1 is upright; from 5 on its sides are swapped."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    """EXIF's orientation of an opened image: 1, upright, to 8; from 5 on its sides are swapped.
+
+    A value without a meaning, and EXIF that can't be read, say nothing about the pixels: 1.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except UNREADABLE:
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image as it is meant to be looked at."""
+    # First, since Pillow turns a TIFF as it reads its pixels, and EXIF may stand behind them
+    image.load()
+    return image if exif_orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
 def decode_jpeg(image: Image.Image, num_channels: int, shrink: int = 1) -> Tensor | None:

@@ -66,10 +66,18 @@ def iter_parquet(folder: str, levels: int) -> Iterator[str]:
             continue
         if is_image_file(entry.name):
             return
-        if entry.is_dir() and levels:
+        if is_folder(entry) and levels:
             yield from iter_parquet(entry.path, levels - 1)
         elif is_parquet(Path(entry.name)):
             yield entry.path
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder; False for a link to itself or one that may not be followed."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a folder that is needed is refused when it is listed
+        return False
 
 
 def list_parquet(root: Path, files: Sequence[Path], label_column: str | None = None) -> Splits:
@@ -189,14 +197,16 @@ def read_split(files: list[Path], label_column: str | None) -> tuple[np.ndarray,
             labels = file.read(columns=[column], use_threads=False).column(0)
         if labels.null_count:
             raise DataError(f"{path.absolute()}: {labels.null_count} rows have no {column}")
-        values.append(np.array(labels.to_pylist()))
+        # Without rows there is no type, and an array of floats would make floats of whole numbers
+        if len(labels):
+            values.append(np.array(labels.to_pylist()))
         # With the folder's name, which is a part of the fingerprint, wherever a command is started
         absolute = path.absolute()
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             largest = max(largest, file.metadata.row_group(group).total_byte_size)
             paths += [os.fsencode(f"{absolute}!{group}+{row}") for row in range(size)]
-    return np.array(paths), Labels(np.concatenate(values), names), largest
+    return np.array(paths), Labels(np.concatenate(values or [np.array([])]), names), largest
 
 
 def label_column_of(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-PARQUET_ROW = re.compile(r"(.*\.parquet)!(\d+)\+(\d+)", re.DOTALL)
+PARQUET_ROW = re.compile(r"(.*\.parquet)!(\d+)\+(\d+)", re.DOTALL | re.IGNORECASE)
 
 
 def open_file(path: str) -> "ParquetFile":

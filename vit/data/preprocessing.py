@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from vit.data.image_files import open_image, to_mode, to_pixels
+from vit.data.image_files import MAX_PIXELS, open_image, to_mode, to_pixels, upright
 from vit.runtime.device import send
 
 PIL_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -69,12 +69,17 @@ class Preprocessing:
     def resize_and_crop(self, image: Image.Image) -> Image.Image:
         """Resize and crop an image to image_size, as evaluation sees it."""
         height, width = self.image_size
-        resized = self.resize(image, self.size_before_crop(image.width, image.height))
+        size = self.size_before_crop(image.width, image.height)
         if self.eval_crop is None:
-            return resized
-        left = round((resized.width - width) / 2)
-        top = round((resized.height - height) / 2)
-        return resized.crop((left, top, left + width, top + height))
+            return self.resize(image, size)
+        left = round((size[0] - width) / 2)
+        top = round((size[1] - height) / 2)
+        # A strip of one pixel by thousands would take gigabytes; its center alone looks the same
+        if size[0] * size[1] > MAX_PIXELS:
+            x, y = image.width / size[0], image.height / size[1]
+            box = (left * x, top * y, (left + width) * x, (top + height) * y)
+            return image.resize((width, height), PIL_RESAMPLING[self.interpolation], box)
+        return self.resize(image, size).crop((left, top, left + width, top + height))
 
     def size_before_crop(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) to resize an image of this size to, before the center is cut out."""
@@ -169,7 +174,7 @@ class Preprocessing:
         Raises DataError for a path that can't be read.
         """
         if isinstance(image, Image.Image):
-            image = to_mode(ImageOps.exif_transpose(image), self.num_channels)
+            image = to_mode(upright(image), self.num_channels)
             pixels = to_pixels(self.resize_and_crop(image))
         else:
             pixels = self.read_pixels(image)

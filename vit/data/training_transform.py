@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -13,7 +13,14 @@ from vit.augment.affine import NUMBERS, Affine, warp
 from vit.augment.flips import AlternatingFlip
 from vit.augment.image import Crop, apply_policies, draw_crop, random_flip
 from vit.augment.policies import Policy
-from vit.data.image_files import decode_jpeg, exif_orientation, open_lazily, to_mode, to_pixels
+from vit.data.image_files import (
+    decode_jpeg,
+    exif_orientation,
+    open_lazily,
+    to_mode,
+    to_pixels,
+    upright,
+)
 from vit.data.preprocessing import Preprocessing
 
 
@@ -68,6 +75,10 @@ class TrainingTransform:
         """A random piece of the image, resized to image_size: uint8 (C, *image_size)."""
         preprocessing = self.preprocessing
         with open_lazily(path) as image:
+            # Only JPEGs are decoded by the crop. Until a TIFF's pixels are read, its size does not
+            # fit its orientation
+            if image.format != "JPEG":
+                image.load()
             # Drawn for the whole image, whichever way it is decoded then
             crop = draw_crop(*upright_size(image), scale)
             shrink = possible_shrink(crop, preprocessing.image_size)
@@ -75,8 +86,7 @@ class TrainingTransform:
             # Pillow reads the rest, and says what is wrong with a damaged file
             if pixels is None:
                 shrink = 1
-                image = ImageOps.exif_transpose(image)
-                pixels = to_pixels(to_mode(image, preprocessing.num_channels))
+                pixels = to_pixels(to_mode(upright(image), preprocessing.num_channels))
         return transforms.resize(
             cut_out(pixels, crop, shrink),
             list(preprocessing.image_size),
