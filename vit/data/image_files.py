@@ -215,7 +215,7 @@ def exif_orientation(image: Image.Image) -> int:
     A value without a meaning, and EXIF that can't be read, say nothing about the pixels: 1.
     """
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except UNREADABLE:
         return 1
     return orientation if orientation in range(1, 9) else 1
