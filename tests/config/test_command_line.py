@@ -204,6 +204,15 @@ def test_so_is_the_folder_of_a_sweep(capsys, monkeypatch):
     assert "hydra.sweep.dir=" in capsys.readouterr().err
 
 
+def test_a_search_without_a_result_is_no_bug(capsys):
+    """The table below says why each job failed. Another ValueError keeps its traceback."""
+    nothing = ValueError("No trials are completed yet.")  # Optuna's
+    assert run_main(fail(nothing), Config) == 3
+    assert capsys.readouterr().err.endswith(": no job of the search has a result\n")
+    with pytest.raises(ValueError, match="of a bug"):
+        run_main(fail(ValueError("of a bug")), Config)
+
+
 def test_success_and_what_hydra_is_given(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "resume=/r r"])
     seen = []

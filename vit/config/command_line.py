@@ -38,14 +38,15 @@ PATH_KEYS = (
 )
 # Groups of Hydra's own, of which conf/ has no files
 PLUGINS = ("hydra/sweeper", "hydra/launcher")
+NO_RESULTS = "No trials are completed yet."
 
 
 def run_main(main: Callable[[], None], schema: type) -> int:
     """Run a Hydra main and return its exit code.
 
-    0: done; 2: a mistake of the user; 75: a sweep was stopped by a signal. The errors of the task
-    itself leave through task_errors() as SystemExit. A bug keeps its traceback, and Python's exit
-    code 1.
+    0: done; 2: a mistake of the user; 3: a search without a result; 75: a sweep was stopped by a
+    signal. The errors of the task itself leave through task_errors() as SystemExit. A bug keeps its
+    traceback, and Python's exit code 1.
 
     schema: the dataclass whose keys are suggested for a mistyped one.
     """
@@ -76,6 +77,11 @@ def run_main(main: Callable[[], None], schema: type) -> int:
             f"choose another with {key}=FOLDER"
         )
         code = ConfigError.exit_code
+    except ValueError as error:
+        # Of Optuna, which looks for the best of no results
+        if str(error) != NO_RESULTS:
+            raise
+        message, code = "no job of the search has a result", TrainingFailed.exit_code
     print_error(message)
     return code
 
