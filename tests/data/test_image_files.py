@@ -6,6 +6,7 @@ from vit.data.image_files import (
     decode_jpeg,
     find_image_files,
     is_image_file,
+    iter_image_files,
     open_image,
     open_lazily,
     open_tar_member,
@@ -155,3 +156,11 @@ def test_files_and_folders_are_found_in_order(tmp_path):
         find_image_files([tmp_path / "empty"])
     with pytest.raises(DataError, match="nothing: no such file or folder"):
         find_image_files([tmp_path / "nothing"])
+
+
+@pytest.mark.parametrize("name", ["saved.jfif", "GREY.PGM"])
+def test_rarer_names_of_images_count(tmp_path, name):
+    picture = Image.new("L", (5, 4), 77)
+    picture.save(tmp_path / name, format="JPEG" if "jfif" in name else "PPM")
+    (path,) = iter_image_files(tmp_path)
+    assert open_image(path).getpixel((0, 0)) == (77, 77, 77)

@@ -27,7 +27,9 @@ from vit.errors import DataError
 Folder = tuple[str, list[str]]
 OnError = Callable[[OSError], object]
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# .jfif is what browsers on Windows call a JPEG
+JPEG = (".jpg", ".jpeg", ".jfif")
+EXTENSIONS = (*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 # The tar file, the member's first byte and its size in bytes
 TAR_MEMBER = re.compile(r"(.*\.tar)!(\d+)\+(\d+)")
