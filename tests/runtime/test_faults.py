@@ -13,7 +13,12 @@ from composing import configured
 from train import guarded_train
 from vit.errors import ConfigError, Stopped, TrainingFailed
 from vit.runs.folder import RunFolder
-from vit.runtime.faults import describe_fault, failures_explained, faults_end_training
+from vit.runtime.faults import (
+    describe_fault,
+    failures_explained,
+    faults_end_training,
+    from_workers,
+)
 from vit.runtime.signals import StopSignal
 from vit.runtime.time_limit import TimeLimit
 from vit.training import loop, start
@@ -135,6 +140,27 @@ def test_without_training_too_a_bug_stays_what_it_is(error):
     with pytest.raises(type(error)) as raised, failures_explained("buy more"):
         raise error
     assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()]
+)
+def test_so_is_a_worker_whose_connection_is_closed_before_its_death_is_known(error):
+    def dying():
+        yield 1
+        raise error
+
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = from_workers(dying())
+    assert next(batches) == 1
+    try:
+        with (
+            pytest.raises(TrainingFailed, match=r"decodes image files died .*runtime\.workers"),
+            faults_end_training(None, lambda: ""),
+        ):
+            next(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_a_lost_worker_is_reported_once():

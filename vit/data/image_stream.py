@@ -31,6 +31,7 @@ from vit.data.loader import init_worker
 from vit.data.preprocessing import Preprocessing
 from vit.errors import DataError
 from vit.runtime.cores import loader_workers
+from vit.runtime.faults import from_workers
 
 # Up to this many images are decoded in less time than worker processes take to start
 FEW_IMAGES = 64
@@ -165,7 +166,7 @@ def stream_batches(
         worker_init_fn=init_worker,
         prefetch_factor=2 if workers else None,
     )
-    return iter(loader)
+    return from_workers(iter(loader))
 
 
 def split_into_batches(

@@ -28,6 +28,7 @@ from vit.data.training_transform import TrainingTransform
 from vit.errors import DataError
 from vit.randomness import random_seed
 from vit.runtime.device import send
+from vit.runtime.faults import from_workers
 
 log = logging.getLogger("vit")
 
@@ -160,7 +161,7 @@ def decode_batches(
         pin_memory=device.type == "cuda",  # so that the copy does not hold the GPU up
         prefetch_factor=2 if workers else None,
     )
-    decoded = readable_batches(loader, len(dataset.images))
+    decoded = readable_batches(from_workers(loader), len(dataset.images))
     if device.type == "cuda":
         return copy_ahead(decoded, device)
     return ((send(pixels, device), send(labels, device)) for pixels, labels in decoded)

@@ -9,7 +9,8 @@ traceback, which is why faults are recognized one by one and never by a broad `e
 import contextlib
 import errno
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -17,6 +18,8 @@ from vit.errors import ConfigError, Stopped, TrainingFailed
 from vit.runtime.memory import is_out_of_memory, memory_errors
 from vit.runtime.signals import StopSignal
 from vit.text import first_line
+
+Batch = TypeVar("Batch")
 
 # No space, no quota, file too large, read-only file system
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -84,6 +87,22 @@ def is_lost_process(error: Exception) -> bool:
 def is_lost_worker(error: Exception) -> bool:
     """Whether it is the loader's error for a worker process that has died."""
     return str(error).startswith("DataLoader worker")
+
+
+def from_workers(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """What a DataLoader yields; raises its own error for a worker that is just dying as well.
+
+    The system closes the connections of a killed process a moment before it says that it is dead.
+    Until then the loader raises ConnectionResetError or EOFError, which say nothing to a user.
+    """
+    try:
+        yield from batches
+    except (ConnectionError, EOFError) as error:
+        # It says so a moment later, in the middle of the report on this
+        stop_watching_workers()
+        raise RuntimeError(
+            f"DataLoader worker has closed its connection ({type(error).__name__})"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 Imports no torch at module level, so that a mistaken command is answered at once.
 """
 
+import atexit
+import contextlib
 import ctypes
 import logging
 import os
@@ -10,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from vit.runtime.cores import usable_cores
 from vit.runtime.signals import StopSignal
@@ -28,6 +31,22 @@ SECONDS_TO_REPORT = 10.0
 def started_by_torchrun() -> bool:
     """Whether torchrun, or launch_processes through its API, has started this process."""
     return os.environ.keys() >= TORCHRUN_VARIABLES
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process; one of several at once, without tearing down its interpreter.
+
+    A thread of torch (of gloo, of its store) that comes back into an interpreter that is being torn
+    down aborts the process, and a run that has finished would be told as failed.
+    """
+    if not started_by_torchrun():
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        # Nobody may read it any more
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def wait_for_first(stop: StopSignal) -> bool:
