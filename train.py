@@ -35,7 +35,7 @@ from vit.runs import sweep
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
 from vit.runtime.launch import (
-    end_process,
+    end_after,
     end_with_agent,
     launch_processes,
     process_rank,
@@ -259,4 +259,4 @@ if __name__ == "__main__":
     # Before a launcher starts the jobs of a sweep
     sweep.remember_visible_gpus()
     register()
-    end_process(run_main(main, Config))
+    end_after(partial(run_main, main, Config))

@@ -10,8 +10,8 @@ from vit.runtime.launch import TORCHRUN_VARIABLES
 
 # A thread of torch that comes back while the interpreter is torn down aborts the process too
 PROGRAM = """
-import atexit, os
-from vit.runtime.launch import end_process
+import atexit, os, sys
+from vit.runtime.launch import end_after
 
 class AbortsAtTeardown:
     def __del__(self, abort=os.abort):
@@ -19,14 +19,15 @@ class AbortsAtTeardown:
 
 kept = AbortsAtTeardown()
 atexit.register(print, "left in good order")
-end_process(75)
+end_after(lambda: ENDING)
 """
 
 
+@pytest.mark.parametrize("ending", ["75", "sys.exit(75)"])
 @pytest.mark.parametrize("several", [False, True])
-def test_one_of_several_processes_is_not_torn_down(several):
+def test_one_of_several_processes_is_not_torn_down(several, ending):
     variables = dict.fromkeys(TORCHRUN_VARIABLES, "1") if several else {}
-    command = [sys.executable, "-c", PROGRAM]
+    command = [sys.executable, "-c", PROGRAM.replace("ENDING", ending)]
     done = subprocess.run(
         command,
         cwd=ROOT,

@@ -64,7 +64,7 @@ def require_two_classes(folder: Path) -> list[str]:
     classes = class_names(folder)
     for name in classes:
         # What Python reads other bytes as can't be written to the screen, to pages or TensorBoard
-        if not name.isascii() and name.encode(errors="replace").decode() != name:
+        if name.encode(errors="replace").decode() != name:
             raise DataError(
                 f"{folder.absolute()}: the name of the class folder {name!r} is not UTF-8; rename "
                 "the folder"

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from vit.runtime.cores import usable_cores
@@ -33,12 +33,19 @@ def started_by_torchrun() -> bool:
     return os.environ.keys() >= TORCHRUN_VARIABLES
 
 
-def end_process(code: int) -> NoReturn:
-    """End this process; one of several at once, without tearing down its interpreter.
+def end_after(program: Callable[[], int]) -> NoReturn:
+    """End this process with a program's exit code; one of several without tearing it down.
 
     A thread of torch (of gloo, of its store) that comes back into an interpreter that is being torn
-    down aborts the process, and a run that has finished would be told as failed.
+    down aborts the process, and a run that has finished or was stopped would be told as failed.
     """
+    try:
+        code = program()
+    except SystemExit as end:
+        # A message instead of a number is Python's to print
+        if not isinstance(end.code, int):
+            raise
+        code = end.code
     if not started_by_torchrun():
         sys.exit(code)
     atexit._run_exitfuncs()
