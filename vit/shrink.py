@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vit.data.image_files import EXTENSIONS, iter_image_files, open_image, open_lazily
+from vit.data.image_files import iter_image_files, no_images, open_image, open_lazily
 from vit.errors import DataError, run_command, writing_to
 from vit.files import atomic_write
 from vit.runtime.cores import usable_cores
@@ -83,9 +83,10 @@ def shrink_folder(
         raise DataError(f"{source}: no such folder")
     if target.absolute().is_relative_to(source.absolute()):
         raise DataError(f"{target}: lies in {source}; choose a folder beside it")
-    images = [Path(path) for path in iter_image_files(source)]
+    unsupported: list[str] = []
+    images = [Path(path) for path in iter_image_files(source, unsupported)]
     if not images:
-        raise DataError(f"{source}: no images below it (looked for {', '.join(EXTENSIONS)})")
+        raise DataError(f"{source}: {no_images(unsupported, 'below it')}")
     pairs = [(image, target / image.relative_to(source)) for image in sorted(images)]
     shrink = functools.partial(shrink_file, short_side=short_side, quality=quality)
     lines = map_in_processes(shrink, pairs, workers)

@@ -4,6 +4,7 @@ from PIL import Image
 
 from vit.data.image_files import (
     decode_jpeg,
+    describe_unsupported,
     find_image_files,
     is_image_file,
     iter_image_files,
@@ -158,9 +159,23 @@ def test_files_and_folders_are_found_in_order(tmp_path):
         find_image_files([tmp_path / "nothing"])
 
 
-@pytest.mark.parametrize("name", ["saved.jfif", "GREY.PGM"])
-def test_rarer_names_of_images_count(tmp_path, name):
-    picture = Image.new("L", (5, 4), 77)
-    picture.save(tmp_path / name, format="JPEG" if "jfif" in name else "PPM")
+@pytest.mark.parametrize(
+    ("name", "kind"), [("saved.jfif", "JPEG"), ("GREY.PGM", "PPM"), ("web.avif", "AVIF")]
+)
+def test_rarer_names_of_images_count(tmp_path, name, kind):
+    Image.new("L", (5, 4), 77).save(tmp_path / name, format=kind)
     (path,) = iter_image_files(tmp_path)
-    assert open_image(path).getpixel((0, 0)) == (77, 77, 77)
+    assert open_image(path).getpixel((0, 0)) == pytest.approx((77, 77, 77), abs=2)
+
+
+def test_images_of_formats_that_are_not_read_are_told(tmp_path):
+    for name in ("b.HEIC", "a.heic", "raw.nef", ".hidden.heic", "notes.txt"):
+        (tmp_path / name).touch()
+    unsupported = []
+    assert list(iter_image_files(tmp_path, unsupported)) == []
+    assert sorted(unsupported) == ["a.heic", "b.HEIC", "raw.nef"]
+    with pytest.raises(
+        DataError, match=r"its 3 \.heic and \.nef files can't be read; convert them"
+    ):
+        find_image_files([tmp_path])
+    assert describe_unsupported(["x.dng"]) == "1 .dng file can't be read; convert it to JPEG"

@@ -71,6 +71,13 @@ def test_what_is_not_there_is_an_error_in_its_position(folder):
     assert missing == str(folder / "missing.png")  # whoever opens it will see
 
 
+def test_an_image_of_a_format_that_is_not_read_is_an_error(folder):
+    (folder / "sub" / "phone.heic").touch()
+    image, phone = found(folder / "sub")
+    assert image == str(folder / "sub" / "c.png")
+    assert phone.startswith(f"{folder / 'sub' / 'phone.heic'}: images of this format can't be read")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_hold_the_pixels_of_evaluation(folder, workers):
     paths = [str(folder / "a.png"), str(folder / "missing.png"), str(folder / "b.png")]

@@ -48,6 +48,23 @@ def test_images_outside_of_the_class_folders_are_mentioned(tmp_path):
     assert "; 2 images outside of these folders are left out" in find_layout(root).describe()
 
 
+def test_images_of_formats_that_are_not_read_are_counted(tmp_path):
+    root = make_images(tmp_path, {"train": 2, "val": 1}, ("cat", "dog"))
+    for name in ("train/cat/a.heic", "val/dog/b.HEIC"):
+        (root / name).touch()
+    splits = list_images(root)
+    assert splits.layout.endswith("; 2 .heic files can't be read; convert them to JPEG")
+    assert len(splits.train) == 4
+
+
+def test_a_class_of_images_that_are_not_read_says_so(tmp_path):
+    root = make_flat(tmp_path)
+    (root / "phone").mkdir()
+    (root / "phone" / "a.heic").touch()
+    with pytest.raises(DataError, match=r"phone: no images .*; its 1 \.heic file can't be read"):
+        list_images(root)
+
+
 @pytest.mark.parametrize(
     ("folders", "named"),
     [

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision.models import ResNet18_Weights
 
-from vit.data.image_files import EXTENSIONS, is_image_file, iter_image_files, refuse_folder
+from vit.data.image_files import is_image_file, iter_image_files, no_images, refuse_folder
 from vit.data.imagenet_val import list_flat_val
 from vit.data.splits import ImageSplit, check_classes
 from vit.errors import DataError
@@ -33,19 +33,29 @@ def class_names(folder: Path) -> list[str]:
         refuse_folder(error)
 
 
-def list_class_folders(folder: Path, title: str) -> tuple[list[str], ImageSplit]:
+def list_class_folders(
+    folder: Path, title: str, unsupported: list[str] | None = None
+) -> tuple[list[str], ImageSplit]:
     """(class names, the images in folder/<class>/ at any depth), both sorted.
+
+    unsupported: see vit.data.image_files.iter_image_files.
 
     Raises DataError for fewer than two classes or a class without images.
     """
     classes = require_two_classes(folder)
-    return classes, list_labeled(folder, classes, range(len(classes)), title)
+    return classes, list_labeled(folder, classes, range(len(classes)), title, unsupported)
 
 
 def list_labeled(
-    folder: Path, names: Sequence[str], labels: Sequence[int], title: str
+    folder: Path,
+    names: Sequence[str],
+    labels: Sequence[int],
+    title: str,
+    unsupported: list[str] | None = None,
 ) -> ImageSplit:
     """The images in folder/<name>/ at any depth, those of each name with its label.
+
+    unsupported: see vit.data.image_files.iter_image_files.
 
     Raises DataError for a folder without images.
     """
@@ -53,7 +63,7 @@ def list_labeled(
     paths: list[bytes] = []
     of_images: list[int] = []
     for name, label in zip(names, labels, strict=True):
-        images = images_of_class(folder / name)
+        images = images_of_class(folder / name, unsupported)
         paths += [os.fsencode(path) for path in images]
         of_images += [label] * len(images)
     return ImageSplit(title, torch.tensor(of_images), paths=np.array(paths))
@@ -77,30 +87,37 @@ def require_two_classes(folder: Path) -> list[str]:
     return classes
 
 
-def images_of_class(folder: Path) -> list[str]:
+def images_of_class(folder: Path, unsupported: list[str] | None = None) -> list[str]:
     """The image files in a class folder at any depth, sorted.
+
+    unsupported: see vit.data.image_files.iter_image_files.
 
     Raises DataError for none, and for a folder that can't be read.
     """
+    others: list[str] = []
     # Sorted, since the order of the files decides what is held out and when each is seen
-    images = sorted(iter_image_files(folder))
+    images = sorted(iter_image_files(folder, others))
     if not images:
-        raise DataError(
-            f"{folder.absolute()}: no images in this class folder (looked for "
-            f"{', '.join(EXTENSIONS)}); add some or remove the folder"
-        )
+        problem = no_images(others, "in this class folder")
+        raise DataError(f"{folder.absolute()}: {problem}; add some or remove the folder")
+    if unsupported is not None:
+        unsupported += others
     return images
 
 
-def list_same_classes(folder: Path, classes: list[str], title: str) -> ImageSplit:
+def list_same_classes(
+    folder: Path, classes: list[str], title: str, unsupported: list[str] | None = None
+) -> ImageSplit:
     """The images in folder/<class>/ of a split other than train, or of ImageNet's flat val.
+
+    unsupported: see vit.data.image_files.iter_image_files.
 
     Raises DataError as list_class_folders and list_flat_val do, and where the classes are not those
     of train.
     """
     if not class_names(folder) and any(is_image_file(entry.name) for entry in os.scandir(folder)):
         return list_flat_val(folder, classes, title)
-    its_classes, images = list_class_folders(folder, title)
+    its_classes, images = list_class_folders(folder, title, unsupported)
     check_classes(classes, its_classes, folder)
     return images
 

@@ -29,7 +29,10 @@ OnError = Callable[[OSError], object]
 
 # .jfif is what browsers on Windows call a JPEG
 JPEG = (".jpg", ".jpeg", ".jfif")
-EXTENSIONS = (*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = (*JPEG, ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+# What phones and cameras write and Pillow does not read: left out, but not in silence
+UNSUPPORTED = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf")
 
 # The tar file, the member's first byte and its size in bytes
 TAR_MEMBER = re.compile(r"(.*\.tar)!(\d+)\+(\d+)")
@@ -94,8 +97,30 @@ def is_new_folder(folder: str | Path, seen: set[tuple[int, int]]) -> bool:
     return is_new
 
 
-def iter_image_files(folder: str | Path) -> Iterator[str]:
+def is_unsupported(name: str) -> bool:
+    """Whether a file name is that of an image in a format that is not read."""
+    return name.lower().endswith(UNSUPPORTED) and not name.startswith(".")
+
+
+def describe_unsupported(names: Sequence[str]) -> str:
+    """What these files are and what to do; no names: the empty string."""
+    if not names:
+        return ""
+    kinds = " and ".join(sorted({os.path.splitext(name)[1].lower() for name in names}))
+    files, them = ("file", "it") if len(names) == 1 else ("files", "them")
+    return f"{len(names):,} {kinds} {files} can't be read; convert {them} to JPEG"
+
+
+def no_images(unsupported: Sequence[str], where: str = "in this folder") -> str:
+    """The message for a folder without images. unsupported: names of files of other formats."""
+    found = f"; its {describe_unsupported(unsupported)}" if unsupported else ""
+    return f"no images {where} (looked for {', '.join(EXTENSIONS)}{found})"
+
+
+def iter_image_files(folder: str | Path, unsupported: list[str] | None = None) -> Iterator[str]:
     """The paths of the image files in a folder as walk_folders finds it, in no particular order.
+
+    unsupported: a list to which the names of images in formats that are not read are added.
 
     Raises DataError for a folder that can't be read.
     """
@@ -104,6 +129,8 @@ def iter_image_files(folder: str | Path) -> Iterator[str]:
         for name in names:
             if is_image_file(name):
                 yield os.path.join(parent, name)
+            elif unsupported is not None and is_unsupported(name):
+                unsupported.append(name)
 
 
 def refuse_folder(error: OSError) -> NoReturn:
@@ -123,11 +150,10 @@ def find_image_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            in_folder = sorted(map(Path, iter_image_files(path)))
+            unsupported: list[str] = []
+            in_folder = sorted(map(Path, iter_image_files(path, unsupported)))
             if not in_folder:
-                raise DataError(
-                    f"{path}: no images in this folder (looked for {', '.join(EXTENSIONS)})"
-                )
+                raise DataError(f"{path}: {no_images(unsupported)}")
             files += in_folder
         elif path.exists():
             files.append(path)

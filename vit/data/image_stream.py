@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit.data.image_files import (
-    EXTENSIONS,
     file_of,
     is_image_file,
+    is_unsupported,
+    no_images,
     open_image,
     to_pixels,
     walk_folders,
@@ -82,12 +83,15 @@ def images_in_folder(folder: str) -> Iterator[str | DataError]:
             if is_image_file(file):
                 found_any = True
                 yield os.path.join(parent, file)
+            elif is_unsupported(file):
+                found_any = True
+                path = os.path.join(parent, file)
+                yield DataError(f"{path}: images of this format can't be read; convert it to JPEG")
 
     for error in refused:
         yield DataError(f"{error.filename}: can't open this folder ({error.strerror})")
     if not found_any and not refused:
-        extensions = ", ".join(EXTENSIONS)
-        yield DataError(f"{folder}: no images in this folder (looked for {extensions})")
+        yield DataError(f"{folder}: {no_images([])}")
 
 
 @dataclass(frozen=True)

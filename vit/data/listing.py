@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from vit.data.class_folders import list_class_folders, list_same_classes
+from vit.data.image_files import describe_unsupported
 from vit.data.layouts import find_layout
 from vit.data.parquet_index import find_parquet, list_parquet
 from vit.data.splits import Splits
@@ -40,10 +41,14 @@ def list_images(root: Path, label_column: str | None = None) -> Splits:
 def list_folders(root: Path) -> Splits:
     """Images in folders, as vit.data.layouts finds them: with splits, or the classes alone."""
     layout = find_layout(root)
-    classes, train = list_class_folders(layout.train, layout.title("train"))
+    unsupported: list[str] = []
+    classes, train = list_class_folders(layout.train, layout.title("train"), unsupported)
     others = {
-        split: list_same_classes(folder, classes, layout.title(split))
+        split: list_same_classes(folder, classes, layout.title(split), unsupported)
         for split, folder in layout.folders.items()
         if split != "train"
     }
-    return Splits(classes, train, **others, layout=layout.describe())
+    found = layout.describe()
+    if unsupported:
+        found += f"; {describe_unsupported(unsupported)}"
+    return Splits(classes, train, **others, layout=found)
