@@ -21,7 +21,7 @@ from vit.checkpoints.model import build_model, load, load_with_header
 from vit.data.preprocessing import Preprocessing
 from vit.errors import run_command
 from vit.model.vision_transformer import VisionTransformer
-from vit.predict import display_width, escape_unprintable, main
+from vit.predict import main
 
 SIZE = (16, 24)
 CLASSES = ["cat", 'größer, "dog"', "鳥"]
@@ -180,13 +180,6 @@ def test_the_table_holds_the_same_as_json(checkpoint, images, capsys):
     percents = [float(percent) for _, _, percent in parsed]
     expected_percents = [100 * prediction["probability"] for prediction in expected]
     assert percents == pytest.approx(expected_percents, abs=0.006)
-
-
-def test_text_of_the_table_is_safe_and_as_wide_as_it_looks():
-    assert escape_unprintable("a\x1b[2J\nü鳥") == r"a\x1b[2J\nü鳥"
-    assert display_width("ab") == 2
-    assert display_width("鳥") == 2
-    assert display_width("u\u0308") == 1  # a letter and a combining mark
 
 
 def test_unreadable_images_are_reported_and_left_out(checkpoint, images, tmp_path, capsys):

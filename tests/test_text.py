@@ -2,7 +2,15 @@
 
 import pytest
 
-from vit.text import first_line, format_duration, markdown_table, shorten
+from vit.text import (
+    display_width,
+    escape_unprintable,
+    first_line,
+    format_duration,
+    markdown_table,
+    pad,
+    shorten,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +50,11 @@ def test_tables_have_columns_of_one_width_and_cells_that_stay_whole():
         "| a\\|b c | 1 %   |",
         "|        | 100 % |",
     ]
+
+
+def test_text_on_a_terminal_is_safe_and_as_wide_as_it_looks():
+    assert escape_unprintable("a\x1b[2J\nü鳥") == r"a\x1b[2J\nü鳥"
+    assert display_width("ab") == 2
+    assert display_width("鳥") == 2
+    assert display_width("u\u0308") == 1  # a letter and a combining mark
+    assert pad("鳥", 3) == "鳥 "

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 
 from vit.errors import ConfigError, run_command, writing_to
 from vit.files import atomic_write
-from vit.predict import escape_unprintable
-from vit.text import shorten
+from vit.text import escape_unprintable, shorten
 
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
 # and the modules of vit that import it, are imported inside the functions that need them.

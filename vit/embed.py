@@ -29,9 +29,8 @@ from vit.config.image_options import (
     require_images,
 )
 from vit.errors import ConfigError, DataError, UserError, run_command, writing_to
-from vit.explore import check_writable
-from vit.files import write_text
-from vit.predict import escape_unprintable
+from vit.files import check_writable, write_text
+from vit.text import escape_unprintable
 
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
 # and the modules of vit that import it, are imported inside the functions that need them.

@@ -8,13 +8,12 @@ computes what it holds; vit/explore.html shows it.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit.errors import CheckpointError, ConfigError, run_command, writing_to
-from vit.files import write_text
+from vit.files import check_writable, write_text
 
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
 # and the modules of vit that import it, are imported inside the functions that need them.
@@ -173,14 +172,6 @@ def choose_count(requested: int | None, image_bytes: int, num_snapshots: int) ->
         f"the page would take {count * image_bytes / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}, "
         f"{count} image{'s' * (count > 1)} at {image_bytes / 1e6:.1f} MB; give {advice}"
     )
-
-
-def check_writable(path: Path, option: str = "--out") -> None:
-    """Raise ConfigError if a file can't be written, before minutes are spent on computing it."""
-    with writing_to(f"{option} {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
 
 
 def examples_from_files(paths: Sequence[Path], model: "VisionTransformer") -> "list[Example]":

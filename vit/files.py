@@ -6,9 +6,12 @@ import json
 import os
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from vit.errors import writing_to
 
 TAR_BLOCK = 512  # bytes; a tar's headers and contents begin at multiples of it
 
@@ -43,6 +46,14 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
     # The rename itself is an entry of the folder, which has a cache of its own
     if durable:
         sync_folder(path.parent)
+
+
+def check_writable(path: Path, option: str = "--out") -> None:
+    """Raise ConfigError if a file can't be written, before minutes are spent on computing it."""
+    with writing_to(f"{option} {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,7 +15,6 @@ import itertools
 import json
 import sys
 import time
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
@@ -28,6 +27,7 @@ from vit.config.image_options import (
 )
 from vit.errors import ConfigError, DataError, run_command, writing_to
 from vit.files import atomic_write, discard_output
+from vit.text import display_width, escape_unprintable, pad
 
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
 # and the modules of vit that import it, are imported inside the functions that need them.
@@ -377,26 +377,6 @@ class TableWriter:
 
 
 WRITERS = {"table": TableWriter, "json": JsonWriter, "csv": CsvWriter}
-
-
-def escape_unprintable(text: str) -> str:
-    """Replace what a terminal would obey or can't show, such as line breaks, by its escape."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
-def pad(text: str, width: int) -> str:
-    return text + " " * (width - display_width(text))
-
-
-def display_width(text: str) -> int:
-    """How many columns of a terminal the text takes."""
-    return sum(map(char_width, text))
-
-
-def char_width(char: str) -> int:
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from vit.config.image_options import check_minima
 from vit.errors import ConfigError, run_command, writing_to
-from vit.explore import check_writable
+from vit.files import check_writable
 
 # torch takes seconds to import, and --help and a mistyped command should answer at once. So torch,
 # and the modules of vit that import it, are imported inside the functions that need them.

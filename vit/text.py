@@ -1,5 +1,6 @@
-"""Text for people: durations, shortened names, tables."""
+"""Text for people: durations, shortened names, columns, tables."""
 
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -33,6 +34,28 @@ def shorten(text: str, length: int) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, for errors that must fit on one line."""
     return str(error).strip().split("\n")[0]
+
+
+def escape_unprintable(text: str) -> str:
+    """Replace what a terminal would obey or can't show, such as line breaks, by its escape."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def pad(text: str, width: int) -> str:
+    """Pad a text with spaces to so many columns of a terminal; a wider one stays as it is."""
+    return text + " " * (width - display_width(text))
+
+
+def display_width(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    return sum(map(char_width, text))
+
+
+def char_width(char: str) -> int:
+    """How many columns of a terminal a character takes: 0, 1 or 2."""
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
