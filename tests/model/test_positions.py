@@ -1,5 +1,7 @@
 """The grid of patches, fixed positions, rotations, and the resizing of learned positions."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,23 @@ def test_rope_makes_attention_depend_on_the_offset_alone():
     assert score(0, 0, 2, 3) != pytest.approx(score(0, 0, 3, 2), abs=1e-3)
     # The prefix is not rotated.
     assert torch.equal(rotate(query.expand(1, 1, 43, 16), rotation)[0, 0, 0], query)
+
+
+def test_the_derivative_of_a_rotation_is_exact():
+    rotation = rope2d((2, 2), 8, num_prefix=1)
+    x, gradient = torch.randn(2, 3, 2, 5, 8, dtype=torch.float64)
+    x.requires_grad_()
+    turn = partial(rotate, rotation=rotation.double())
+    assert torch.autograd.gradcheck(turn, x)
+    assert torch.autograd.gradgradcheck(turn, x)
+
+    def derivative(dtype):
+        inputs = x.detach().bfloat16().to(dtype).requires_grad_()
+        given = gradient.bfloat16().to(dtype)
+        return torch.autograd.grad(rotate(inputs, rotation), inputs, given)[0]
+
+    # Rounded once, at the end
+    assert torch.equal(derivative(torch.bfloat16), derivative(torch.float32).bfloat16())
 
 
 def test_rotations_of_dinov3_are_of_places_in_the_image():

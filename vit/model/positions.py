@@ -6,6 +6,7 @@ K width of one head.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -185,12 +186,34 @@ def rotary_positions(
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate the channel pairs of queries or keys (B, H, N, K) by rotation (2, N, K)."""
-    even, odd = x[..., ::2], x[..., 1::2]
-    # (a, b) rotated by θ is (a, b) cos θ + (-b, a) sin θ.
-    quarter_turn = torch.stack([-odd, even], dim=-1).flatten(-2)
-    cosine, sine = rotation[0], rotation[1]
-    # The tables are float32; queries and keys keep their type.
-    return (x * cosine + quarter_turn * sine).to(x.dtype)
+    return Rotation.apply(x, rotation[0], rotation[1])  # pyright: ignore[reportReturnType]
+
+
+class Rotation(torch.autograd.Function):
+    """rotate() with its derivative, which is the rotation back.
+
+    Autograd's own would scatter the gradients of even and odd channels into zeros, which
+    torch.compile does not vectorize for CPUs (benchmarks/README.md, "The rotation's derivative").
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        even, odd = x[..., ::2], x[..., 1::2]
+        # (a, b) rotated by θ is (a, b) cos θ + (-b, a) sin θ.
+        quarter_turn = torch.stack([-odd, even], dim=-1).flatten(-2)
+        # The tables are float32; queries and keys keep their type.
+        return (x * cosine + quarter_turn * sine).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return Rotation.apply(gradients[0], cosine, -sine), None, None  # pyright: ignore
 
 
 def resize_positions(

@@ -270,8 +270,9 @@ class Attention(nn.Module):
         They are three matrices, multiplied as one because that is faster.
         """
         product = multiply_as_one((self.query, self.key, self.value), x)  # (B, N, 3·H·K)
-        product = product.unflatten(-1, (3, len(self.heads), self.head_size))
-        query, key, value = product.permute(2, 0, 3, 1, 4).unbind()
+        parts = product.chunk(3, dim=-1)
+        heads = (part.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for part in parts)
+        query, key, value = heads
 
         # Under autocast the norms give float32; the fused attention wants one type.
         query = self.query_norm(query).to(value.dtype)
