@@ -163,6 +163,20 @@ def test_a_checkpoint_without_the_checksum_of_its_images_is_taken(checkpoints):
     assert checkpoints.resume(fresh, may_differ=False) == []
 
 
+def test_the_images_of_an_earlier_versions_steps_are_counted(checkpoints):
+    """It counted steps alone; their batch is that of the checkpoint and not of the resumed run."""
+    state = trained_state(steps=3)
+    config = {"train": {"batch_size": 40}}
+    dataclasses.replace(checkpoints, header=HEADER | {"config": config}).save_last(state)
+    tensors, header = read_checkpoint(checkpoints.folder / LAST)
+    del header["progress"]["images"]
+    write_checkpoint(checkpoints.folder / LAST, tensors, header)
+
+    resumed = make_state(optimizer=ADAMW, ema_decay=0.9)
+    checkpoints.resume(resumed, may_differ=False)
+    assert resumed.progress.images == 120
+
+
 def test_the_precision_is_known_before_the_state_is_read(checkpoints):
     folder = checkpoints.folder
     assert checkpoints.precision() is None

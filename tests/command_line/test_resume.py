@@ -85,3 +85,19 @@ def test_a_folder_in_use_is_refused(tmp_path):
     # The lock of a dead process is none
     done = train(tmp_path, *TINY, "train.steps=1", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
+
+
+def test_every_step_counts_the_images_of_its_own_batch(tmp_path):
+    """A run that goes on with a smaller batch: its speed and its compute are those of both."""
+    settings = [*TINY, "train.steps=4", "hydra.run.dir=run"]
+    first = train(tmp_path, *settings)
+    assert first.returncode == 0, first.stderr
+    before = read_result(tmp_path / "run")
+    changes = ("train.batch_size=64", "train.steps=6", "resume_changed=allow")
+    resumed = train(tmp_path, "resume=run", *changes)
+    assert resumed.returncode == 0, resumed.stderr
+
+    images = 4 * 128 + 2 * 64
+    after = read_result(tmp_path / "run")
+    assert after["pflops"] / before["pflops"] == pytest.approx(images / (4 * 128), rel=1e-3)
+    assert after["images_per_second"] * after["seconds"] == pytest.approx(images, rel=0.02)

@@ -282,7 +282,7 @@ def test_progress_survives_a_dictionary():
 
 def test_progress_of_an_earlier_version_is_understood():
     values = Progress(step=3).to_dict()
-    for name in ("micro_batch_size", "best_balanced_top1", "best_macro_f1"):
+    for name in ("micro_batch_size", "best_balanced_top1", "best_macro_f1", "images"):
         del values[name]
     assert Progress.from_dict(values, "file") == Progress(step=3)
 

@@ -135,6 +135,10 @@ class RunCheckpoints:
                 f"(runtime.threads={saved_threads} would keep them)"
             )
         state.restore(tensors, header, str(self.folder))
+        if "images" not in header["progress"]:
+            # Earlier versions counted steps alone
+            batch_size = header["config"]["train"]["batch_size"]
+            state.progress.images = batch_size * state.progress.step
         self.adopt_best(state)
         return warnings
 

@@ -83,6 +83,7 @@ class Trainer:
                     if self.state.ema is not None:
                         self.state.ema.update(self.state.model, progress.step)
                     progress.step += 1
+                    progress.images += self.plan.batch_size
                     observer.step_done(row, self.agree(row))
                 observer.forecast_if_due()
 

@@ -210,15 +210,14 @@ def finish(
     observer.close()
 
     reason = plan.describe_end(progress)
-    images_seen = progress.step * plan.batch_size
-    compute = compute_of(config, observer, step, images_seen)
+    compute = compute_of(config, observer, step)
     run.write_result(
         status="finished",
         reason=reason,
         **run.describe_progress(),
         **{f"test_{name}": test[name] for name in CRITERIA},
         params=count_plain_parameters(observer.state.model),
-        images_per_second=round(images_seen / progress.seconds, 2),
+        images_per_second=round(progress.images / progress.seconds, 2),
         pflops=compute.pflops,
         product_rate_share=compute.product_rate_share,
     )
@@ -293,12 +292,10 @@ class Compute:
         return f"{self.pflops:.3g} PFLOPs in all, {self.product_rate_share:.0%} of the product rate"
 
 
-def compute_of(
-    config: Config, observer: Observer, step: OptimizerStep, images_seen: int
-) -> Compute:
-    classes = len(observer.batches.data.classes)
-    flops = images_seen * training_flops_of(config, classes, step.distillation)
-    possible = observer.speed.product_rate * observer.state.progress.seconds
+def compute_of(config: Config, observer: Observer, step: OptimizerStep) -> Compute:
+    classes, progress = len(observer.batches.data.classes), observer.state.progress
+    flops = progress.images * training_flops_of(config, classes, step.distillation)
+    possible = observer.speed.product_rate * progress.seconds
     return Compute(float(f"{flops / 1e15:.6g}"), round(flops / possible, 4))
 
 

@@ -36,8 +36,9 @@ LATER = {"later": True}
 class Progress:
     """How far a run has come; stored in the header of every checkpoint.
 
-    step: finished optimizer steps; evaluated_step: the step of the last evaluation. seconds: of all
-    sessions that have worked on the run. best_…: the validation metrics of the best checkpoint, all
+    step: finished optimizer steps; images: of their batches, whose size a resumed run may change;
+    evaluated_step: the step of the last evaluation. seconds: of all sessions that have worked on
+    the run. best_…: the validation metrics of the best checkpoint, all
     that it could be selected by, so that a resumed run may select by another. scaler: the state of
     fp16's loss scale. window: the steps since the last log, see StepWindow. micro_batch_size: the
     largest that was found to fit into the GPU's memory, where that was tried.
@@ -54,6 +55,7 @@ class Progress:
     micro_batch_size: int | None = field(default=None, metadata=LATER)
     best_balanced_top1: float | None = field(default=None, metadata=LATER)
     best_macro_f1: float | None = field(default=None, metadata=LATER)
+    images: int = field(default=0, metadata=LATER)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> "Progress":
