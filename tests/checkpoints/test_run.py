@@ -132,13 +132,21 @@ def test_a_best_that_is_ahead_of_the_last_is_known_to_a_resumed_run(
     assert progress.best()["macro_f1"] == 0.3
 
 
-def test_a_damaged_best_does_not_keep_a_run_from_being_resumed(checkpoints):
-    """A later evaluation may write a better one."""
-    checkpoints.save_last(noted_best(3, 0.5))
-    (checkpoints.folder / BEST).write_bytes(b"cut short")
+@pytest.mark.parametrize("content", [b"cut short", None])
+def test_a_best_that_cannot_be_read_gives_way_to_the_next_evaluation(checkpoints, content):
+    """Or a run that does not exceed it would come to its end and have no weights to test."""
+    state = noted_best(3, 0.5)
+    state.progress.evaluated_step = 3
+    checkpoints.save_last(state)
+    if content is not None:
+        (checkpoints.folder / BEST).write_bytes(content)
     fresh = make_state(optimizer=ADAMW, ema_decay=0.9)
-    assert checkpoints.resume(fresh, may_differ=False) == []
-    assert fresh.progress.best_step == 3
+    (warning,) = checkpoints.resume(fresh, may_differ=False)
+    assert "best.safetensors" in warning
+    assert "next evaluation" in warning
+    # Its own step's, where that was the last of the run
+    assert fresh.progress.evaluated_step == 0
+    assert fresh.progress.improve({"top1": 0.1, "balanced_top1": 0, "macro_f1": 0, "loss": 9.0})
 
 
 def test_other_training_images_are_refused_unless_that_is_allowed(checkpoints):

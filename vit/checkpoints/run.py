@@ -139,23 +139,27 @@ class RunCheckpoints:
             # Earlier versions counted steps alone
             batch_size = header["config"]["train"]["batch_size"]
             state.progress.images = batch_size * state.progress.step
-        self.adopt_best(state)
-        return warnings
+        return warnings + self.adopt_best(state)
 
-    def adopt_best(self, state: "TrainingState") -> None:
+    def adopt_best(self, state: "TrainingState") -> list[str]:
         """Let a state know of the best checkpoint, where this is of a later step than the state.
 
         The best is written at once and the last one seldom: a run that was killed in between is
-        resumed from before its best. On a GPU the steps in between may not come to it again.
+        resumed from before its best. On a GPU the steps in between may not come to it again. Where
+        the best of the state can't be read any more, the state forgets it. Returns warnings.
         """
         try:
             header = read_checkpoint(self.folder / BEST)[1]
-        except CheckpointError:
-            # There is none before the first evaluation; a damaged one may be replaced by a better,
-            # and is refused by load_best() otherwise
-            return
+        except CheckpointError as error:
+            # Before the first evaluation there is none
+            if state.progress.best_step is None:
+                return []
+            # Or a run that never exceeds it would end without weights, and with it all its steps
+            state.progress.forget_best()
+            return [f"{error}; the next evaluation counts as the best"]
         if "progress" in header:
             state.adopt_best(header["progress"], str(self.folder / BEST))
+        return []
 
 
 def read_last(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:

@@ -111,6 +111,11 @@ class Progress:
         for name, value in other.best().items():
             setattr(self, f"best_{name}", value)
 
+    def forget_best(self) -> None:
+        """Let the next evaluation be the best, and make that of this very step once more."""
+        self.adopt_best(Progress())
+        self.evaluated_step = 0
+
 
 class EMA:
     """An exponential moving average of a model's parameters, evaluated and saved in their place.
