@@ -4,14 +4,14 @@ import signal
 
 import pytest
 from composing import configured
-from small_training import MadeUpBatches, make_state, make_step
+from small_training import MadeUpBatches, make_plan, make_state, make_step
 
 from vit.errors import ConfigError, Stopped
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
 from vit.runtime.signals import StopSignal
 from vit.training import explanation
-from vit.training.trial import try_steps
+from vit.training.trial import Trial, try_steps
 
 SMALL = [
     "experiment=digits",
@@ -59,3 +59,11 @@ def test_passes_that_processes_would_not_share_are_refused(tmp_path):
     run = RunFolder(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"^train\.micro_batch_size=8: .* passes"):
         explanation.explanation(config, run, StopSignal(), Screen(speaks=False))
+
+
+def test_processes_share_evaluations_too():
+    """The steps of eight processes are measured on a part of the batch, evaluations on all."""
+    trial = Trial(6, step_seconds=1.0, data_seconds=0.0, evaluation_seconds=80.0, memory={}, peak=0)
+    share = explanation.Share(processes=8, batch_size=2, shards=1)
+    lines = explanation.time_section(make_plan(10), trial, 1e9, share, 1e12, None)
+    assert "about 0:30, of which 0:20 evaluating" in lines[1]

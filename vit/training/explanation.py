@@ -199,7 +199,8 @@ def time_section(
     mfu = min(1.0, nominal_flops * images_per_second / product_rate)
     waiting = trial.data_seconds / trial.step_seconds
     training = plan.total_steps * trial.step_seconds
-    evaluating = plan.evaluations(plan.total_steps) * trial.evaluation_seconds
+    # Of the images of an evaluation, too, each process takes its part
+    evaluating = plan.evaluations(plan.total_steps) * trial.evaluation_seconds / share.processes
     each = f" of each of {share.processes} processes" if share.processes > 1 else ""
     lines = [
         f"a step{each}  {trial.step_seconds:.3g} s, measured over {trial.steps} steps, uncompiled: "
