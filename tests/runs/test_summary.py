@@ -20,9 +20,27 @@ def configuration(*overrides):
     [
         (["data=cifar100"], 17e9, "data=cifar100 model=vit_s4"),
         (["data=cifar100"], 1.4e9, "data=cifar100 model=vit_ti4"),
-        (["data=cifar100", "train.epochs=10"], 0.35e9, "data=cifar100 train.epochs=2.5"),
+        (
+            ["data=cifar100", "model=vit_ti4", "train.epochs=10"],
+            0.35e9,
+            "data=cifar100 model=vit_ti4 train.epochs=2.5",
+        ),
+        (
+            ["data=cifar100", "model=vit_ti4", "train.steps=1000"],
+            0.35e9,
+            "data=cifar100 model=vit_ti4 train.steps=250",
+        ),
         (["data=imagenet"], 17e9, "data=imagenet model=vit_s16"),
-        (["data=imagenet", "train.epochs=300"], 1.26e9, "data=imagenet train.epochs=75"),
+        (
+            ["data=imagenet", "model=vit_ti16", "train.epochs=300"],
+            1.26e9,
+            "data=imagenet model=vit_ti16 train.epochs=75",
+        ),
+        (
+            ["data=folder", "data.root=my pets"],
+            17e9,
+            "data=folder 'data.root=my pets' model=vit_s16",
+        ),
     ],
 )
 def test_a_cheaper_run_takes_less_than_half_the_work(overrides, macs, end):

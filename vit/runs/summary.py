@@ -4,7 +4,9 @@ import logging
 import shlex
 from collections.abc import Mapping
 
-from vit.config.config import Config
+from omegaconf import OmegaConf
+
+from vit.config.config import CONF, Config
 from vit.evaluation.accuracy import wilson_interval
 from vit.runs.folder import RunFolder
 from vit.runs.selection import CRITERIA, describe, describe_value
@@ -21,15 +23,25 @@ LARGE_IMAGE_MODELS = {"vit_s16": 4.6e9, "vit_ti16": 1.26e9}
 def cheaper_command(macs: int, config: Config, small_images: bool) -> str:
     """Return the command for the largest model that takes less than half the work on the same data.
 
-    Where there is none, it is for a quarter of the epochs. macs: multiply-adds of one image's
-    forward pass in the configuration; small_images: all of them fit into memory.
+    Where there is none, it is for the same model and a quarter of the steps. macs: multiply-adds of
+    one image's forward pass in the configuration; small_images: all of them fit into memory.
     """
+    data, train = config.data, config.train
+    command = ["python", "train.py", f"data={data.name}"]
+    # That of a folder is nowhere but on the command line
+    own = OmegaConf.load(CONF / "data" / f"{data.name}.yaml")
+    if data.root != OmegaConf.select(own, "root"):
+        command.append(f"data.root={data.root}")
+
     models = SMALL_IMAGE_MODELS if small_images else LARGE_IMAGE_MODELS
-    command = f"python train.py data={config.data.name}"
     for model, cost in models.items():
         if cost < macs / 2:
-            return f"{command} model={model}"
-    return f"{command} train.epochs={config.train.epochs / 4:g}"
+            return shlex.join([*command, f"model={model}"])
+    # Steps win over epochs
+    shorter = f"train.epochs={train.epochs / 4:g}"
+    if train.steps is not None:
+        shorter = f"train.steps={max(1, train.steps // 4)}"
+    return shlex.join([*command, f"model={config.model.name}", shorter])
 
 
 def log_result(
