@@ -132,6 +132,15 @@ def differing(tensors: dict[str, Tensor], state: TrainingState) -> list[str]:
     return [name for name, tensor in tensors.items() if not torch.equal(tensor, expected[name])]
 
 
+@torch.no_grad()
+def evaluation_loss(model: nn.Module, precision: Precision) -> float:
+    """The loss on images that are no part of training. A collective."""
+    images, labels = batch(100)
+    with precision.autocast():
+        logits = model(images)
+    return nn.functional.cross_entropy(logits.float(), labels).item()
+
+
 def main(folder: str, sharding: str) -> None:
     processes = join_processes("cpu")
     step = make_step(processes, sharding)
@@ -139,7 +148,7 @@ def main(folder: str, sharding: str) -> None:
     types: dict[str, set[str]] = {}
     note_types(state.model, types)
     own = processes.batch_slice(BATCH_SIZE)
-    losses = []
+    losses, losses_of_averages = [], []
     for number in range(2):
         images, labels = batch(number)
         row = step(images[own], labels[own])
@@ -148,6 +157,7 @@ def main(folder: str, sharding: str) -> None:
         processes.sum(row[:2])
         losses.append(row.tolist())
         state.ema.update(state.model, number)
+        losses_of_averages.append(evaluation_loss(state.ema.model, state.precision))
         state.progress.step += 1
     checkpoints = RunCheckpoints(Path(folder), HEADER, writes=processes.rank == 0)
     gathered = Gathered()
@@ -155,6 +165,7 @@ def main(folder: str, sharding: str) -> None:
         tensors = state.tensors()
     notes = {
         "losses": losses,
+        "losses of averages": losses_of_averages,
         "types": {name: sorted(found) for name, found in types.items()},
         "gathered": gathered.peak,
         "sizes": {name: tensor.nbytes for name, tensor in tensors.items()},

@@ -56,3 +56,10 @@ def test_the_residual_stream_has_the_types_of_a_whole_model(runs):
     # Rounding its norms or LayerScale to bf16 would differ in the fourth digit
     for ours, theirs in zip(sharded["losses"], whole["losses"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_every_evaluation_is_of_the_average_as_it_is_then(runs):
+    """Not of what the evaluation before has gathered of it."""
+    sharded, whole = (notes(runs[kind], 0)["losses of averages"] for kind in ("fsdp", "ddp"))
+    assert sharded == pytest.approx(whole, rel=1e-5)
+    assert abs(whole[1] / whole[0] - 1) > 1e-3

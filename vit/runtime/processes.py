@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -225,6 +225,17 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def keep_own_shard(model: nn.Module) -> None:
+    """Let go of the weights that the last forward pass has gathered from other processes (FSDP2).
+
+    To be called before a model's weights are changed otherwise than by training it: a forward pass
+    without a backward pass leaves those outside of the blocks gathered, and the next would compute
+    with them as they were. Other models are left alone.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from vit.model.low_rank import merge_low_rank
 from vit.model.vision_transformer import VisionTransformer
 from vit.runs.selection import CRITERIA, score
 from vit.runtime.precision import Precision
-from vit.runtime.processes import gather_to_first
+from vit.runtime.processes import gather_to_first, keep_own_shard
 
 # To load whole tensors; not strict, since an optimizer may keep nothing for some of its parameters
 TO_LOAD_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
@@ -138,6 +138,8 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         """Move the average towards the weights after optimizer step `step`, counted from 0."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        # An evaluation comes between two updates
+        keep_own_shard(self.model)
         # Made once, and not before the first update, since sharding replaces parameters
         if self.lists is None or self.lists[0] is not model:
             # Trained parameters alone: frozen ones and the model's buffers never change
