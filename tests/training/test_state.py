@@ -229,6 +229,13 @@ def test_weights_of_another_model_are_refused():
         restored(state.tensors(), header_of(state), ADAMW)
 
 
+def test_an_average_that_is_asked_for_later_is_refused_by_its_own_name():
+    state = make_state(optimizer=ADAMW)
+    train(state, 2)
+    with pytest.raises(CheckpointError, match=r"run/last\.safetensors: .*train\.ema_decay=0"):
+        restored(state.tensors(), header_of(state), ADAMW)
+
+
 def measured(**metrics):
     """The metrics of an evaluation, of which some are given."""
     return {"top1": 0.5, "balanced_top1": 0.5, "macro_f1": 0.5, "loss": 1.0, **metrics}

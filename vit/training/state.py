@@ -232,8 +232,12 @@ class TrainingState:
         load_weights(self.model, weights, source)
         if self.ema is not None:
             average = strip_prefix(tensors, "average/")
-            # Of frozen weights there is none; where there is none at all, the error says so
-            load_weights(self.ema.model, weights | average if average else {}, source)
+            if not average:
+                raise CheckpointError(
+                    f"{source}: holds no averaged weights to go on with; leave train.ema_decay=0"
+                )
+            # Of frozen weights there is none
+            load_weights(self.ema.model, weights | average, source)
 
     def adopt_best(self, progress: Mapping[str, Any], source: str) -> None:
         """Take over what a best checkpoint's progress says of it, where it is ahead of the state.
