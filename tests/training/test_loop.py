@@ -29,7 +29,7 @@ from vit.errors import Stopped, TrainingFailed
 from vit.runtime.signals import StopSignal
 from vit.runtime.time_limit import TimeLimit
 from vit.training.losses import build_loss
-from vit.training.state import EMA
+from vit.training.state import EMA, Progress
 from vit.weights.loading import load_into, read
 
 ADAMW = {"name": "adamw", "lr": 3e-3, "weight_decay": 0.0}
@@ -379,6 +379,15 @@ def test_the_best_on_validation_images_is_kept(tmp_path):
     assert (trainer.state.progress.best_step, trainer.state.progress.best_top1) == (3, 0.5)
     validation = [row for row in rows(tmp_path / "metrics.jsonl") if row["split"] == "val"]
     assert [(row["step"], row["top1"]) for row in validation] == [(3, 0.5), (6, 0.4)]
+
+
+def test_the_last_weights_do_not_get_the_numbers_of_an_evaluation_before(tmp_path):
+    """Where a run is resumed with all images to train on (data.val_fraction=0)."""
+    state = make_state()
+    state.progress = Progress(best_step=3, best_top1=0.5, best_loss=1.0)
+    make_trainer(tmp_path, state=state).fit()
+    assert state.progress.best_step == 6
+    assert set(state.progress.best().values()) == {None}
 
 
 def test_the_best_is_what_train_select_names(tmp_path):

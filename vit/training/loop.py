@@ -18,7 +18,7 @@ from vit.training.agreement import SECONDS, Agreement
 from vit.training.batches import Batches
 from vit.training.observer import Observer
 from vit.training.plan import Plan
-from vit.training.state import TrainingState
+from vit.training.state import Progress, TrainingState
 from vit.training.step import OptimizerStep
 from vit.training.window import require_finite
 
@@ -89,7 +89,8 @@ class Trainer:
 
         # Nothing is held out to select by: the last weights are the best, as published recipes do
         if not self.batches.has_validation:
-            progress.best_step = progress.step
+            # Nor is anything measured, even where images were held out before the run was resumed
+            progress.adopt_best(Progress(best_step=progress.step))
             self.save_best()
         self.save()
 
