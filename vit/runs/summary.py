@@ -4,9 +4,7 @@ import logging
 import shlex
 from collections.abc import Mapping
 
-from omegaconf import OmegaConf
-
-from vit.config.config import CONF, Config
+from vit.config.config import CONF, Config, read_config_file
 from vit.evaluation.accuracy import wilson_interval
 from vit.runs.folder import RunFolder
 from vit.runs.selection import CRITERIA, describe, describe_value
@@ -29,8 +27,7 @@ def cheaper_command(macs: int, config: Config, small_images: bool) -> str:
     data, train = config.data, config.train
     command = ["python", "train.py", f"data={data.name}"]
     # That of a folder is nowhere but on the command line
-    own = OmegaConf.load(CONF / "data" / f"{data.name}.yaml")
-    if data.root != OmegaConf.select(own, "root"):
+    if data.root != read_config_file(CONF / "data" / f"{data.name}.yaml").get("root"):
         command.append(f"data.root={data.root}")
 
     models = SMALL_IMAGE_MODELS if small_images else LARGE_IMAGE_MODELS
