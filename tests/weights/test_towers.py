@@ -129,6 +129,20 @@ def test_a_classifier_on_siglip(tmp_path):
         assert (build(tmp_path)(images()) - theirs(images()).logits).abs().max() < TOLERANCE
 
 
+def test_images_that_whole_patches_do_not_tile(tmp_path):
+    """As 384 px and patches of 14 in SigLIP's so400m: its convolution leaves 6 px out."""
+    config = SiglipConfig(
+        vision_config={**SIZES, "intermediate_size": 256, "image_size": 70}, text_config=TEXT
+    )
+    theirs = shaken(SiglipModel(config))
+    theirs.save_pretrained(tmp_path)
+    assert read(tmp_path).model["image_size"] == 64
+    with torch.inference_mode():
+        expected = theirs.vision_model(images(70)).pooler_output
+        pooled = loaded(tmp_path).features(images(70)[..., :64, :64])
+    assert (pooled - expected).abs().max() < TOLERANCE
+
+
 def test_what_is_not_ours_is_refused(tmp_path):
     config = CLIPConfig(vision_config={**SIZES, "intermediate_size": 256}, text_config=TEXT)
     shaken(transformers.CLIPForImageClassification(config)).save_pretrained(tmp_path / "clip")

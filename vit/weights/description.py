@@ -145,6 +145,18 @@ def divide(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[in
     return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
 
 
+def tiled_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> int | list[int]:
+    """The largest image size, up to the stated one, that whole patches tile.
+
+    Other libraries leave the last pixels of a side out: SigLIP's so400m takes 27 patches of 14 px
+    from 384 px, which are 378 here. A size below a patch stays as it is, to be refused by name.
+    """
+    rows, columns = divide(image_size, patch_size)
+    if not rows or not columns:
+        return int_or_pair(image_size)
+    return int_or_pair((rows * patch_size[0], columns * patch_size[1]))
+
+
 def squash_preprocessing(model: dict[str, Any]) -> Preprocessing:
     """The preprocessing of the paper's authors and of Hugging Face, for a model of these arguments.
 
@@ -180,6 +192,8 @@ def describe(
         head_width = tensors[FIRST_BLOCK + "attention.query_norm.weight"].shape[0]
         known["num_heads"] = model["hidden_size"] // max(head_width, 1)
     patch_size = as_pair(model["patch_size"])
+    if "image_size" in known:
+        known["image_size"] = tiled_size(as_pair(known["image_size"]), patch_size)
     model |= {"layer_norm_eps": layer_norm_eps, **known}
 
     assumed = [key for key in (*UNSEEN, *unseen_settings(stem)) if key not in known]
