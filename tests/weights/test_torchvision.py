@@ -30,12 +30,21 @@ def test_the_names_of_older_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("vit_b_16", (300, 200)), ("vit_l_16", (211, 300)), ("vit_b_16", (161, 200))]
+    ("name", "size"),
+    [
+        ("vit_b_16", (300, 200)),
+        ("vit_l_16", (211, 300)),
+        ("vit_b_16", (161, 200)),
+        ("vit_h_14", (300, 200)),
+    ],
 )
 def test_the_same_pixels(tmp_path, name, size):
-    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-    width = {"vit_b_16": 768, "vit_l_16": 1024}[name]
-    theirs = torchvision.models.VisionTransformer(224, 16, 1, width // 64, width, 64)
+    # ViT-H/14 has no others of 224 px
+    version = "IMAGENET1K_SWAG_LINEAR_V1" if name == "vit_h_14" else "IMAGENET1K_V1"
+    weights = torchvision.models.get_model_weights(name)[version]
+    width = {"vit_b_16": 768, "vit_l_16": 1024, "vit_h_14": 1280}[name]
+    patch = int(name.rpartition("_")[2])
+    theirs = torchvision.models.VisionTransformer(224, patch, 1, 16, width, 64)
     torch.save(theirs.state_dict(), tmp_path / "x.pth")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)

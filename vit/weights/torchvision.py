@@ -70,12 +70,13 @@ def preprocessing_of(model: dict[str, Any]) -> Preprocessing | None:
     """What torchvision's *_Weights prescribe for this size of model and image.
 
     None where none were published. The files don't say which weights they are: for 224 px it is
-    IMAGENET1K_V1 (IMAGENET1K_SWAG_LINEAR_V1 differ).
+    IMAGENET1K_V1 (IMAGENET1K_SWAG_LINEAR_V1 differ, which are the only ones of ViT-H/14).
     """
     size = model["image_size"]
     if model["num_channels"] != 3 or size not in (224, *SWAG):
         return None
-    if size in SWAG:
+    is_huge14 = (model["hidden_size"], model["patch_size"]) == (1280, 14)
+    if size in SWAG or is_huge14:
         return Preprocessing(as_pair(size), 3, MEAN, STD, 1.0, "bicubic")
     # ViT-L/16 alone was evaluated at another size.
     is_large16 = (model["hidden_size"], model["patch_size"]) == (1024, 16)
