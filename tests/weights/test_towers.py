@@ -99,6 +99,7 @@ def test_the_image_tower_of_a_file_with_both(tmp_path, kind, config):
     theirs.save_pretrained(tmp_path)
     weights = read(tmp_path)
     assert weights.assumed == ()
+    assert weights.preprocessing is None  # CLIP's mean is not 0.5
     assert any(name.startswith("text_model.") for name in weights.left_over)
     pooled = loaded(tmp_path).trace(images()).pooled
     with torch.inference_mode():

@@ -205,9 +205,10 @@ def read(path: Path, tensors: dict[str, Tensor], family: Family) -> Weights:
     table = GATED if config.get("use_gated_mlp", FLAG, False) else family.table
     ours = adapt(to_ours(used, table, path, "Hugging Face"), known, path)
     model, assumed = describe(ours, path, known)
-    preprocessing = huggingface.preprocessing_of(
-        path.parent / "preprocessor_config.json", model, by_shortest_edge=True
-    )
+    # Without the file it is unknown: each of these families has a normalization of its own
+    processor, preprocessing = path.parent / "preprocessor_config.json", None
+    if processor.exists():
+        preprocessing = huggingface.preprocessing_of(processor, model, by_shortest_edge=True)
     classes = huggingface.class_names(file, model)
     convention = f"Hugging Face's {file.get('model_type', TEXT)}"
     return Weights(
