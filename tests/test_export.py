@@ -284,6 +284,15 @@ def test_exported_preprocessing_gives_our_pixels(tmp_path, image_file, preproces
         assert torch.equal(again(image_file), ours)
 
 
+def test_a_crop_of_oblong_images_is_refused_by_hugging_face(tmp_path):
+    """Its processor would fill the model's width with black."""
+    _, path = checkpoint(tmp_path, image_size=[32, 64])
+    preprocessing = Preprocessing((32, 64), 3, (0.5,), (0.5,), 0.8, "bilinear")
+    weights = replace(read(path), preprocessing=preprocessing, header=None)
+    with pytest.raises(CheckpointError, match=r"eval_crop=0\.8 with images of 32x64 px"):
+        huggingface.write(weights, tmp_path / "hf")
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "problem"),
     [

@@ -336,8 +336,15 @@ def new_processor_config(weights: Weights) -> dict[str, Any]:
         "size": {"height": height, "width": width},
     }
     if preprocessing.eval_crop is not None:
+        # By its shorter side an image of another shape would not cover an oblong
+        if height != width:
+            raise CheckpointError(
+                f"{weights.path}: Hugging Face can't express eval_crop="
+                f"{preprocessing.eval_crop:g} with images of {height}x{width} px; --format "
+                "safetensors and onnx can"
+            )
         # Resize the shorter side first, then cut the center out.
-        edge = int(min(height, width) / preprocessing.eval_crop)
+        edge, _ = preprocessing.size_before_crop(width, height)
         config["size"] = {"shortest_edge": edge}
         config["do_center_crop"] = True
         config["crop_size"] = {"height": height, "width": width}
