@@ -302,6 +302,7 @@ def test_a_crop_of_oblong_images_is_refused_by_hugging_face(tmp_path):
         ("timm", {"representation_size": 8}, "representation_size=8"),
         ("timm", {"layer_norm_eps": 1e-3}, r"layer_norm_eps=0\.001"),
         ("timm", {"position": "rope2d"}, "position=rope2d"),
+        ("timm", {"activation": "relu2"}, "timm can't express activation=relu2"),
         ("timm", {"resnet_stages": [1], "patch_size": 4}, r"resnet_stages=\[1\]"),
         ("timm", {"conv_stem": [16]}, r"timm can't express conv_stem=\[16\]"),
         ("hf", {"conv_stem": [16]}, r"conv_stem=\[16\]"),

@@ -42,7 +42,7 @@ from vit.weights.names import (
     unflatten_unit,
     unit_map,
 )
-from vit.weights.timm_config import TimmConfig
+from vit.weights.timm_config import ACTIVATIONS, TimmConfig
 
 MARKS = ("patch_embed.proj.weight",)
 CONVENTION = "timm's VisionTransformer"
@@ -244,6 +244,11 @@ def write(weights: Weights, out: Path) -> list[str]:
     if weights.model["global_pool"] not in ("cls", "mean"):
         raise CheckpointError(
             f"{weights.path}: timm can't express global_pool={weights.model['global_pool']}; "
+            "--format safetensors and onnx can"
+        )
+    if weights.model["activation"] not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{weights.path}: timm can't express activation={weights.model['activation']}; "
             "--format safetensors and onnx can"
         )
     stages = tuple(weights.model["resnet_stages"] or ())
