@@ -26,6 +26,7 @@ from vit.model.vision_transformer import VisionTransformer
 from vit.weights import huggingface, own
 from vit.weights import timm as timm_format
 from vit.weights.loading import build, read
+from vit.weights.onnx import new_metadata
 from vit.weights.writing import WRITERS
 
 
@@ -282,6 +283,21 @@ def test_exported_preprocessing_gives_our_pixels(tmp_path, image_file, preproces
         for field in ("image_size", "eval_crop", "interpolation"):
             assert getattr(again, field) == getattr(preprocessing, field)
         assert torch.equal(again(image_file), ours)
+
+
+def test_the_preprocessing_is_exported_at_the_models_size(tmp_path):
+    """DINOv2's positions are of larger images than its preprocessing makes."""
+    _, path = checkpoint(tmp_path)
+    half = (0.5, 0.5, 0.5)
+    smaller = Preprocessing((16, 16), 3, half, half, 0.8, "bilinear")
+    weights = replace(read(path), preprocessing=smaller, header=None)
+    huggingface.write(weights, tmp_path / "hf")
+    timm_format.write(weights, tmp_path / "timm")
+    own.write(weights, tmp_path / "own")
+    for name in ("hf", "timm", "own"):
+        assert read(tmp_path / name).preprocessing == replace(smaller, image_size=(32, 32))
+    stated = json.loads(new_metadata(weights)["preprocessing"])
+    assert stated["image_size"] == [32, 32]
 
 
 def test_a_crop_of_oblong_images_is_refused_by_hugging_face(tmp_path):

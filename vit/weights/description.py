@@ -167,6 +167,15 @@ def squash_preprocessing(model: dict[str, Any]) -> Preprocessing:
     return Preprocessing(size, model["num_channels"], half, half, None, "bilinear")
 
 
+def input_preprocessing(weights: Weights) -> Preprocessing:
+    """The preprocessing to export with weights, at the size of the model's images.
+
+    The file's may be of smaller images than its positions, as of DINOv2.
+    """
+    preprocessing = weights.preprocessing or squash_preprocessing(weights.model)
+    return replace(preprocessing, image_size=as_pair(weights.model["image_size"]))
+
+
 def describe(
     tensors: Mapping[str, Tensor],
     path: Path,

@@ -33,6 +33,7 @@ from vit.weights.description import (
     Weights,
     as_pair,
     describe,
+    input_preprocessing,
     int_or_pair,
     squash_preprocessing,
     with_learned_positions,
@@ -322,7 +323,7 @@ def new_config(weights: Weights) -> dict[str, Any]:
 
 def new_processor_config(weights: Weights) -> dict[str, Any]:
     """The preprocessor_config.json that Hugging Face builds the image processor of."""
-    preprocessing = weights.preprocessing or squash_preprocessing(weights.model)
+    preprocessing = input_preprocessing(weights)
     height, width = preprocessing.image_size
     config = {
         "image_processor_type": "ViTImageProcessor",

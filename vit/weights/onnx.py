@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.errors import ConfigError
-from vit.weights.description import Weights, as_pair
+from vit.weights.description import Weights, as_pair, input_preprocessing
 from vit.weights.loading import build
 
 OPSET = 18  # the oldest that torch's exporter writes without converting
@@ -60,7 +60,7 @@ def new_metadata(weights: Weights) -> dict[str, str]:
     if weights.classes is not None:
         metadata["classes"] = json.dumps(weights.classes)
     if weights.preprocessing is not None:
-        metadata["preprocessing"] = json.dumps(weights.preprocessing.to_dict())
+        metadata["preprocessing"] = json.dumps(input_preprocessing(weights).to_dict())
     return metadata
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from vit.checkpoints.file import read_checkpoint, require_header_keys, write_checkpoint
 from vit.checkpoints.model import evaluated_tensors, parse_pruned_heads
 from vit.data.preprocessing import Preprocessing
-from vit.weights.description import Weights, describe, require_head, squash_preprocessing
+from vit.weights.description import Weights, describe, input_preprocessing, require_head
 
 MARKS = ("embeddings.patch_embedding.projection.weight",)
 
@@ -72,7 +72,7 @@ def new_header(weights: Weights, name: str) -> dict[str, Any]:
     """A header for weights that come from elsewhere; classes without names are numbered."""
     arguments = {key: value for key, value in weights.model.items() if key != "num_classes"}
     numbers = [str(number) for number in range(weights.model["num_classes"])]
-    preprocessing = weights.preprocessing or squash_preprocessing(weights.model)
+    preprocessing = input_preprocessing(weights)
     return {
         "config": {"model": {"name": name} | arguments},
         "classes": weights.classes or numbers,

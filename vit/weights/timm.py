@@ -22,7 +22,7 @@ from vit.weights.description import (
     check_parts,
     describe,
     divide,
-    squash_preprocessing,
+    input_preprocessing,
     with_learned_positions,
 )
 from vit.weights.names import (
@@ -320,7 +320,7 @@ def new_config(weights: Weights, stages: tuple[int, ...]) -> dict[str, Any]:
 
 def new_pretrained_cfg(weights: Weights, is_hybrid: bool) -> dict[str, Any]:
     """The part of a config.json that states the preprocessing and the classes."""
-    preprocessing = weights.preprocessing or squash_preprocessing(weights.model)
+    preprocessing = input_preprocessing(weights)
     config: dict[str, Any] = {
         "input_size": [weights.model["num_channels"], *preprocessing.image_size],
         "num_classes": weights.model["num_classes"],
