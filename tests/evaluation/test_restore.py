@@ -121,8 +121,14 @@ def test_a_model_keeps_what_its_weights_were_trained_with():
 
 
 def test_weights_of_an_impossible_model_are_refused():
-    weights = Weights(Path("file"), "test", {}, SETTINGS | {"num_heads": 3})
-    with pytest.raises(CheckpointError, match="file"):
+    weights = Weights(Path("file"), "test", {}, SETTINGS | {"num_heads": 3, "num_classes": 2})
+    with pytest.raises(CheckpointError, match="file: no model can be built"):
+        build_for_weights(weights.path, weights, None)
+
+
+def test_weights_without_a_head_are_refused():
+    weights = Weights(Path("file"), "test", {}, SETTINGS)
+    with pytest.raises(CheckpointError, match="file: holds no head"):
         build_for_weights(weights.path, weights, None)
 
 

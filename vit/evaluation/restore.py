@@ -265,8 +265,14 @@ def build_for_weights(
     """A new model of the shape of foreign weights, or of the group `model` where it is given.
 
     What the weights were trained with, such as the activation, is the file's in both cases, unless
-    its key (model.activation) is typed. Raises CheckpointError where no such model can be built.
+    its key (model.activation) is typed. Raises CheckpointError where no such model can be built,
+    and where the weights have no head.
     """
+    if "num_classes" not in weights.model:
+        raise CheckpointError(
+            f"{path}: holds no head, so it predicts no classes; fine-tune it first "
+            "(train.py pretrained=…)"
+        )
     arguments = {key: value for key, value in weights.model.items() if key != "num_classes"}
     resized = None if model is None else model.get("image_size")
     if model is not None and "name" in model:
@@ -281,7 +287,7 @@ def build_for_weights(
     elif resized is not None:
         arguments |= {"image_size": resized}
     try:
-        return build_model(arguments, weights.model.get("num_classes", 0))
+        return build_model(arguments, weights.model["num_classes"])
     except ValueError as error:
         raise CheckpointError(
             f"{path}: no model can be built for these weights ({error})"
