@@ -201,9 +201,9 @@ def describe(
         head_width = tensors[FIRST_BLOCK + "attention.query_norm.weight"].shape[0]
         known["num_heads"] = model["hidden_size"] // max(head_width, 1)
     patch_size = as_pair(model["patch_size"])
-    if "image_size" in known:
-        known["image_size"] = tiled_size(as_pair(known["image_size"]), patch_size)
     model |= {"layer_norm_eps": layer_norm_eps, **known}
+    if "image_size" in known:
+        model["image_size"] = tiled_size(as_pair(known["image_size"]), patch_size)
 
     assumed = [key for key in (*UNSEEN, *unseen_settings(stem)) if key not in known]
     if model["global_pool"] == "mean" and "fc_norm" not in known:
