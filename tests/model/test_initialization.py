@@ -48,10 +48,11 @@ def test_the_later_parts():
     assert not model.head_distill.weight.any()
     assert model.embeddings.distill_token is not None
     assert 0.01 < model.embeddings.distill_token.std() < 0.04
-    for init, largest in (("jax", (6 / (SMALL["hidden_size"] + 1)) ** 0.5), ("trunc_normal", 0.04)):
+    largest = (6 / (SMALL["hidden_size"] + 1)) ** 0.5
+    for init, low, high in (("jax", 0.8 * largest, largest), ("trunc_normal", 0.032, 0.1)):
         model = VisionTransformer(**SMALL, global_pool="map", init=init)
         assert model.attention_pool is not None
-        assert 0.8 * largest < model.attention_pool.probe.abs().max() <= largest
+        assert low < model.attention_pool.probe.abs().max() <= high
 
 
 def test_xavier():
@@ -66,11 +67,13 @@ def test_truncated_normal():
     torch.manual_seed(0)
     model = VisionTransformer(**WIDE, init="trunc_normal", init_range=0.02, num_registers=4)
     fc2 = model.encoder.blocks[1].mlp.fc2
-    assert fc2.weight.abs().max() <= 0.04
-    assert fc2.weight.std().item() == pytest.approx(0.02 * 0.8796, rel=0.02)
+    # As wide as timm's and Hugging Face's, whose cut at ±2 is far outside
+    assert fc2.weight.abs().max() <= 0.1
+    theirs = torch.nn.init.trunc_normal_(torch.empty(1024, 256), std=0.02)
+    assert fc2.weight.std().item() == pytest.approx(theirs.std().item(), rel=0.01)
     assert fc2.bias.abs().max() == 0
     for token in (model.embeddings.cls_token, model.embeddings.registers):
-        assert 0 < token.abs().max() <= 0.04
+        assert 0 < token.abs().max() <= 0.1
 
 
 def test_the_range_of_truncated_normal_is_that_of_deit_unless_given():

@@ -22,6 +22,9 @@ NAMES = ("jax", "xavier", "trunc_normal", "local")
 
 # The standard deviation of trunc_normal in DeiT
 INIT_RANGE = 0.02
+# DeiT and Hugging Face cut it at ±2, which at 0.02 is no cut: cut at 2σ it would be 12 % narrower.
+# At 5σ the widest numbers, once in millions, are left out
+INIT_CUT = 5.0
 
 # The standard deviation of a standard normal cut at two deviations; flax divides by it.
 CUT_DEVIATION = 0.87962566103423978
@@ -35,9 +38,9 @@ LOCAL_CONTENT = 0.5
 WHITENING_FLOOR = 1e-2
 
 
-def truncated_normal(tensor: Tensor, std: float) -> Tensor:
-    """Fill with N(0, std) cut at two standard deviations, in place."""
-    return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+def truncated_normal(tensor: Tensor, std: float, cut: float = 2.0) -> Tensor:
+    """Fill with N(0, std) cut at so many standard deviations, in place."""
+    return nn.init.trunc_normal_(tensor, std=std, a=-cut * std, b=cut * std)
 
 
 @torch.no_grad()
@@ -49,7 +52,7 @@ def initialize(model: "VisionTransformer", init: str, init_range: float | None) 
                    lecun-normal patch embedding and
                    pooler, zero head, as in vit_jax
     xavier         Xavier-uniform                        N(0, 1e-6)   N(0, 0.02)
-    trunc_normal   N(0, init_range) cut at 2σ, where     0            as the matrices
+    trunc_normal   N(0, init_range) cut at 5σ, where     0            as the matrices
                    None stands for 0.02, as in DeiT
     local          as jax, and then each head is pointed at a neighboring patch
 
@@ -88,7 +91,7 @@ def initialize_weight(
     """Initialize the matrix or kernel of the module that has this name in the model."""
     weight = module.weight
     if init == "trunc_normal":
-        truncated_normal(weight, init_range)
+        truncated_normal(weight, init_range, INIT_CUT)
     elif init == "xavier":
         # A kernel counts as the matrix that it is for a patch, (out, in · height · width).
         nn.init.xavier_uniform_(weight.flatten(1))
@@ -114,7 +117,7 @@ def initialize_bias(name: str, module: nn.Linear | nn.Conv2d, init: str) -> None
 def initialize_token(name: str, token: nn.Parameter, init: str, init_range: float) -> None:
     """Initialize the class token, which stays 0 but with trunc_normal, registers or positions."""
     if init == "trunc_normal":
-        truncated_normal(token, init_range)
+        truncated_normal(token, init_range, INIT_CUT)
     elif name != "cls_token":
         nn.init.normal_(token, std=0.02)
 
@@ -122,7 +125,7 @@ def initialize_token(name: str, token: nn.Parameter, init: str, init_range: floa
 def initialize_probe(probe: nn.Parameter, init: str, init_range: float) -> None:
     """Initialize the query (1, 1, D) of an AttentionPool, Xavier-uniform as in big_vision."""
     if init == "trunc_normal":
-        truncated_normal(probe, init_range)
+        truncated_normal(probe, init_range, INIT_CUT)
     else:
         nn.init.xavier_uniform_(probe[0])
 
