@@ -16,7 +16,7 @@ from sweep_folders import write_finished, write_job
 from vit.errors import ConfigError, Stopped, TrainingFailed
 from vit.runs import sweep
 from vit.runs.sweep import gpus_of_slot, job_slot, run_job, train_job
-from vit.runs.sweep_table import collect, table
+from vit.runs.sweep_table import collect, print_summary, table
 
 
 def test_a_finished_job_is_left_alone_and_others_begin_anew(tmp_path, monkeypatch):
@@ -208,6 +208,15 @@ def test_a_job_is_train_py_with_its_overrides_in_its_folder(tmp_path, started):
     note = json.loads((tmp_path / "job.json").read_text())
     overrides = ["jobs_at_once=2", "search=digits", "resume=elsewhere"]
     assert note == {"overrides": overrides, "status": "ended", "exit_code": 0}
+
+
+def test_jobs_that_only_explain_leave_no_row_and_no_folder(tmp_path, started, capsys):
+    """They end with exit code 0 and without a result, and were told as crashed."""
+    assert run_job(tmp_path / "0", ["explain=true"]) is None
+    assert len(started) == 1
+    assert list(tmp_path.iterdir()) == []
+    print_summary(tmp_path)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.usefixtures("started")

@@ -69,8 +69,14 @@ def run_job(
             gpus = [] if slot is None or jobs_at_once is None else gpus_of_slot(slot, jobs_at_once)
             train_job(folder, overrides, gpus)
 
-    # None tells a sweeper that the job failed; at NaN Optuna's would end the search in a traceback
     result = read_json(folder / "result.json")
+    if not result and read_json(folder / "job.json").get("exit_code") == 0:
+        # explain=true, which is no run: not a row of the table, nor in the way of a sweep
+        (folder / "job.json").unlink()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+    # None tells a sweeper that the job failed; at NaN Optuna's would end the search in a traceback
     value = score_of(result)
     if searching and value is None and result.get("status") == "finished":
         raise ConfigError(

@@ -234,8 +234,13 @@ def left_end(values: list[float], ranking: str) -> float:
 
 
 def print_summary(folder: Path) -> None:
-    """Write summary.md, summary.csv and summary.png into a sweep's folder and print the table."""
+    """Write summary.md, summary.csv and summary.png into a sweep's folder and print the table.
+
+    Without a job, as where all of them were explain=true, there is none.
+    """
     rows = collect(folder)
+    if not rows:
+        return
     text = table(rows)
 
     finished = sum(row["status"] == "finished" for row in rows)
