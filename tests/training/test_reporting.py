@@ -122,12 +122,14 @@ def test_photos_that_are_made_as_small_as_a_thumbnail_are_told(tmp_path):
     assert size_note(unreadable, "data=folder", "data.root=x") is None
 
 
-def test_small_images_that_are_enlarged_are_told_with_a_cheaper_command():
+def test_small_images_that_are_enlarged_are_told_with_a_cheaper_setting():
     images = data_of(4, 4, 4).train
     assert size_note(images, "model.image_size=8", "model.patch_size=4").startswith(
         "note   images of 2 px are enlarged to 8; from scratch a model of their own size"
     )
     assert size_note(images, "model.image_size=4", "model.patch_size=4") is None
+    enlarged = ("model.image_size=8", "model.patch_size=4")
+    assert size_note(images, *enlarged, "pretrained=weights.npz") is None
 
 
 @pytest.mark.parametrize(("workers", "advice"), [(4, "vit.shrink"), (1, "runtime.workers=4 ")])

@@ -4,7 +4,7 @@ import logging
 import shlex
 from collections.abc import Mapping
 
-from vit.config.config import CONF, Config, read_config_file
+from vit.config.config import Config
 from vit.evaluation.accuracy import wilson_interval
 from vit.runs.folder import RunFolder
 from vit.runs.selection import CRITERIA, describe, describe_value
@@ -18,27 +18,25 @@ SMALL_IMAGE_MODELS = {"vit_s4": 1.4e9, "vit_ti4": 0.35e9}
 LARGE_IMAGE_MODELS = {"vit_s16": 4.6e9, "vit_ti16": 1.26e9}
 
 
-def cheaper_command(macs: int, config: Config, small_images: bool) -> str:
-    """Return the command for the largest model that takes less than half the work on the same data.
+def cheaper_setting(macs: int, config: Config, small_images: bool) -> str:
+    """Return the setting that makes the same command cheaper: KEY=VALUE.
 
-    Where there is none, it is for the same model and a quarter of the steps. macs: multiply-adds of
-    one image's forward pass in the configuration; small_images: all of them fit into memory.
+    It is the largest model that takes less than half the work, or else a quarter of the run's
+    length. Pretrained weights fit no other model: of these only the head is trained, to begin with.
+    macs: multiply-adds of one image's forward pass in the configuration; small_images: all of them
+    fit into memory.
     """
-    data, train = config.data, config.train
-    command = ["python", "train.py", f"data={data.name}"]
-    # That of a folder is nowhere but on the command line
-    if data.root != read_config_file(CONF / "data" / f"{data.name}.yaml").get("root"):
-        command.append(f"data.root={data.root}")
-
-    models = SMALL_IMAGE_MODELS if small_images else LARGE_IMAGE_MODELS
-    for model, cost in models.items():
-        if cost < macs / 2:
-            return shlex.join([*command, f"model={model}"])
-    # Steps win over epochs
-    shorter = f"train.epochs={train.epochs / 4:g}"
+    train = config.train
+    if config.pretrained is None:
+        models = SMALL_IMAGE_MODELS if small_images else LARGE_IMAGE_MODELS
+        for model, cost in models.items():
+            if cost < macs / 2:
+                return f"model={model}"
+    elif train.freeze == "none" and train.lora_rank is None:
+        return "train.freeze=backbone"
     if train.steps is not None:
-        shorter = f"train.steps={max(1, train.steps // 4)}"
-    return shlex.join([*command, f"model={config.model.name}", shorter])
+        return f"train.steps={max(1, train.steps // 4)}"
+    return f"train.epochs={train.epochs / 4:g}"
 
 
 def log_result(

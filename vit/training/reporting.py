@@ -18,7 +18,7 @@ from vit.runs.card import repeat_command, write_card
 from vit.runs.folder import RunFolder
 from vit.runs.screen import Screen
 from vit.runs.selection import CRITERIA, OF_CLASSES
-from vit.runs.summary import cheaper_command, log_result
+from vit.runs.summary import cheaper_setting, log_result
 from vit.runs.timing import Circumstances, Cost, bottleneck
 from vit.runtime.compiling import worth_compiling
 from vit.runtime.cores import worker_cores
@@ -104,12 +104,13 @@ def note_on_size(config: Config, images: ImageSplit, cost: Cost) -> str | None:
     # Enlarging 32 px to 224 costs 49 times the pixels and adds no detail
     if images.pixels is not None:
         side = min(images.pixels.shape[2:])
-        if model_side < 4 * side:
+        # Pretrained weights want the size that they were trained at
+        if model_side < 4 * side or config.pretrained is not None:
             return None
-        cheaper = cheaper_command(cost.macs, config, small_images=True)
+        setting = cheaper_setting(cost.macs, config, small_images=True)
         return (
             f"note   images of {side} px are enlarged to {model_side}; from scratch a model of "
-            f"their own size learns faster and costs less: {cheaper}"
+            f"their own size learns faster and costs less: {setting}"
         )
     # The default model is one for small images, and a photo of 32 px shows little of what is in it
     side = None if images.paths is None else typical_side(images.paths)

@@ -23,7 +23,7 @@ from vit.runs.folder import RunFolder
 from vit.runs.metrics_log import MetricsLog
 from vit.runs.screen import Screen
 from vit.runs.selection import logged_beside
-from vit.runs.summary import cheaper_command
+from vit.runs.summary import cheaper_setting
 from vit.runs.tensorboard import TensorBoard
 from vit.runs.timing import Clock, Cost, Speed
 from vit.runtime.attention_kernels import exclude_faulty_attention
@@ -408,8 +408,8 @@ def make_observer(
     slow_advice = None
     if machine.device.type == "cpu":
         in_memory = batches.train.pixels is not None
-        command = cheaper_command(cost.macs, config, small_images=in_memory)
-        slow_advice = f"  that is long without a GPU; cheaper: {command}"
+        setting = cheaper_setting(cost.macs, config, small_images=in_memory)
+        slow_advice = f"  that is long without a GPU; cheaper: the same command with {setting}"
 
     clock = Clock(first_step, state.progress.seconds)
     return Observer(
