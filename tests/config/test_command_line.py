@@ -47,6 +47,7 @@ def _arguments(monkeypatch):
         ("optimizer.lr=fast", r"optimizer\.lr: .*'fast'"),
         ("train.epochs=[1]", r"train\.epochs"),
         ("train.epochs=null", r"train\.epochs: expected a value, got null"),
+        ("data.mean=0.5", r"^data\.mean: expected a list, .*brackets"),
         ("model.num_heads=2.5", r"model\.num_heads: .*'2\.5'"),
         ("train.batch_size=", r"train\.batch_size"),
         ("train.batch_size", r"train\.batch_size"),

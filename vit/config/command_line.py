@@ -271,6 +271,8 @@ def composition_error(error: Exception, schema: type) -> str:
     lines = [line.strip() for line in f"{error}\n{cause}".split("\n") if line.strip()]
     if any(line.endswith("is not Optional") for line in lines):
         return f"{full_key}: expected a value, got null"
+    if any("is not a ListConfig" in line for line in lines):
+        return f"{full_key}: expected a list, which is written in brackets, as in data.mean=[0.5]"
     starts = ("Value ", "Invalid value ", "Object of ")
     line = next((line for line in lines if line.startswith(starts)), lines[0])
     return f"{full_key}: {line}" if full_key and str(full_key) not in line else line
