@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-train: $(VENV)/.installed  ## a first run: a ViT learns handwritten digits in a minute, no download
+train: $(VENV)/.installed  ## a first run: a ViT learns handwritten digits in a minute, no data to download
 	$(RUN) train.py experiment=digits
 
 DEMO := outputs/demo
