@@ -6,6 +6,8 @@ from small_training import MadeUpBatches, batch, make_model, make_state, make_tr
 from torch import nn
 
 from vit.errors import ConfigError
+from vit.model.positions import rope2d
+from vit.model.vision_transformer import Attention
 from vit.runtime.compiling import compile_model, missing_compiler, worth_compiling
 from vit.runtime.precision import Precision
 
@@ -194,3 +196,20 @@ def test_one_graph_holds_the_whole_pass_on_one_device(graphs, settings):
     assert {tensor.device for tensor in tensors} == {meta}
     called = [str(node.target) for node in nodes if node.op == "call_method"]
     assert not [name for name in called if name.endswith("_")]
+
+
+@pytest.mark.skipif(missing_compiler(CPU) is not None, reason="there is no compiler")
+@pytest.mark.parametrize(("width", "heads", "side"), [(16, 1, 4), (48, 3, 5)])
+def test_compiled_attention_has_the_gradients_of_the_uncompiled_one(width, heads, side):
+    attention = Attention(width, heads)
+    x, target = torch.randn(2, 8, side**2, width)
+    x.requires_grad_()
+    rotation = rope2d((side, side), width // heads, num_prefix=0)
+
+    def results(module):
+        y = module(x, rotation)
+        return [y, *torch.autograd.grad((y * target).sum(), [x, *attention.parameters()])]
+
+    compiled = torch.compile(attention, dynamic=False)
+    for ours, expected in zip(results(compiled), results(attention), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)

@@ -270,9 +270,9 @@ class Attention(nn.Module):
         They are three matrices, multiplied as one because that is faster.
         """
         product = multiply_as_one((self.query, self.key, self.value), x)  # (B, N, 3·H·K)
-        parts = product.chunk(3, dim=-1)
-        heads = (part.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for part in parts)
-        query, key, value = heads
+        product = product.unflatten(-1, (3, len(self.heads), self.head_size))
+        # Not by chunk(): compiled for a CPU, that may write out of bounds (benchmarks/README.md).
+        query, key, value = product.permute(2, 0, 3, 1, 4).unbind()
 
         # Under autocast the norms give float32; the fused attention wants one type.
         query = self.query_norm(query).to(value.dtype)
