@@ -54,6 +54,15 @@ def test_unreadable_images_are_named_and_the_others_written(tmp_path):
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == 4
 
 
+def test_images_of_formats_that_are_not_read_are_named(tmp_path):
+    make_images(tmp_path / "in", {"train": 2})
+    (tmp_path / "in" / "train" / "cat" / "phone.HEIC").touch()
+    message = r"train/cat/phone\.HEIC: images of this format .*\n1 images were left out$"
+    with pytest.raises(DataError, match=message):
+        main([str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"])
+    assert len(list((tmp_path / "out").rglob("*.jpg"))) == 4
+
+
 def test_mistakes_are_refused(tmp_path):
     make_images(tmp_path / "in", {"train": 1})
     (tmp_path / "file").write_text("")

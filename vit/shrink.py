@@ -18,7 +18,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from vit.data.image_files import iter_image_files, no_images, open_image, open_lazily
+from vit.data.image_files import (
+    iter_image_files,
+    no_images,
+    open_image,
+    open_lazily,
+    unsupported_image,
+)
 from vit.errors import DataError, run_command, writing_to
 from vit.files import atomic_write
 from vit.runtime.cores import usable_cores
@@ -91,7 +97,8 @@ def shrink_folder(
     shrink = functools.partial(shrink_file, short_side=short_side, quality=quality)
     lines = map_in_processes(shrink, pairs, workers)
     unreadable = sorted(line for line in lines if line is not None)
-    return len(pairs) - len(unreadable), unreadable
+    others = [unsupported_image(path) for path in sorted(unsupported)]
+    return len(pairs) - len(unreadable), unreadable + others
 
 
 def report_unreadable(lines: list[str]) -> None:

@@ -173,7 +173,7 @@ def test_images_of_formats_that_are_not_read_are_told(tmp_path):
         (tmp_path / name).touch()
     unsupported = []
     assert list(iter_image_files(tmp_path, unsupported)) == []
-    assert sorted(unsupported) == ["a.heic", "b.HEIC", "raw.nef"]
+    assert sorted(unsupported) == [str(tmp_path / name) for name in ("a.heic", "b.HEIC", "raw.nef")]
     with pytest.raises(
         DataError, match=r"its 3 \.heic and \.nef files can't be read; convert them"
     ):

@@ -102,17 +102,20 @@ def is_unsupported(name: str) -> bool:
     return name.lower().endswith(UNSUPPORTED) and not name.startswith(".")
 
 
-def describe_unsupported(names: Sequence[str]) -> str:
-    """What these files are and what to do; no names: the empty string."""
-    if not names:
-        return ""
-    kinds = " and ".join(sorted({os.path.splitext(name)[1].lower() for name in names}))
-    files, them = ("file", "it") if len(names) == 1 else ("files", "them")
-    return f"{len(names):,} {kinds} {files} can't be read; convert {them} to JPEG"
+def unsupported_image(path: str) -> str:
+    """The message for one such file."""
+    return f"{path}: images of this format can't be read; convert it to JPEG"
 
 
-def no_images(unsupported: Sequence[str], where: str = "in this folder") -> str:
-    """The message for a folder without images. unsupported: names of files of other formats."""
+def describe_unsupported(paths: Sequence[str]) -> str:
+    """What such files, one at least, are and what to do."""
+    kinds = " and ".join(sorted({os.path.splitext(path)[1].lower() for path in paths}))
+    files, them = ("file", "it") if len(paths) == 1 else ("files", "them")
+    return f"{len(paths):,} {kinds} {files} can't be read; convert {them} to JPEG"
+
+
+def no_images(unsupported: Sequence[str] = (), where: str = "in this folder") -> str:
+    """The message for a folder without images. unsupported: its images of other formats."""
     found = f"; its {describe_unsupported(unsupported)}" if unsupported else ""
     return f"no images {where} (looked for {', '.join(EXTENSIONS)}{found})"
 
@@ -120,7 +123,7 @@ def no_images(unsupported: Sequence[str], where: str = "in this folder") -> str:
 def iter_image_files(folder: str | Path, unsupported: list[str] | None = None) -> Iterator[str]:
     """The paths of the image files in a folder as walk_folders finds it, in no particular order.
 
-    unsupported: a list to which the names of images in formats that are not read are added.
+    unsupported: a list to which the paths of images in formats that are not read are added.
 
     Raises DataError for a folder that can't be read.
     """
@@ -130,7 +133,7 @@ def iter_image_files(folder: str | Path, unsupported: list[str] | None = None) -
             if is_image_file(name):
                 yield os.path.join(parent, name)
             elif unsupported is not None and is_unsupported(name):
-                unsupported.append(name)
+                unsupported.append(os.path.join(parent, name))
 
 
 def refuse_folder(error: OSError) -> NoReturn:

@@ -26,6 +26,7 @@ from vit.data.image_files import (
     no_images,
     open_image,
     to_pixels,
+    unsupported_image,
     walk_folders,
 )
 from vit.data.loader import init_worker
@@ -85,13 +86,12 @@ def images_in_folder(folder: str) -> Iterator[str | DataError]:
                 yield os.path.join(parent, file)
             elif is_unsupported(file):
                 found_any = True
-                path = os.path.join(parent, file)
-                yield DataError(f"{path}: images of this format can't be read; convert it to JPEG")
+                yield DataError(unsupported_image(os.path.join(parent, file)))
 
     for error in refused:
         yield DataError(f"{error.filename}: can't open this folder ({error.strerror})")
     if not found_any and not refused:
-        yield DataError(f"{folder}: {no_images([])}")
+        yield DataError(f"{folder}: {no_images()}")
 
 
 @dataclass(frozen=True)

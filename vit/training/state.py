@@ -38,10 +38,10 @@ class Progress:
 
     step: finished optimizer steps; images: of their batches, whose size a resumed run may change;
     evaluated_step: the step of the last evaluation. seconds: of all sessions that have worked on
-    the run. best_…: the validation metrics of the best checkpoint, all
-    that it could be selected by, so that a resumed run may select by another. scaler: the state of
-    fp16's loss scale. window: the steps since the last log, see StepWindow. micro_batch_size: the
-    largest that was found to fit into the GPU's memory, where that was tried.
+    the run. best_…: the validation metrics of the best checkpoint, all that it could be selected
+    by, so that a resumed run may select by another. scaler: the state of fp16's loss scale. window:
+    the steps since the last log, see StepWindow. micro_batch_size: the largest that was found to
+    fit into the GPU's memory, where that was tried.
     """
 
     step: int = 0
