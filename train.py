@@ -62,8 +62,8 @@ def main(composed: DictConfig) -> float | None:
     if job.mode == RunMode.MULTIRUN:
         # Ends the sweep where a signal came to it: Hydra would go on with the next job
         with task_errors():
-            check_launcher(composed, job)
             searching = job.runtime.choices["hydra/sweeper"] != "basic"
+            check_sweep(composed, job, searching)
             return sweep.run_job(folder, overrides, composed.jobs_at_once, searching)
 
     # All processes of a run end in the same errors, so one of them is enough to report them
@@ -91,8 +91,16 @@ def main(composed: DictConfig) -> float | None:
             return guarded_train(config, run, stop, warnings)
 
 
-def check_launcher(composed: DictConfig, job: HydraConf) -> None:
-    """Raise ConfigError where jobs_at_once does nothing beside the sweep's launcher."""
+def check_sweep(composed: DictConfig, job: HydraConf, searching: bool) -> None:
+    """Raise ConfigError for settings that mean nothing to this kind of sweep.
+
+    searching: a search chooses the next values by the results of jobs.
+    """
+    if searching and composed.explain:
+        raise ConfigError(
+            "explain=true trains nothing, and a search needs results to choose the next values by; "
+            "leave out search, or explain a single run, without -m"
+        )
     if composed.jobs_at_once is not None and job.runtime.choices["hydra/launcher"] == "basic":
         raise ConfigError(
             "jobs_at_once does nothing without a launcher that starts all jobs, such as "

@@ -3,7 +3,9 @@
 import pytest
 from composing import configured
 from helpers import error_line, train
+from omegaconf import OmegaConf
 
+from train import check_sweep
 from vit.config.in_vain import (
     CASES,
     CASES_OF_EQUAL_CLASSES,
@@ -170,3 +172,12 @@ def test_the_command_line_refuses_it(tmp_path, override, part):
 def test_the_basic_launcher_has_no_use_for_jobs_at_once(tmp_path):
     done = train(tmp_path, "-m", "experiment=digits", "jobs_at_once=2", "seed=1,2")
     assert "hydra/launcher=submitit_local" in error_line(done)
+
+
+def test_a_search_cannot_be_explained():
+    explained = OmegaConf.create({"explain": True, "jobs_at_once": None})
+    job = OmegaConf.create({"runtime": {"choices": {"hydra/launcher": "basic"}}})
+    with pytest.raises(ConfigError, match=r"^explain=true trains nothing.* leave out search"):
+        check_sweep(explained, job, searching=True)
+    # Each job of any other sweep is explained
+    check_sweep(explained, job, searching=False)
