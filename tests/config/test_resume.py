@@ -106,6 +106,24 @@ def test_what_changes_the_result_is_refused_by_name(saved):
     assert any("train.epochs: 100.0 → 3.0" in warning for warning in warnings)
 
 
+@pytest.mark.parametrize(
+    ("key", "before", "after", "leaks"),
+    [
+        ("data.val_fraction", "0", "0.1", True),
+        ("data.val_fraction", "0.1", "0.05", False),
+        ("data.test_fraction", "null", "0.1", True),
+        # The images that are held out of more images are others
+        ("data.limit", "1000", "null", True),
+        ("data.limit", "null", "1000", False),
+        ("train.epochs", "1", "2", False),
+    ],
+)
+def test_a_change_that_holds_out_what_was_trained_on_is_told(key, before, after, leaks):
+    saved = to_dict(configured(f"{key}={before}"))
+    (warning,) = resume(saved, f"{key}={after}", allow=True)[1]
+    assert ("was trained on some of the images held out now" in warning) == leaks
+
+
 def test_the_same_again_is_no_change(saved):
     assert resume(saved, "optimizer=adamw", "seed=0", "train.epochs=100")[1] == []
 

@@ -4,6 +4,7 @@ A resumed run's comes from its folder; pretrained weights bring the settings the
 What is given on the command line wins, and is refused where it would make another run of it.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -47,6 +48,11 @@ PREPROCESSING_OF_WEIGHTS = ("mean", "std", "eval_crop", "interpolation")
 ADOPTED_KEYS = {f"model.{key}" for key in MODEL_SETTINGS_OF_WEIGHTS} | {
     f"data.{key}" for key in PREPROCESSING_OF_WEIGHTS
 }
+
+# Of a resumed run whose training set loses images
+LEAK = (
+    "; the run was trained on some of the images held out now, which flatters its accuracy on them"
+)
 
 # Keys that tell runs apart on one page, whatever the command line gives
 USUAL_KEYS = (
@@ -154,6 +160,15 @@ def with_own_teacher(changed: dict[str, Any], saved: dict[str, Any]) -> dict[str
     return changed
 
 
+def holds_out_more(key: str, before: Any, after: Any) -> bool:
+    """Whether a change of this key holds out images that were trained on before it."""
+    # null is no limit, and no fraction
+    null = {"data.val_fraction": 0, "data.test_fraction": 0, "data.limit": math.inf}.get(key)
+    if null is None:
+        return False
+    return (null if after is None else after) > (null if before is None else before)
+
+
 def resumed_config(
     saved: dict[str, Any], changes: dict[str, Any], allow: bool, source: str
 ) -> tuple[Config, list[str]]:
@@ -199,7 +214,8 @@ def resumed_config(
             warnings.append(f"resuming with a change: {line} (last bits may differ)")
         else:
             refused.append(line)
-            warnings.append(f"resuming with a change: {line}")
+            leaks = holds_out_more(key, before.get(key), after.get(key))
+            warnings.append(f"resuming with a change: {line}{LEAK if leaks else ''}")
 
     if refused and not allow:
         raise ConfigError(

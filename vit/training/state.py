@@ -312,7 +312,9 @@ def load_optimizer_tensors(
     if difference:
         problem = "is missing" if difference[0] in expected else "is unexpected"
         raise CheckpointError(
-            f"{source}: its optimizer state is of another optimizer: {difference[0]} {problem}"
+            f"{source}: its optimizer state is of another optimizer, or of other weights than are "
+            f"trained now: {difference[0]} {problem}; leave optimizer, train.freeze and "
+            "train.lora_rank as they were"
         )
     # SGD without momentum keeps nothing
     if not expected:
