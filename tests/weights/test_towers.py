@@ -189,6 +189,22 @@ def test_preprocessing(tmp_path, processor, crop):
     assert (preprocessing.image_size, preprocessing.eval_crop) == ((64, 64), crop)
 
 
+def test_the_preprocessing_beside_that_of_text(tmp_path):
+    """transformers 5 writes a processor of images and text into processor_config.json."""
+    config = DeiTConfig(**SIZES, intermediate_size=256)
+    shaken(transformers.DeiTForImageClassification(config)).save_pretrained(tmp_path)
+    images = {"size": {"height": 64, "width": 64}, "resample": 3, "image_mean": [0.1, 0.2, 0.3]}
+    processor = {"image_processor": images, "processor_class": "CLIPProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(processor))
+    preprocessing = read(tmp_path).preprocessing
+    assert preprocessing is not None
+    assert (preprocessing.mean, preprocessing.interpolation) == ((0.1, 0.2, 0.3), "bicubic")
+
+    # One without images says nothing of them
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIP"}))
+    assert read(tmp_path).preprocessing is None
+
+
 def test_a_preprocessing_of_smaller_images_than_the_positions(tmp_path):
     """DINOv2's positions are of 518 px, and its preprocessing makes images of 224 px."""
     config = Dinov2Config(**SIZES)

@@ -1,4 +1,4 @@
-"""The JSON files beside weights, config.json and preprocessor_config.json, checked field by field.
+"""The JSON files beside weights, such as config.json, checked field by field.
 
 They come from elsewhere and may hold anything: a field of the wrong type is a mistake in the file,
 to be named with its key, and never a crash further on.
@@ -144,6 +144,18 @@ def read_config_of(key: str, library: str, weights: Path) -> ConfigFile:
             f"{library}'s; move them elsewhere if they belong to another model"
         )
     return config
+
+
+def read_processor(folder: Path) -> ConfigFile:
+    """Read how images are prepared for the weights in a folder; no fields where it isn't said.
+
+    That is the preprocessor_config.json or, before it, the part for images of the
+    processor_config.json in which transformers 5 states images and text together (CLIP, SigLIP).
+    """
+    together = read_config(folder / "processor_config.json")
+    if "image_processor" in together:
+        return together.part("image_processor")
+    return read_config(folder / "preprocessor_config.json")
 
 
 def model_name(config: ConfigFile) -> str | None:

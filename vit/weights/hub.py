@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 # What says how to read them
-BESIDE = ("config.json", "preprocessor_config.json")
+BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json")
 
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -270,7 +270,7 @@ def not_to_be_had(repository: Repository, reason: Any) -> CheckpointError:
     return CheckpointError(
         f"{repository.name}: {constants.ENDPOINT} can't be reached ({reason}), and the cache "
         f"{constants.HF_HUB_CACHE} does not hold it; on a machine with a network download "
-        f"{repository.candidates[0]}, {' and '.join(BESIDE)} from "
+        f"{repository.candidates[0]} and, where it has them, {', '.join(BESIDE)} from "
         f"{constants.ENDPOINT}/{repository.id}{at} into one folder, and give "
         "pretrained=FOLDER here"
     )

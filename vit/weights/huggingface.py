@@ -26,8 +26,8 @@ from vit.weights.config_file import (
     SIZE,
     TEXT,
     ConfigFile,
-    read_config,
     read_config_of,
+    read_processor,
 )
 from vit.weights.description import (
     Weights,
@@ -112,7 +112,7 @@ IGNORED = ("embeddings.mask_token", "embeddings.position_ids", "decoder.")
 
 
 def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
-    """`path` is the file; config.json and preprocessor_config.json beside it are used.
+    """`path` is the file; config.json and read_processor()'s file beside it are used.
 
     Raises CheckpointError for architectures and settings that this project doesn't have.
     """
@@ -128,7 +128,7 @@ def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
         model,
         assumed,
         CONVENTION,
-        preprocessing_of(path.parent / "preprocessor_config.json", model),
+        preprocessing_of(read_processor(path.parent), model),
         class_names(config, model),
         left_over,
     )
@@ -191,13 +191,12 @@ def class_names(config: ConfigFile, model: dict[str, Any]) -> list[str] | None:
 
 
 def preprocessing_of(
-    path: Path, model: dict[str, Any], by_shortest_edge: bool = False
+    config: ConfigFile, model: dict[str, Any], by_shortest_edge: bool = False
 ) -> Preprocessing:
-    """The preprocessing in a preprocessor_config.json; without one, that of Hugging Face's default.
+    """The preprocessing that read_processor() gave; without one, that of Hugging Face's default.
 
     by_shortest_edge: see resize_and_crop. Raises CheckpointError where it is not one of ours.
     """
-    config = read_config(path)
     if not config:
         return squash_preprocessing(model)
     check_steps(config)
@@ -206,7 +205,7 @@ def preprocessing_of(
     interpolation = names.get(config.get("resample", INDEX, 2))
     if interpolation is None or not config.get("do_resize", FLAG, True):
         raise CheckpointError(
-            f"{path}: only a resize with resample 2 (bilinear) or 3 (bicubic) is known here"
+            f"{config.path}: only a resize with resample 2 (bilinear) or 3 (bicubic) is known here"
         )
     image_size, eval_crop = resize_and_crop(config, by_shortest_edge)
     channels = model["num_channels"]
@@ -216,8 +215,8 @@ def preprocessing_of(
         std = config.get("image_std", SCALES, [0.5] * channels)
     if not {len(mean), len(std)} <= {1, channels}:
         raise CheckpointError(
-            f"{path}: image_mean {mean} and image_std {std} must have {channels} numbers each, as "
-            "the weights have channels"
+            f"{config.path}: image_mean {mean} and image_std {std} must have {channels} numbers "
+            "each, as the weights have channels"
         )
     return Preprocessing(image_size, channels, tuple(mean), tuple(std), eval_crop, interpolation)
 

@@ -15,7 +15,16 @@ from torch import Tensor
 from vit.errors import CheckpointError
 from vit.weights import huggingface
 from vit.weights.adapting import adapt_common
-from vit.weights.config_file import COUNT, FLAG, POSITIVE, SIZE, TEXT, ConfigFile, read_config
+from vit.weights.config_file import (
+    COUNT,
+    FLAG,
+    POSITIVE,
+    SIZE,
+    TEXT,
+    ConfigFile,
+    read_config,
+    read_processor,
+)
 from vit.weights.description import Weights, as_pair, describe, int_or_pair
 from vit.weights.names import (
     BLOCK,
@@ -189,7 +198,7 @@ def family_of(path: Path, tensors: Mapping[str, Tensor]) -> Family | None:
 
 
 def read(path: Path, tensors: dict[str, Tensor], family: Family) -> Weights:
-    """`path` is the file; config.json and preprocessor_config.json beside it are used.
+    """`path` is the file; config.json and read_processor()'s file beside it are used.
 
     Raises CheckpointError for settings that this project doesn't have.
     """
@@ -206,8 +215,8 @@ def read(path: Path, tensors: dict[str, Tensor], family: Family) -> Weights:
     ours = adapt(to_ours(used, table, path, "Hugging Face"), known, path)
     model, assumed = describe(ours, path, known)
     # Without the file it is unknown: each of these families has a normalization of its own
-    processor, preprocessing = path.parent / "preprocessor_config.json", None
-    if processor.exists():
+    processor, preprocessing = read_processor(path.parent), None
+    if processor:
         preprocessing = huggingface.preprocessing_of(processor, model, by_shortest_edge=True)
     classes = huggingface.class_names(file, model)
     convention = f"Hugging Face's {file.get('model_type', TEXT)}"
