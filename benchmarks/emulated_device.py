@@ -22,6 +22,7 @@ pinned memory can be asked for and do nothing.
 import collections
 import contextlib
 import functools
+import pkgutil
 import linecache
 import re
 import sys
@@ -453,7 +454,9 @@ def emulated_device(kind: str, refuse_mixed: bool = True) -> Iterator[EmulatedDe
             "torch.optim.optimizer._group_tensors_by_device_and_dtype": group_by_device,
             "torch.autocast": functools.partial(emulated_autocast, autocast),
         }.items():
-            stack.enter_context(mock.patch(name, value))
+            # By import, since torch.optim hides its module `optimizer` from getattr()
+            owner, _, attribute = name.rpartition(".")
+            stack.enter_context(mock.patch.object(pkgutil.resolve_name(owner), attribute, value))
         stack.enter_context(Emulation(emulated))
         stack.enter_context(Kernels(emulated))
         yield emulated

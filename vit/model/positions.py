@@ -203,8 +203,10 @@ class Rotation(torch.autograd.Function):
         even, odd = x[..., ::2], x[..., 1::2]
         # (a, b) rotated by θ is (a, b) cos θ + (-b, a) sin θ.
         quarter_turn = torch.stack([-odd, even], dim=-1).flatten(-2)
-        # The tables are float32; queries and keys keep their type.
-        return (x * cosine + quarter_turn * sine).to(x.dtype)
+        rotated = x * cosine + quarter_turn * sine
+        # The tables are float32; queries and keys keep their type. A cast to the type it has would
+        # return the same tensor: compiled by torch 2.11, the function then loses its gradient.
+        return rotated if rotated.dtype == x.dtype else rotated.to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -22,7 +22,9 @@ TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 AGENTS_RUN = "TORCHELASTIC_RUN_ID"
 # Where the process that starts the others leaves when it was started itself
 STARTED = "VIT_STARTED"
-# How long the processes may take to save after a signal
+# How long torchrun lets processes take to save after a signal. torch 2.11 does not read it, and
+# gives them 30 seconds
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 SECONDS_TO_SAVE = 600
 # How much later than the others the first process may report the same error
 SECONDS_TO_REPORT = 10.0
@@ -127,6 +129,7 @@ def launch_processes(count: int, arguments: Sequence[str], started: float) -> in
     # The processes share the cores; without this torchrun gives each one thread
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     os.environ[STARTED] = str(started)
+    os.environ.setdefault(SHUTDOWN_TIMEOUT, str(SECONDS_TO_SAVE))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -139,7 +142,6 @@ def launch_processes(count: int, arguments: Sequence[str], started: float) -> in
         rdzv_endpoint="localhost:0",
         monitor_interval=0.1,
         signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
-        shutdown_timeout=SECONDS_TO_SAVE,
     )
     try:
         elastic_launch(config, sys.executable)(*arguments)
