@@ -22,8 +22,8 @@ pinned memory can be asked for and do nothing.
 import collections
 import contextlib
 import functools
-import pkgutil
 import linecache
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator
