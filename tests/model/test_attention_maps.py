@@ -72,8 +72,11 @@ def test_with_mean_pooling_maps_are_the_mean_over_the_patches(cls_token):
 @pytest.mark.parametrize("training", [True, False])
 def test_images_are_traced_in_evaluation_mode_and_the_mode_is_restored(training):
     model = build(dropout=0.5).train(training)
+    # A frozen part computes as in evaluation while the rest is trained
+    model.embeddings.eval()
+    modes = [module.training for module in model.modules()]
     images = torch.randn(2, 3, 16, 24)
     trace = trace_images(model, images)
-    assert model.training == training
+    assert [module.training for module in model.modules()] == modes
     assert not trace.logits.requires_grad
     torch.testing.assert_close(trace.logits, model.eval().trace(images).logits)

@@ -56,8 +56,10 @@ def rollout(layers: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def trace_images(model: VisionTransformer, images: Tensor) -> Trace:
-    """Trace a batch of images in evaluation mode; the model's mode is restored afterwards."""
-    was_training = model.training
+    """Trace a batch of images in evaluation mode; every module's mode is restored afterwards."""
+    # Not by model.train(): frozen parts of a model that is trained are in evaluation mode
+    in_training = [module for module in model.modules() if module.training]
     trace = model.eval().trace(images)
-    model.train(was_training)
+    for module in in_training:
+        module.training = True
     return trace
