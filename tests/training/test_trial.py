@@ -61,6 +61,15 @@ def test_passes_that_processes_would_not_share_are_refused(tmp_path):
         explanation.explanation(config, run, StopSignal(), Screen(speaks=False))
 
 
+def test_a_warmup_in_epochs_is_that_of_the_whole_batch(tmp_path):
+    """The part of it that is measured would need three times as many steps for it."""
+    steps, warmup = "train.steps=10", "schedule.warmup=0.1ep"
+    config = configured(*SMALL, "runtime.processes=3", steps, warmup)
+    run = RunFolder(tmp_path / "run")
+    page = explanation.explanation(config, run, StopSignal(), Screen(speaks=False))
+    assert "a step of each of 3 processes" in page
+
+
 def test_processes_share_evaluations_too():
     """The steps of eight processes are measured on a part of the batch, evaluations on all."""
     trial = Trial(6, step_seconds=1.0, data_seconds=0.0, evaluation_seconds=80.0, memory={}, peak=0)

@@ -27,6 +27,7 @@ from vit.training.freezing import describe_parameters
 from vit.training.plan import Plan
 from vit.training.reporting import describe_teacher, notes_on_data
 from vit.training.trial import Trial, try_steps
+from vit.weights.description import Weights
 
 # Parts of the memory that every process has for itself
 WHOLE = ("teacher", "activations")
@@ -63,7 +64,7 @@ def explanation(config: Config, run: RunFolder, stop: StopSignal, screen: Screen
 
     screen.doing("measuring a few steps")
     distillation = start.make_distillation(config, taught_by, data)
-    trial, problem = measure(config, data, machine, stop, weights, share, distillation)
+    trial, problem = measure(config, data, plan, machine, stop, weights, share, distillation)
     stop.check()
     screen.doing(None)
     cost = prepare.cost_of(config, len(data.classes), distillation)
@@ -92,7 +93,7 @@ def share_of_process(config: Config) -> Share:
 
 def single_machine(config: Config, stop: StopSignal) -> Machine:
     """This process alone: a page needs no other, and starting them takes long."""
-    runtime = replace(config.runtime, sharding="none", processes=None, max_minutes=None)
+    runtime = replace(config.runtime, sharding="none", max_minutes=None)
     alone = replace(config, runtime=runtime)
     return prepare.start_machine(alone, stop)
 
@@ -100,18 +101,20 @@ def single_machine(config: Config, stop: StopSignal) -> Machine:
 def measure(
     config: Config,
     data: ImageDataset,
+    plan: Plan,
     machine: Machine,
     stop: StopSignal,
-    weights: start.Weights | None,
+    weights: Weights | None,
     share: Share,
     distillation: Distillation | None,
 ) -> tuple[Trial | None, str]:
     """Make a few steps of one process's part; (what they took, or None and why not)."""
     # Compiling would take a minute of the few seconds that a person waits for this page
-    runtime = replace(config.runtime, compile=False, sharding="none", processes=None)
+    runtime = replace(config.runtime, compile=False)
     train = replace(config.train, batch_size=share.batch_size)
     part = replace(config, runtime=runtime, train=train)
-    plan = prepare.make_plan(part, data, machine)
+    # The run's steps: a plan of the part alone would have more of them in an epoch
+    plan = replace(plan, batch_size=share.batch_size)
     batches = prepare.make_batches(part, data, machine, stop)
     images_at_once = config.train.micro_batch_size or share.batch_size
     try:
