@@ -29,7 +29,7 @@ from vit.config.config import (
     require_resolvable,
     validate,
 )
-from vit.config.resume import command_line_changes, resumed_config
+from vit.config.resume import command_line_changes, overridden_keys, resumed_config
 from vit.errors import ConfigError
 from vit.runs import sweep
 from vit.runs.folder import RunFolder
@@ -131,7 +131,7 @@ def requested_runtime(name: str, composed: DictConfig, folder: Path, overrides: 
 
     The whole configuration of a resumed run is read later, by each of the processes.
     """
-    given = any(f"runtime.{name}" in override for override in overrides)
+    given = f"runtime.{name}" in overridden_keys(overrides)
     file = folder / "config.yaml"
     if composed.resume is not None and not given and file.exists():
         return read_config_file(file).get("runtime", {}).get(name)

@@ -145,12 +145,14 @@ def test_processes_whose_launcher_is_killed_save_and_end(tmp_path):
 
 
 def test_a_stopped_run_is_resumed_by_as_many_processes(tmp_path):
-    """resume=FOLDER alone starts the number that config.yaml has."""
-    (tmp_path / "config.yaml").write_text("runtime:\n  processes: 2\n")
-    composed = OmegaConf.create({"resume": str(tmp_path), "runtime": {"processes": None}})
-    assert requested_processes(composed, tmp_path, [f"resume={tmp_path}"]) == 2
+    """resume=FOLDER alone starts the number that config.yaml has, whatever the folder's name."""
+    folder = tmp_path / "runtime.processes"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("runtime:\n  processes: 2\n")
+    composed = OmegaConf.create({"resume": str(folder), "runtime": {"processes": None}})
+    assert requested_processes(composed, folder, [f"resume={folder}"]) == 2
     composed.runtime.processes = 3
-    assert requested_processes(composed, tmp_path, ["runtime.processes=3"]) == 3
+    assert requested_processes(composed, folder, ["runtime.processes=3"]) == 3
 
 
 def test_processes_that_share_the_state_are_stopped_and_resumed(tmp_path, one_process):
