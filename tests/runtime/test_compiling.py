@@ -36,7 +36,9 @@ def test_auto_decides_by_device_precision_width_and_length(precision, width, run
 def test_the_model_is_compiled_where_that_is_asked_for_or_pays():
     model = nn.Linear(2, 2)
     assert compile_model(model, "auto", BF16, 128, 1e16) == (model, False, None)
-    assert compile_model(model, False, BF16, 768, 1e20) == (model, False, None)
+    # 0 is false to other keys too
+    for mode in (False, 0):
+        assert compile_model(model, mode, BF16, 768, 1e20) == (model, False, None)
     for mode, precision, width, run_flops in ((True, FP32, 2, 1.0), ("auto", BF16, 384, 1e16)):
         compiled = compile_model(model, mode, precision, width, run_flops)
         assert compiled.forward is not model

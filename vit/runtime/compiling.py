@@ -63,7 +63,7 @@ def compile_model(
     all, in place; graphs: the whole model, and its kernels are replayed as CUDA graphs. precision,
     width, run_flops: see worth_compiling. Raises ConfigError for graphs without a GPU of CUDA.
     """
-    if mode is False or (mode == "auto" and not worth_compiling(precision, width, run_flops)):
+    if not mode or (mode == "auto" and not worth_compiling(precision, width, run_flops)):
         return Compiled(model, False, None)
     if mode == "graphs" and precision.device.type != "cuda":
         raise ConfigError(
