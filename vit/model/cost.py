@@ -162,13 +162,10 @@ def products_of_frozen(
         handle.remove()
 
 
-def forward_flops(model: VisionTransformer, training: bool = False) -> int:
-    """FLOPs of one image's forward pass: 2 for each multiply-add that is really done.
-
-    training: in training mode, which drops patches.
-    """
+def forward_flops(model: VisionTransformer) -> int:
+    """FLOPs of one image's forward pass: 2 for each multiply-add that is really done."""
     with FlopCounterMode(display=False) as counter:
-        forward_on_meta(model, 1, whole=False, training=training)
+        forward_on_meta(model, 1, whole=False)
     return counter.get_total_flops()
 
 
