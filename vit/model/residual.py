@@ -12,7 +12,6 @@ class LayerScale(nn.Module):
 
     def __init__(self, hidden_size: int, initial: float):
         super().__init__()
-        self.initial = initial
         self.factor = nn.Parameter(torch.full((hidden_size,), initial))
 
     def forward(self, x: Tensor) -> Tensor:
