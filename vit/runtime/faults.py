@@ -131,6 +131,4 @@ def stop_watching_workers() -> None:
     It would raise the same error once more for every other child that ends, at whatever line the
     program is then: while it reports the first.
     """
-    # Windows has no such signal
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
