@@ -70,14 +70,6 @@ def overridden_keys(overrides: Sequence[str]) -> list[str]:
     return [re.split(r"[=@]", item.lstrip("+~"))[0].replace("/", ".") for item in overrides]
 
 
-def overridden_keys_of(group: str, overrides: Sequence[str]) -> set[str]:
-    """Return the keys of a group that overrides give, without the group's name."""
-    prefix = f"{group}."
-    return {
-        key.removeprefix(prefix) for key in overridden_keys(overrides) if key.startswith(prefix)
-    }
-
-
 def command_line_changes(composed: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Return {key: value} of the composed configuration for every override of the command line.
 

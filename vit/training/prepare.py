@@ -19,7 +19,7 @@ from vit.checkpoints.model import build_on_meta
 from vit.config.config import Config
 from vit.config.data import data_arguments
 from vit.config.in_vain import check_typed, check_typed_with_data
-from vit.config.resume import overridden_keys_of, with_settings_of_weights
+from vit.config.resume import overridden_keys, with_settings_of_weights
 from vit.config.train import frozen_blocks
 from vit.data.class_balance import (
     ClassDraws,
@@ -187,7 +187,7 @@ def load_dataset(config: Config, run: RunFolder, machine: Machine) -> ImageDatas
     """
     arguments = data_arguments(config.data, config.model.num_channels)
     size = image_size_of(config)
-    typed = overridden_keys_of("data", run.overrides)
+    typed = {key.removeprefix("data.") for key in overridden_keys(run.overrides)}
     data = machine.processes.first_then_others(
         lambda: load_data(**arguments, image_size=size, device=machine.device, typed=typed)
     )
