@@ -68,9 +68,9 @@ class Processes:
         dist.all_reduce(tensor, dist.ReduceOp.MAX, self.cpu_group)
         return tensor.tolist()
 
-    def any_of(self, *flags: bool) -> list[bool]:
-        """Return for each flag whether it is set in any process. A collective."""
-        return [bool(number) for number in self.largest(*flags)]
+    def any_of(self, flag: bool) -> bool:
+        """Return whether a flag is set in any process. A collective."""
+        return bool(self.largest(flag)[0])
 
     def barrier(self) -> None:
         """Wait until all processes are here."""

@@ -240,7 +240,7 @@ class Batches:
         """Yield batches; raise Stopped where a signal came to any of the processes."""
         for batch in batches:
             # All processes have the same number of batches, so they meet in this collective
-            if self.machine.processes.any_of(bool(self.stop))[0]:
+            if self.machine.processes.any_of(bool(self.stop)):
                 raise Stopped(f"stopped by {self.stop.describe()} in an evaluation")
             yield batch
 
