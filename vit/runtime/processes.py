@@ -247,10 +247,9 @@ def no_gradient_sync(model: nn.Module) -> Iterator[None]:
     if isinstance(model, DistributedDataParallel):
         with model.no_sync():
             yield
-    elif hasattr(model, "set_requires_gradient_sync"):
-        # A module that fully_shard() has changed
-        model.set_requires_gradient_sync(False)  # pyright: ignore[reportCallIssue]
+    elif isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(False)
         yield
-        model.set_requires_gradient_sync(True)  # pyright: ignore[reportCallIssue]
+        model.set_requires_gradient_sync(True)
     else:
         yield
