@@ -30,8 +30,8 @@ class Muon(torch.optim.Optimizer):
     The kernel of a convolution (out, in, height, width) is the matrix (out, in · height · width)
     that it is for a patch.
 
-    params: parameter groups; lr: of a square matrix, see learning_rate_scale; dtype: of the
-    Newton-Schulz products. Every group keeps the dtype's name as `newton_schulz`.
+    params: parameter groups; lr: of a square matrix, see learning_rate_scale; newton_schulz: the
+    number format of its products, one of NUMBER_FORMATS.
     """
 
     def __init__(
