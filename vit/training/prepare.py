@@ -158,6 +158,7 @@ def check_parts(config: Config, overrides: Sequence[str] = ()) -> None:
 
 def check_heads(config: Config) -> None:
     """Raise ConfigError where one of two heads would learn nothing; the logits are of both."""
+    # Not in validate(), which comes before pretrained weights bring their distill_token
     if config.model.distill_token and config.train.distill_weight == 1:
         raise ConfigError(
             "train.distill_weight=1 leaves nothing to learn for the class token's head beside "
