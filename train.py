@@ -233,7 +233,7 @@ def train(
     reporting.start_log(run, screen, warnings)
     distillation = start.make_distillation(config, taught_by, data)
     checkpoints = start.make_checkpoints(config, run, batches, distillation)
-    state = start.starting_state(config, batches, weights, machine, new, checkpoints.precision())
+    state = start.starting_state(config, batches, weights, new, checkpoints.precision())
     if not new:
         start.resume(config, run, state, plan, checkpoints)
     cost = prepare.cost_of(config, len(data.classes), distillation)

@@ -45,7 +45,7 @@ def make_batches(config):
 
 def make_run_state(config, new=True):
     """The state that a run of this configuration starts from."""
-    return start.starting_state(config, make_batches(config), None, make_machine(), new)
+    return start.starting_state(config, make_batches(config), None, new)
 
 
 def plan_of(*overrides, num_images=40, count=1):
@@ -258,7 +258,8 @@ def test_weights_are_gathered_in_the_precision_of_the_run(monkeypatch, asked, sa
     )
     config = configured(*SMALL, "runtime.sharding=fsdp", f"train.precision={asked}")
     machine = Machine(CPU, Processes(count=2), workers=0, sharded=True)
-    start.starting_state(config, make_batches(config), None, machine, False, saved)
+    batches = prepare.make_batches(config, make_data(), machine, StopSignal())
+    start.starting_state(config, batches, None, False, saved)
     assert set(gathered) == {dtype}
 
 

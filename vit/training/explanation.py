@@ -118,7 +118,7 @@ def measure(
     batches = prepare.make_batches(part, data, machine, stop)
     images_at_once = config.train.micro_batch_size or share.batch_size
     try:
-        state = start.starting_state(part, batches, weights, machine, new=True)
+        state = start.starting_state(part, batches, weights, new=True)
         start.fit_memory(part, state, batches, True, distillation)
         step = start.make_step(part, state, batches, plan, 0, distillation)
         images_at_once = step.images_at_once

@@ -66,7 +66,6 @@ def starting_state(
     config: Config,
     batches: Batches,
     weights: Weights | None,
-    machine: Machine,
     new: bool,
     precision: str | None = None,
 ) -> TrainingState:
@@ -75,6 +74,7 @@ def starting_state(
     new: the run is not resumed; a resumed one has its weights replaced by resume(). precision: of
     a resumed run, see precision_of.
     """
+    machine = batches.machine
     # Seeded by purpose, so that the weights do not depend on what was random before
     torch.manual_seed(random_seed(config.seed, "initial weights"))
     model = build_model(asdict(config.model), len(batches.data.classes))
