@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,17 +28,10 @@ def build_loss(name: str, label_smoothing: float, class_weights: Tensor | None =
     if name == "cross_entropy" and class_weights is not None:
         return weighted_cross_entropy(label_smoothing, class_weights)
     if name == "cross_entropy":
-        return cross_entropy(label_smoothing)
+        return nn.CrossEntropyLoss(label_smoothing=label_smoothing, reduction="sum")
     if name == "bce":
         return binary_cross_entropy(label_smoothing, class_weights)
     raise ValueError(f"train.loss must be cross_entropy or bce, got {name}")
-
-
-def cross_entropy(label_smoothing: float) -> Loss:
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="sum")
-
-    return loss
 
 
 def weighted_cross_entropy(label_smoothing: float, class_weights: Tensor) -> Loss:
