@@ -232,11 +232,11 @@ def test_a_resumed_run_has_the_precision_it_had_or_is_asked_for(tmp_path):
     run.checkpoints.mkdir()
     header = {"config": {}, "classes": ["a"], "preprocessing": {}, "data": 1}
     checkpoints = RunCheckpoints(run.checkpoints, header, writes=True)
-    state = make_state(precision=Precision("fp16", CPU))
-    checkpoints.save_last(state)
+    checkpoints.save_last(make_run_state(configured(*SMALL, "train.precision=fp16")))
     for asked, expected in (("auto", "fp16"), ("fp32", "fp32")):
         config = configured(*SMALL, f"train.precision={asked}")
-        resumed = make_state()
+        batches, saved = make_batches(config), checkpoints.precision()
+        resumed = start.starting_state(config, batches, None, False, saved)
         start.resume(config, run, resumed, plan_of(), checkpoints)
         assert resumed.precision == Precision(expected, CPU)
 

@@ -220,12 +220,6 @@ def test_restoring_an_optimizer_leaves_the_weights_alone():
     assert rates == [group["lr"] for group in state.optimizer.param_groups]
 
 
-def test_the_precision_is_that_of_the_checkpoint():
-    state = make_state(optimizer=ADAMW, ema_decay=0.9)
-    header = {**header_of(state), "precision": "bf16"}
-    assert restored(state.tensors(), header, ADAMW).precision.name == "bf16"
-
-
 def test_weights_of_another_model_are_refused():
     state = make_state(make_model(hidden_size=32), ADAMW, ema_decay=0.9)
     with pytest.raises(CheckpointError, match=r"run/last\.safetensors: weights of another model"):

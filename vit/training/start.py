@@ -179,9 +179,6 @@ def resume(
     may_differ = config.resume_changed == "allow"
     for warning in checkpoints.resume(state, may_differ):
         log.info(f"warning: {warning}")
-    # That of the checkpoint is what auto chose; another may have been asked for since
-    if config.train.precision != "auto":
-        state.precision = Precision(config.train.precision, state.precision.device)
 
     step = state.progress.step
     if step > plan.total_steps:

@@ -209,13 +209,12 @@ class TrainingState:
             return gather_to_first(merge_low_rank(weights))
 
     def restore(self, tensors: dict[str, Tensor], header: Mapping[str, Any], source: str) -> None:
-        """Take over what tensors() gave, and the progress and precision of a checkpoint's header.
+        """Take over what tensors() gave, and the progress of a checkpoint's header.
 
         source: the path, for messages. Raises CheckpointError where these belong to another model
         or optimizer.
         """
         self.progress = Progress.from_dict(header["progress"], source)
-        self.precision = Precision(header["precision"], self.precision.device)
         for group in self.optimizer.param_groups:
             if "newton_schulz" in group:
                 # Earlier versions multiplied in bfloat16 alone, and their checkpoints have no key
