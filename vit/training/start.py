@@ -210,17 +210,12 @@ def fit_memory(
     ConfigError, see choose_micro_batch_size.
     """
     # First, so that the micro-batch leaves room for it
-    place_teacher(distillation, batches.machine)
+    if distillation is not None:
+        teacher, device = distillation.teacher, batches.machine.device
+        teacher.to(device)
+        exclude_faulty_attention(device, teacher.model)
     # Of evaluations too: what doesn't fit in a step need not be tried there
     batches.micro_batch_size = choose_micro_batch_size(config, state, batches, new, distillation)
-
-
-def place_teacher(distillation: Distillation | None, machine: Machine) -> None:
-    """Move a teacher to the device, whole in every process."""
-    if distillation is not None:
-        teacher = distillation.teacher
-        teacher.to(machine.device)
-        exclude_faulty_attention(machine.device, teacher.model)
 
 
 def choose_micro_batch_size(
