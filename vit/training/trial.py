@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vit.data.splits import ImageSplit
 from vit.errors import Stopped
 from vit.runtime.device import peak_memory, reset_peak_memory
 from vit.training.batches import Batches
@@ -88,14 +87,10 @@ def evaluation_seconds(state: TrainingState, batches: Batches) -> float:
     images = batches.data.val
     if images is None:
         return 0.0
-    part = first_images(images, batches.batch_size)
+    part = images.subset(torch.arange(min(batches.batch_size, len(images))))
     start = time.perf_counter()
     batches.evaluate(state.selected(), part, state.precision)
     return (time.perf_counter() - start) * len(images) / len(part)
-
-
-def first_images(images: ImageSplit, count: int) -> ImageSplit:
-    return images.subset(torch.arange(min(count, len(images))))
 
 
 def memory_by_purpose(
