@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit.runtime.precision import cpu_multiplies_bf16
+from vit.runtime.precision import DTYPES, cpu_multiplies_bf16
 
 # Of the quintic iteration x → a x + b x³ + c x⁵, which five times maps singular values from 0..1 to
 # about 0.7..1.2: chosen for a steep start, not for converging to 1
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
-NUMBER_FORMATS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 EPSILON = 1e-7  # keeps a gradient of zeros from dividing by zero
 
 
@@ -31,7 +30,7 @@ class Muon(torch.optim.Optimizer):
     that it is for a patch.
 
     params: parameter groups; lr: of a square matrix, see learning_rate_scale; newton_schulz: the
-    number format of its products, one of NUMBER_FORMATS.
+    number format of its products, bf16 or fp32.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Muon(torch.optim.Optimizer):
     def update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """One step of a group's parameters."""
         lr = group["lr"]
-        dtype = NUMBER_FORMATS[group["newton_schulz"]]
+        dtype = DTYPES[group["newton_schulz"]]
         directions = self.accelerate(parameters, group["momentum"], group["nesterov"])
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
         for shape, indices in indices_by_shape(parameters).items():
