@@ -93,15 +93,8 @@ def class_folder(path: str | DataError, folder: str) -> str:
 
 def sources_in_table(table: Path, label_column: str | None) -> Iterator[Source]:
     """The rows of a CSV or TSV file; paths are relative to its folder."""
-    for columns, line, cells in read_rows(table, label_column):
-        # Spreadsheets leave out empty cells at the end of a row
-        path, label = (
-            cells[column].strip() if column < len(cells) else ""
-            for column in (columns.path, columns.label)
-        )
-        if not path:
-            raise DataError(f"{table.absolute()}: line {line} has no path")
-        yield Source(os.path.normpath(table.parent / path), label)
+    for row in read_rows(table, label_column):
+        yield Source(os.path.normpath(table.parent / row.path), row.label)
 
 
 def sources_in_parquet(files: Sequence[Path], label_column: str | None) -> Iterator[Source]:

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,13 +40,13 @@ LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The positions of the columns in a row; split is None where the table has none."""
+class Row(NamedTuple):
+    """A row of a table: its line in the file and its cells; split is None without such a column."""
 
-    path: int
-    label: int
-    split: int | None
+    line: int
+    path: str
+    label: str
+    split: str | None
 
 
 @dataclass
@@ -84,8 +85,8 @@ def list_table(path: Path, label_column: str | None = None) -> Splits:
     # The name of the folder is a part of the fingerprint, from wherever the command is started
     path = path.absolute()
     rows = Rows()
-    for columns, line, cells in read_rows(path, label_column):
-        add_row(rows, path, columns, line, cells)
+    for row in read_rows(path, label_column):
+        add_row(rows, path, row)
     paths = np.array(rows.paths)
     rows.paths.clear()  # a million of them take more than the array
     splits = np.array(rows.splits)
@@ -96,18 +97,26 @@ def list_table(path: Path, label_column: str | None = None) -> Splits:
     return make_splits(path, classes, paths, labels, splits)
 
 
-def read_rows(path: Path, label_column: str | None) -> Iterator[tuple[Columns, int, list[str]]]:
-    """Yield (columns, line in the file, cells) of each row below the header. Raises DataError."""
+def read_rows(path: Path, label_column: str | None) -> Iterator[Row]:
+    """Yield the rows below the header. Raises DataError, also for a row without a path."""
     try:
         # The mark of UTF-8 that Excel writes would become part of the first column's name
         with open(path, encoding="utf-8-sig", newline="") as file:
             delimiter = delimiter_of(path, file.readline())
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            columns = find_columns(path, next(reader, []), label_column)
+            header = next(reader, [])
+            image_at, label_at, split_at = find_columns(path, header, label_column)
             for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    yield columns, reader.line_num, cells
+                if not any(cell.strip() for cell in cells):
+                    continue
+                # Spreadsheets leave out empty cells at the end of a row
+                cells.extend([""] * (len(header) - len(cells)))
+                image, label = cells[image_at].strip(), cells[label_at].strip()
+                if not image:
+                    raise DataError(f"{path.absolute()}: line {reader.line_num} has no path")
+                split = None if split_at is None else cells[split_at].strip()
+                yield Row(reader.line_num, image, label, split)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(
@@ -123,17 +132,19 @@ def delimiter_of(path: Path, header: str) -> str:
     return next((character for character in ",;\t" if character in header), ",")
 
 
-def find_columns(path: Path, names: Sequence[str], label_column: str | None) -> Columns:
-    """The columns by their names, in upper or lower case.
+def find_columns(
+    path: Path, names: Sequence[str], label_column: str | None
+) -> tuple[int, int, int | None]:
+    """The positions of path, label and split (None without one), by names in upper or lower case.
 
     label_column: the exact name of the column with the classes; None: one of LABEL_COLUMNS.
     Raises DataError for a column that is missing, or where two could be meant.
     """
     names = [name.strip() for name in names]
-    image = find_column(path, names, "path", PATH_COLUMNS)
-    split = find_column(path, names, "split", SPLIT_COLUMNS)
+    image = find_column(path, names, PATH_COLUMNS)
+    split = find_column(path, names, SPLIT_COLUMNS)
     if label_column is None:
-        label = find_column(path, names, "label", LABEL_COLUMNS)
+        label = find_column(path, names, LABEL_COLUMNS)
     elif label_column in names:
         label = names.index(label_column)
     else:
@@ -149,43 +160,37 @@ def find_columns(path: Path, names: Sequence[str], label_column: str | None) -> 
             )
     assert image is not None
     assert label is not None
-    return Columns(image, label, split)
+    return image, label, split
 
 
-def find_column(path: Path, names: list[str], role: str, known: tuple[str, ...]) -> int | None:
+def find_column(path: Path, names: list[str], known: tuple[str, ...]) -> int | None:
     """The position of the column with one of the known names, or None; DataError for two."""
     found = [position for position, name in enumerate(names) if name.lower() in known]
-    # The name of the role itself goes before its other names
-    exact = [position for position in found if names[position].lower() == role]
+    # The first of the known names goes before the others
+    exact = [position for position in found if names[position].lower() == known[0]]
     found = exact or found
     if len(found) > 1:
         both = " and ".join(names[position] for position in found)
-        raise DataError(f"{path.absolute()}: {both} can each be the column {role}; rename one")
+        raise DataError(f"{path.absolute()}: {both} can each be the column {known[0]}; rename one")
     return found[0] if found else None
 
 
-def add_row(rows: Rows, table: Path, columns: Columns, line: int, cells: list[str]) -> None:
-    """Add one row. Raises DataError for one that lacks something, and for an unknown split."""
-    # Spreadsheets leave out empty cells at the end of a row
-    values = [
-        "" if column is None or column >= len(cells) else cells[column].strip()
-        for column in (columns.path, columns.label, columns.split)
-    ]
-    path, label, split_name = values
-    if not path or not label:
-        missing = "label" if path else "path"
-        raise DataError(f"{table.absolute()}: line {line} has no {missing}")
-    split = "train" if columns.split is None else split_of(split_name)
+def add_row(rows: Rows, table: Path, row: Row) -> None:
+    """Add one row. Raises DataError for one without a label, and for an unknown split."""
+    if not row.label:
+        raise DataError(f"{table.absolute()}: line {row.line} has no label")
+    split = "train" if row.split is None else split_of(row.split)
     if split is None:
         known = ", ".join(names[0] for names in SPLIT_FOLDERS.values())
         raise DataError(
-            f"{table.absolute()}: line {line} has an unknown split {split_name!r}; expected {known}"
+            f"{table.absolute()}: line {row.line} has an unknown split {row.split!r}; expected "
+            f"{known}"
         )
     # Two ways to write one path are one image
-    rows.paths.append(os.fsencode(os.path.normpath(os.path.join(table.parent, path))))
-    rows.labels.append(rows.names.setdefault(label, len(rows.names)))
+    rows.paths.append(os.fsencode(os.path.normpath(os.path.join(table.parent, row.path))))
+    rows.labels.append(rows.names.setdefault(row.label, len(rows.names)))
     rows.splits.append(list(SPLIT_FOLDERS).index(split))
-    rows.lines.append(line)
+    rows.lines.append(row.line)
 
 
 def sort_classes(table: Path, rows: Rows, splits: np.ndarray) -> tuple[list[str], np.ndarray]:
