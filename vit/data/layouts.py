@@ -26,25 +26,17 @@ EXPECTED = (
 class Layout:
     """Where the class folders of each split lie.
 
-    train: the root itself where it holds the class folders and no splits. val, test: None where
-    there is no such folder, so that the split has to be cut from train.
+    folders: {split: its folder}. That of train is the root itself where it holds the class folders
+    and no splits. A split that has to be cut from train has none.
     """
 
     root: Path
-    train: Path
-    val: Path | None
-    test: Path | None
+    folders: dict[str, Path]
 
     @property
     def is_flat(self) -> bool:
         """Whether the root holds the class folders themselves."""
-        return self.train == self.root
-
-    @property
-    def folders(self) -> dict[str, Path]:
-        """{split: its folder} of the splits that there are."""
-        folders = {"train": self.train, "val": self.val, "test": self.test}
-        return {split: folder for split, folder in folders.items() if folder is not None}
+        return self.folders["train"] == self.root
 
     def title(self, split: str) -> str:
         """The split's name for people, such as "pets validation"."""
@@ -87,22 +79,29 @@ def find_layout(root: Path) -> Layout:
     """
     if not os.path.isdir(root):
         raise DataError(f"{root.absolute()}: no such folder, or it may not be opened; {EXPECTED}")
-    names = class_names(root)
-    found = {split: split_folder(root, split, names) for split in SPLIT_FOLDERS}
-    train, val, test = found["train"], found["val"], found["test"]
-    others = [root / name for name in names if root / name not in found.values()]
-
-    if train is not None:
-        require_no_classes_beside(train, others)
-        return Layout(root, train, val, test)
-    held_out = val or test
-    if held_out is not None:
+    folders, others = find_splits(root)
+    if "train" in folders:
+        require_no_classes_beside(folders["train"], others)
+        return Layout(root, folders)
+    if folders:
+        held_out = next(iter(folders.values()))
         raise DataError(
             f"{root.absolute()}: holds {held_out.name}/ but no train/; {EXPECTED} (a class that "
             "is called like a split needs another name)"
         )
     require_classes(root, others)
-    return Layout(root, root, None, None)
+    return Layout(root, {"train": root})
+
+
+def find_splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
+    """({split: its folder} of the splits that there are, the other folders of the root).
+
+    Raises DataError where two folders can be the same split.
+    """
+    names = class_names(root)
+    found = {split: split_folder(root, split, names) for split in SPLIT_FOLDERS}
+    folders = {split: folder for split, folder in found.items() if folder is not None}
+    return folders, [root / name for name in names if root / name not in folders.values()]
 
 
 def split_folder(root: Path, split: str, names: list[str]) -> Path | None:

@@ -42,7 +42,7 @@ def list_folders(root: Path) -> Splits:
     """Images in folders, as vit.data.layouts finds them: with splits, or the classes alone."""
     layout = find_layout(root)
     unsupported: list[str] = []
-    classes, train = list_class_folders(layout.train, layout.title("train"), unsupported)
+    classes, train = list_class_folders(layout.folders["train"], layout.title("train"), unsupported)
     others = {
         split: list_same_classes(folder, classes, layout.title(split), unsupported)
         for split, folder in layout.folders.items()

@@ -19,7 +19,7 @@ from torch import Tensor
 from vit.data.class_folders import class_names, imagenet_wnids, list_labeled
 from vit.data.class_matching import knows_imagenet, match_classes
 from vit.data.image_files import iter_image_files
-from vit.data.layouts import SPLIT_FOLDERS, folder_name, require_no_classes_beside, split_folder
+from vit.data.layouts import find_splits, folder_name, require_no_classes_beside
 from vit.data.parquet_index import find_parquet
 from vit.data.splits import ImageDataset, ImageSplit, sample_evenly
 from vit.errors import DataError
@@ -117,11 +117,8 @@ def read_whole_folder(root: Path, classes: Sequence[str]) -> TestSet:
 
 def splits_in(root: Path) -> dict[str, Path]:
     """{split: its folder}; empty where the root holds the class folders themselves."""
-    names = class_names(root)
-    found = {split: split_folder(root, split, names) for split in SPLIT_FOLDERS}
-    folders = {split: folder for split, folder in found.items() if folder is not None}
+    folders, others = find_splits(root)
     if folders:
-        others = [root / name for name in names if root / name not in folders.values()]
         require_no_classes_beside(next(iter(folders.values())), others)
     return folders
 
