@@ -204,6 +204,14 @@ def test_labels_without_a_class_are_refused(tmp_path):
         load(out)
 
 
+def test_names_of_classes_that_are_not_utf8_are_refused(tmp_path):
+    out = write(tmp_path)
+    (out / "classes.txt").write_bytes(b"caf\xe9\ndog\n")
+    for look in (load, lambda root: list(find_sources([str(root)]))):
+        with pytest.raises(DataError, match=rf"{out}/classes\.txt: can't read the names of the"):
+            look(out)
+
+
 @pytest.mark.parametrize("option", ["--per-shard=0", "--short-side=0", "--workers=0"])
 def test_options_out_of_range_are_refused(tmp_path, option, capsys):
     with pytest.raises(SystemExit) as ended:

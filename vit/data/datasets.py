@@ -26,7 +26,7 @@ from vit.data.class_folders import (
 from vit.data.layouts import folder_name
 from vit.data.listing import list_images
 from vit.data.splits import ImageDataset, ImageSplit, Splits, hold_out
-from vit.data.tar_index import CLASSES, SPLITS, index_split
+from vit.data.tar_index import CLASSES, SPLITS, index_split, read_class_names
 from vit.data.test_sets import TEST_SETS
 from vit.errors import ConfigError, DataError
 from vit.runtime.device import wide_device
@@ -325,9 +325,8 @@ def read_shards(request: Request) -> Splits:
     labels = torch.cat([images.labels for images in splits.values() if images is not None])
     # Shards may have been written by others, who count from 1 or have another list of classes
     highest = int(labels.max()) if len(labels) else -1
-    if (root / CLASSES).is_file():
-        classes = (root / CLASSES).read_text(encoding="utf-8").splitlines()
-    else:
+    classes = read_class_names(root)
+    if classes is None:
         classes = [str(label) for label in range(highest + 1)]
     if highest >= len(classes) or (labels < 0).any():
         raise DataError(

@@ -19,7 +19,7 @@ from vit.data.layouts import split_of
 from vit.data.parquet_index import find_parquet, iter_labels
 from vit.data.preprocessing import Preprocessing
 from vit.data.tables import is_table, read_rows
-from vit.data.tar_index import CLASSES, index_shard, require_finished
+from vit.data.tar_index import index_shard, read_class_names, require_finished
 from vit.errors import DataError
 
 
@@ -116,19 +116,9 @@ def find_shards(path: Path) -> list[Path]:
 def sources_in_shards(shards: Sequence[Path]) -> Iterator[Source]:
     """The images of tar shards, one shard after another."""
     for shard in shards:
-        names = class_names(shard.parent / CLASSES)
+        names = dict(enumerate(read_class_names(shard.parent) or []))
         for path, label in zip(*index_shard(shard), strict=True):
-            yield Source(os.fsdecode(path), names[label] if label in names else str(label))
-
-
-def class_names(file: Path) -> dict[int, str]:
-    """{label: name} of shards' classes, one name a line; none without that file."""
-    try:
-        return dict(enumerate(file.read_text(encoding="utf-8").splitlines()))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: can't read the names of the classes ({error})") from None
+            yield Source(os.fsdecode(path), names.get(label, str(label)))
 
 
 def labeled_batches(

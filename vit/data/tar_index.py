@@ -30,6 +30,20 @@ def require_finished(root: Path) -> None:
         )
 
 
+def read_class_names(folder: Path) -> list[str] | None:
+    """The names of the shards' classes in the order of the labels, or None where no file has them.
+
+    Raises DataError for a file that can't be read.
+    """
+    file = folder / CLASSES
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: can't read the names of the classes ({error})") from None
+
+
 def index_split(root: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(paths, bytes (n,); labels, int64 (n,)) of all shards of a split, or None without any shard.
 
