@@ -18,13 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vit.data.image_files import (
-    iter_image_files,
-    no_images,
-    open_image,
-    open_lazily,
-    unsupported_image,
-)
+from vit.data.image_files import iter_image_files, no_images, open_image, unsupported_image
 from vit.errors import DataError, run_command, writing_to
 from vit.files import atomic_write
 from vit.runtime.cores import usable_cores
@@ -39,11 +33,9 @@ def shrink_image(source: str | Path, short_side: int | None, quality: int) -> by
     Without short_side any image is small enough. Raises DataError for an image that cannot be read,
     also where it is small enough: better now than in training.
     """
-    with open_lazily(source) as image:
-        is_large = short_side is not None and min(image.size) > short_side
     # Decoded in any case, so that a damaged file shows now
     image = open_image(source)
-    if short_side is None or not is_large:
+    if short_side is None or min(image.size) <= short_side:
         return None
     factor = short_side / min(image.size)
     # Rounding must not make the shorter side shorter still
