@@ -20,6 +20,8 @@ from transformers import (
 
 from vit.errors import CheckpointError
 from vit.model.vision_transformer import VisionTransformer
+from vit.weights.config_file import read_config
+from vit.weights.huggingface import preprocessing_of
 from vit.weights.loading import build, load_into, read
 
 SIZES = {
@@ -203,6 +205,13 @@ def test_the_preprocessing_beside_that_of_text(tmp_path):
     # One without images says nothing of them
     (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIP"}))
     assert read(tmp_path).preprocessing is None
+
+
+def test_a_center_crop_of_images_of_many_shapes_is_refused(tmp_path):
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text('{"size": {"longest_edge": 80}, "do_center_crop": true}')
+    with pytest.raises(CheckpointError, match="a center crop needs a size by its shortest_edge"):
+        preprocessing_of(read_config(path), {"num_channels": 3}, by_shortest_edge=True)
 
 
 def test_a_preprocessing_of_smaller_images_than_the_positions(tmp_path):

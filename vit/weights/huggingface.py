@@ -250,8 +250,9 @@ def resize_and_crop(
         crop = sides_of(config, "crop_size")
         height, width = crop.get("height", COUNT), crop.get("width", COUNT)
         edge = size.get("shortest_edge", COUNT)
-        if by_shortest_edge and edge is None and size.get("height", COUNT) == size.fields["width"]:
-            edge = size.get("height", COUNT)
+        side = size.get("height", COUNT)
+        if by_shortest_edge and edge is None and side == size.get("width", COUNT):
+            edge = side
         if edge is None or height is None or height != width:
             raise CheckpointError(
                 f"{config.path}: a center crop needs a size by its shortest_edge and a square "
