@@ -68,6 +68,8 @@ def test_other_classes_are_refused_with_the_differences(tmp_path):
     check_classes(["a", "b"], ["a", "b"], tmp_path)
     with pytest.raises(DataError, match=rf"{tmp_path}: .*lacks b and has besides c"):
         check_classes(["a", "b"], ["a", "c"], tmp_path)
+    with pytest.raises(DataError, match="are not those of train: it has them in another order"):
+        check_classes(["a", "b"], ["b", "a"], tmp_path)
     many = [str(number) for number in range(10, 20)]
     with pytest.raises(DataError, match="has besides 10, 11, 12 …"):
         check_classes(["a"], ["a", *many], tmp_path)

@@ -168,6 +168,8 @@ def check_classes(classes: list[str], found: list[str], path: Path) -> None:
         differences.append(f"lacks {first_names(missing)}")
     if extra:
         differences.append(f"has besides {first_names(extra)}")
+    if not differences:
+        differences.append("has them in another order")
     raise DataError(
         f"{path.absolute()}: its classes are not those of train: it {' and '.join(differences)}"
     )
