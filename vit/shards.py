@@ -55,7 +55,7 @@ def samples_of(images: ImageSplit) -> Iterator[Source]:
     """
     assert images.paths is not None
     order = list(range(len(images)))
-    if b".parquet!" not in images.paths[0].lower():
+    if order and b".parquet!" not in images.paths[0].lower():
         # Sorted first, since folders are listed in any order
         order = images.paths.argsort(kind="stable").tolist()
         random.Random(0).shuffle(order)

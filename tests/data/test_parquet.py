@@ -229,6 +229,15 @@ def test_shards_are_written_from_parquet_files(tmp_path):
     assert contents == [(number, label, 7) for number, label in enumerate(labels.tolist())]
 
 
+def test_a_split_without_rows_has_no_shards(tmp_path):
+    write(tmp_path / "in/train-0.parquet", [0, 1])
+    empty = parquet.read_table(tmp_path / "in/train-0.parquet").slice(0, 0)
+    parquet.write_table(empty, tmp_path / "in/test-0.parquet")
+    shards.main([str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"])
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["classes.txt", "train-000000.tar"]
+
+
 def test_shards_are_written_from_a_table(tmp_path):
     make_images(tmp_path / "pets", {".": 3})
     lines = ["path,kind"]
