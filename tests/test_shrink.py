@@ -13,15 +13,17 @@ def test_large_images_become_smaller_and_small_ones_are_copied(tmp_path, capsys)
     make_images(source, {"train": 2})
     small = (source / "train" / "cat" / "0.jpg").read_bytes()
     Image.new("RGB", (900, 600), "red").save(source / "train" / "cat" / "large.jpeg")
+    Image.new("RGB", (900, 600)).save(source / "train" / "cat" / "browser.JFIF", "JPEG")
     Image.new("RGBA", (300, 500), "blue").save(source / "train" / "dog" / "tall.png")
     main([str(source), str(out), "--short-side", "200", "--workers", "2"])
-    assert "6 images" in capsys.readouterr().out
+    assert "7 images" in capsys.readouterr().out
     assert (out / "train" / "cat" / "0.jpg").read_bytes() == small
-    with Image.open(out / "train" / "cat" / "large.jpeg") as image:
-        assert (image.format, image.size) == ("JPEG", (300, 200))
+    for name in ("large.jpeg", "browser.JFIF"):
+        with Image.open(out / "train" / "cat" / name) as image:
+            assert (image.format, image.size) == ("JPEG", (300, 200))
     with Image.open(out / "train" / "dog" / "tall.png.jpg") as image:
         assert (image.format, image.size, image.mode) == ("JPEG", (200, 333), "RGB")
-    assert len([path for path in out.rglob("*") if path.is_file()]) == 6
+    assert len([path for path in out.rglob("*") if path.is_file()]) == 7
 
 
 def test_a_second_start_leaves_what_is_written(tmp_path):

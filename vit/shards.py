@@ -27,7 +27,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from vit.data.image_files import EXTENSIONS, open_encoded, open_lazily
+from vit.data.image_files import EXTENSIONS, JPEG, open_encoded, open_lazily
 from vit.data.layouts import find_layout
 from vit.data.listing import list_images
 from vit.data.parquet_index import find_parquet
@@ -37,7 +37,7 @@ from vit.errors import ConfigError, DataError, run_command, writing_to
 from vit.files import write_text
 from vit.runtime.cores import usable_cores
 from vit.runtime.process_pool import map_in_processes
-from vit.shrink import JPEG_SUFFIXES, report_unreadable, shrink_image
+from vit.shrink import report_unreadable, shrink_image
 
 JPEG_QUALITY = 90  # of images that are made smaller
 
@@ -69,13 +69,13 @@ def encode_sample(source: Source, short_side: int | None) -> Sample | str:
     try:
         jpeg = shrink_image(path, short_side, JPEG_QUALITY)
         suffix = suffix_of(path)
-        # A sample's files share their name up to the first extension, so there must be no second
         if jpeg is None:
             with open_encoded(path) as file:
                 return suffix, file.read(), label
     except DataError as error:
         return str(error)
-    return suffix if suffix.lower() in JPEG_SUFFIXES else ".jpg", jpeg, label
+    # A sample's files share their name up to the first extension, so there must be no second
+    return suffix if suffix.lower() in JPEG else ".jpg", jpeg, label
 
 
 def suffix_of(path: str) -> str:

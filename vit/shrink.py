@@ -18,13 +18,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from vit.data.image_files import iter_image_files, no_images, open_image, unsupported_image
+from vit.data.image_files import (
+    JPEG,
+    iter_image_files,
+    no_images,
+    open_image,
+    unsupported_image,
+)
 from vit.errors import DataError, run_command, writing_to
 from vit.files import atomic_write
 from vit.runtime.cores import usable_cores
 from vit.runtime.process_pool import map_in_processes
-
-JPEG_SUFFIXES = (".jpg", ".jpeg")
 
 
 def shrink_image(source: str | Path, short_side: int | None, quality: int) -> bytes | None:
@@ -62,7 +66,7 @@ def shrink_file(paths: tuple[Path, Path], short_side: int, quality: int) -> str 
         jpeg = shrink_image(source, short_side, quality)
     except DataError as error:
         return str(error)
-    if jpeg is not None and source.suffix.lower() not in JPEG_SUFFIXES:
+    if jpeg is not None and source.suffix.lower() not in JPEG:
         target = target_jpeg
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as temporary:
