@@ -16,7 +16,13 @@ from PIL import Image
 from benchmarks.emulated_device import emulated_device
 from vit.augment.policies import build_policies
 from vit.data.class_folders import list_class_folders
-from vit.data.loader import ImageFileDataset, copy_ahead, decode_batches, evaluation_batches
+from vit.data.loader import (
+    ImageFileDataset,
+    copy_ahead,
+    decode_batches,
+    evaluation_batches,
+    evaluation_pixels,
+)
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
 from vit.data.splits import ImageSplit
@@ -133,16 +139,15 @@ def test_evaluation_sees_every_image_once_in_order(tmp_path):
 def test_evaluation_is_shared_by_processes(count, processes):
     pixels = torch.arange(count, dtype=torch.uint8).reshape(-1, 1, 1, 1)
     images = ImageSplit("numbers", torch.arange(count) + 100, pixels)
-    plain = Preprocessing((1, 1), 1, (0.0,), (1 / 255,), None, "bilinear")
     seen, lengths = [], []
     for rank in range(processes):
-        batches = list(evaluation_batches(images, 5, plain, 0, CPU, rank, processes))
+        batches = list(evaluation_pixels(images, 5, PREPROCESSING, 0, CPU, rank, processes))
         lengths.append([len(labels) for _, labels in batches])
-        inputs = torch.cat([inputs for inputs, _ in batches]).flatten().round().long()
+        numbers = torch.cat([pixels for pixels, _ in batches]).flatten().long()
         labels = torch.cat([labels for _, labels in batches])
         counted = labels != -1
-        assert torch.equal(labels[counted], inputs[counted] + 100)
-        seen += inputs[counted].tolist()
+        assert torch.equal(labels[counted], numbers[counted] + 100)
+        seen += numbers[counted].tolist()
     assert sorted(seen) == list(range(count))
     # Or some processes would wait for the others for ever
     assert all(length == lengths[0] for length in lengths)

@@ -10,7 +10,7 @@ from vit.augment.batch import BatchAugmentation
 from vit.augment.mixing import MixupCutmix
 from vit.augment.policies import build_policies
 from vit.data.datasets import load_data
-from vit.data.loader import evaluation_batches
+from vit.data.loader import evaluation_batches, evaluation_pixels
 from vit.data.preprocessing import Preprocessing
 from vit.data.sample_order import SampleOrder
 from vit.data.splits import ImageDataset
@@ -105,7 +105,8 @@ def test_evaluation_counts_every_image_once(n, count):
     batches_of: list[list] = []
     for rank in range(count):
         parts.append([])
-        batches_of.append(list(evaluation_batches(images, 5, preprocessing, 0, CPU, rank, count)))
+        pixels = evaluation_pixels(images, 5, preprocessing, 0, CPU, rank, count)
+        batches_of.append([(preprocessing.to_input(part), labels) for part, labels in pixels])
         evaluate(model, batches_of[rank], precision, over_processes=noting(parts[rank]))
 
     # Otherwise some would wait for the others forever

@@ -236,14 +236,12 @@ def evaluation_batches(
     preprocessing: Preprocessing,
     workers: int,
     device: torch.device,
-    rank: int = 0,
-    processes: int = 1,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Every image once, in order, as the model takes it; the last batch may be smaller.
 
-    Yields float32 (B, C, *image_size) and labels int64 (B,); otherwise as evaluation_pixels.
+    Yields float32 (B, C, *image_size) and labels int64 (B,) on the device.
     """
-    batches = evaluation_pixels(images, batch_size, preprocessing, workers, device, rank, processes)
+    batches = evaluation_pixels(images, batch_size, preprocessing, workers, device)
     with contextlib.closing(batches):
         for pixels, labels in batches:
             yield preprocessing.to_input(pixels), labels
