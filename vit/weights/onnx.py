@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vit.errors import ConfigError
 from vit.weights.description import Weights, as_pair, input_preprocessing
-from vit.weights.loading import build
+from vit.weights.loading import build_from
 
 OPSET = 18  # the oldest that torch's exporter writes without converting
 
@@ -23,7 +23,7 @@ def write(weights: Weights, out: Path) -> list[str]:
     ConfigError where onnx is missing, or where onnxruntime computes other logits.
     """
     require_packages("onnx", "onnxscript")
-    model = build(weights.path)
+    model = build_from(weights)
     height, width = as_pair(weights.model["image_size"])
     shape = (2, weights.model["num_channels"], height, width)
     # A batch of two: the exporter would take one for a constant.
