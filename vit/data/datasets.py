@@ -169,17 +169,15 @@ def load_data(
         train, val = hold_out(train, val_fraction, f"{train.title}, held out for validation")
 
     # After the cuts, so that a limited test split is part of the whole one
-    train = train.limited(limit)
-    val = None if val is None else val.limited(limit)
-    test = test.limited(limit)
+    data = ImageDataset(classes, train, val, test, layout).limited(limit)
     # Few images or many classes may leave nothing, which would fail later with less to go by
-    for images in (train, val, test):
+    for images in (data.train, data.val, data.test):
         if images is not None and len(images) == 0:
             raise DataError(
                 f"{images.title}: no image is left; hold out more or fewer with "
                 "data.val_fraction or data.test_fraction, or raise data.limit"
             )
-    return ImageDataset(classes, train, val, test, layout)
+    return data
 
 
 def read_digits(request: Request) -> Splits:

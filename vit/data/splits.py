@@ -118,6 +118,15 @@ class ImageDataset:
             "split=val: nothing was held out of train (data.val_fraction=0); use split=test"
         )
 
+    def limited(self, limit: int | None) -> "ImageDataset":
+        """At most `limit` images of every split, spread evenly over the classes; None: all."""
+        return replace(
+            self,
+            train=self.train.limited(limit),
+            val=None if self.val is None else self.val.limited(limit),
+            test=self.test.limited(limit),
+        )
+
 
 def rank_within_class(labels: Tensor) -> Tensor:
     """The position of each sample in a fixed random order of its class, int64 (n,)."""

@@ -49,16 +49,10 @@ class TestSet:
         """At most `limit` images of every split, spread evenly over the classes; None: all."""
         if limit is None:
             return self
-        data, answers = self.data, self.answers
+        answers = self.answers
         if answers is not None:
-            answers = answers[sample_evenly(data.test.labels, limit)]
-        data = replace(
-            data,
-            train=data.train.limited(limit),
-            val=None if data.val is None else data.val.limited(limit),
-            test=data.test.limited(limit),
-        )
-        return replace(self, data=data, answers=answers)
+            answers = answers[sample_evenly(self.data.test.labels, limit)]
+        return replace(self, data=self.data.limited(limit), answers=answers)
 
 
 def of_test_images(classes: Sequence[str], images: ImageSplit) -> ImageDataset:
