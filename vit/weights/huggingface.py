@@ -5,6 +5,7 @@ file may hold too.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
     """
     config = read_config_of("model_type", "Hugging Face", path)
     known = known_arguments(config)
-    used, left_over = sort_out(tensors, path)
+    used, left_over = sort_out(tensors, IGNORED, PREFIXES, path)
     ours = to_ours(used, TABLE, path, "Hugging Face")
     model, assumed = describe(ours, path, known, EPSILONS["vit"])
     return Weights(
@@ -134,15 +135,19 @@ def read(path: Path, tensors: dict[str, Tensor]) -> Weights:
     )
 
 
-def sort_out(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """A classifier's tensors under the names of TABLE, and the full names of the others."""
-    ignored = IGNORED
-    if "classifier.weight" in tensors:
-        ignored = (*IGNORED, "pooler.")  # ViTForImageClassification doesn't use it
-    ignored = tuple(prefix + name for prefix in ("", *PREFIXES) for name in ignored)
+def sort_out(
+    tensors: Mapping[str, Tensor], ignored: tuple[str, ...], prefixes: Sequence[str], path: Path
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of an image model without their prefix, and the full names of the others.
+
+    ignored: how the names of the others begin after a prefix, if they have one.
+    """
+    if any(name.endswith("classifier.weight") for name in tensors):
+        ignored = (*ignored, "pooler.")  # …ForImageClassification doesn't use it
+    ignored = tuple(prefix + name for prefix in ("", *prefixes) for name in ignored)
     left_over = tuple(name for name in tensors if name.startswith(ignored))
     used = {name: tensor for name, tensor in tensors.items() if name not in left_over}
-    return without_prefix(used, PREFIXES, path), left_over
+    return without_prefix(used, prefixes, path), left_over
 
 
 def known_arguments(config: ConfigFile) -> dict[str, Any]:

@@ -37,7 +37,6 @@ from vit.weights.names import (
     REGISTERS,
     split_qkv,
     to_ours,
-    without_prefix,
 )
 
 # Of masked image modeling, buffers, and everything that is of the text tower
@@ -205,7 +204,8 @@ def read(path: Path, tensors: dict[str, Tensor], family: Family) -> Weights:
     file = read_config(path.parent / "config.json")
     # That of the image tower, where there are two
     config = file.part("vision_config") if "vision_config" in file else file
-    used, left_over = sort_out(tensors, family, path)
+    used, left_over = huggingface.sort_out(tensors, IGNORED, (family.prefix,), path)
+    used = with_first_axis(split_qkv(used, "in_proj_", path))
     known = known_arguments(config, family) | family.settings(config, used)
     if known["global_pool"] == "mean":
         unused = [name for name in used if name.startswith("head.")]
@@ -233,24 +233,15 @@ def read(path: Path, tensors: dict[str, Tensor], family: Family) -> Weights:
     )
 
 
-def sort_out(
-    tensors: Mapping[str, Tensor], family: Family, path: Path
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The image model's tensors without the prefix, and the full names of the others."""
-    ignored = IGNORED
-    if any(name.endswith("classifier.weight") for name in tensors):
-        ignored = (*IGNORED, "pooler.")
-    ignored = tuple(prefix + name for prefix in ("", family.prefix) for name in ignored)
-    left_over = tuple(name for name in tensors if name.startswith(ignored))
-    used = {name: tensor for name, tensor in tensors.items() if name not in left_over}
-    used = without_prefix(used, (family.prefix,), path)
+def with_first_axis(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors, those of FLAT with a first axis of one."""
     shaped = {}
-    for name, tensor in split_qkv(used, "in_proj_", path).items():
+    for name, tensor in tensors.items():
         if name in FLAT and tensor.dim() in (1, 2):
             shaped[FLAT[name]] = tensor.reshape(1, -1, tensor.shape[-1])
         else:
             shaped[name] = tensor
-    return shaped, left_over
+    return shaped
 
 
 def known_arguments(config: ConfigFile, family: Family) -> dict[str, Any]:
