@@ -94,19 +94,19 @@ def read_whole_folder(root: Path, classes: Sequence[str]) -> TestSet:
         split: list_matched(folder, classes, f"{name} {folder.name}")
         for split, folder in folders.items()
     }
-    test = splits.get("test", splits.get("val"))
-    if test is None:
+    tested = "test" if "test" in splits else "val"
+    if tested not in splits:
         raise DataError(
             f"{root.absolute()}: holds {folders['train'].name}/ alone, and nothing is cut from the "
             f"folder of another data set; data.root={folders['train']} takes it whole"
         )
-    if "test" not in splits:
+    # Taken out: a temperature may not be fitted on val where it is used as test
+    test = splits.pop(tested)
+    if tested == "val":
         test = replace(test, title=f"{test.title}, used as test")
     train = splits.get("train", no_images(name))
-    # val is not what the temperature may be fitted on where it is used as test
-    val = splits.get("val") if "test" in splits else None
-    taken = f"{name}/{folders.get('test', folders.get('val', root)).name} taken whole"
-    return TestSet(ImageDataset(list(classes), train, val, test), taken)
+    data = ImageDataset(list(classes), train, splits.get("val"), test)
+    return TestSet(data, f"{name}/{folders[tested].name} taken whole")
 
 
 def splits_in(root: Path) -> dict[str, Path]:
@@ -128,14 +128,13 @@ def list_matched(folder: Path, classes: Sequence[str], title: str) -> ImageSplit
     return list_labeled(folder, names, match_classes(names, classes, folder), title)
 
 
-def require_folder(root: Path, name: str, advice: str) -> Path:
-    """The root. Raises DataError, which says how to get it, where it is no folder."""
-    if root.is_dir():
-        return root
-    raise DataError(
-        f"data={name}: no folder {root.absolute()}; {advice}, or say where it is with "
-        "data.root=FOLDER"
-    )
+def require_folder(root: Path, name: str, advice: str) -> None:
+    """Raise DataError, which says how to get it, where the root is no folder."""
+    if not root.is_dir():
+        raise DataError(
+            f"data={name}: no folder {root.absolute()}; {advice}, or say where it is with "
+            "data.root=FOLDER"
+        )
 
 
 def read_imagenet_v2(root: Path, classes: Sequence[str]) -> TestSet:
