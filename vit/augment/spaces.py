@@ -136,21 +136,15 @@ def timm_posterize(level: float, side: int) -> float:
 
 
 def timm_solarize(level: float, side: int) -> float:
-    return 256 - min(256, int(256 * level))
-
-
-def timm_solarize_add(level: float, side: int) -> float:
-    return min(128, int(110 * level))
-
-
-def timm_factor(level: float, side: int) -> float:
-    return min(0.9, 0.9 * level)
+    return 256 - int(256 * level)
 
 
 def timm_translation(level: float, side: int) -> float:
     """In pixels: up to 45 % of the side."""
     return level * 0.45 * side
 
+
+timm_factor = functools.partial(proportional, full_scale=0.9)
 
 # timm's "increasing" variants, the inc1 of rand-m9-mstd0.5-inc1: a higher level is a stronger
 # change
@@ -161,7 +155,7 @@ TIMM_OPERATIONS = [
     Operation("rotate", functools.partial(proportional, full_scale=30), signed=True),
     Operation("posterize", timm_posterize),
     Operation("solarize", timm_solarize),
-    Operation("solarize_add", timm_solarize_add),
+    Operation("solarize_add", functools.partial(whole_number, full_scale=110)),
     Operation("saturation", timm_factor, signed=True, center=1.0),
     Operation("contrast", timm_factor, signed=True, center=1.0),
     Operation("brightness", timm_factor, signed=True, center=1.0),
