@@ -51,16 +51,14 @@ def with_key_bias(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors | added
 
 
-def join_gates(
-    tensors: dict[str, Tensor], gate: str = ".mlp.gate.", value: str = ".mlp.value."
-) -> dict[str, Tensor]:
+def join_gates(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Put the two first layers of a gated MLP into one: the gate, then what it gates."""
     joined = {}
     for name, tensor in tensors.items():
-        if gate in name:
-            parts = [tensor, tensors[name.replace(gate, value)]]
-            joined[name.replace(gate, ".mlp.fc1.")] = torch.cat(parts)
-        elif value not in name:
+        if ".mlp.gate." in name:
+            parts = [tensor, tensors[name.replace(".gate.", ".value.")]]
+            joined[name.replace(".gate.", ".fc1.")] = torch.cat(parts)
+        elif ".mlp.value." not in name:
             joined[name] = tensor
     return joined
 
