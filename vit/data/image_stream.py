@@ -24,8 +24,6 @@ from vit.data.image_files import (
     is_image_file,
     is_unsupported,
     no_images,
-    open_image,
-    to_pixels,
     unsupported_image,
     walk_folders,
 )
@@ -133,8 +131,7 @@ class PathDataset(Dataset):
         # Opening a named pipe would block until somebody writes to it
         if not os.path.isfile(file):
             raise DataError(f"{path}: not a regular file")
-        image = open_image(path, self.preprocessing.num_channels)
-        return to_pixels(self.preprocessing.resize_and_crop(image))
+        return self.preprocessing.read_pixels(path)
 
 
 def collate(items: list[tuple[str, Tensor] | DataError]) -> ImageBatch:
