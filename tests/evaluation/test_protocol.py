@@ -79,6 +79,23 @@ def test_the_crops_are_torchvisions(tmp_path, size):
     assert torch.equal(inputs, square.to_input(torch.stack(expected)))
 
 
+@pytest.mark.parametrize("size", [(3, 3000), (2000, 1)])
+def test_of_a_long_strip_the_crops_alone_are_resized(tmp_path, monkeypatch, size):
+    write_noise(tmp_path / "strip.png", 0, size)
+    whole = FiveCrops(CROP).read_pixels(tmp_path / "strip.png").int()
+    sizes, resize = [], Image.Image.resize
+
+    def noting(image, size, *arguments):
+        sizes.append(size)
+        return resize(image, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", noting)
+    monkeypatch.setattr("vit.data.preprocessing.MAX_PIXELS", 1)
+    crops = FiveCrops(CROP).read_pixels(tmp_path / "strip.png").int()
+    assert (crops - whole).abs().max() <= 1
+    assert sizes == [(12, 16)] * 5
+
+
 @pytest.mark.parametrize(("views", "mirrored"), [("five_crop", False), ("ten_crop", True)])
 def test_crops_are_averaged_as_probabilities(tmp_path, views, mirrored):
     paths = [tmp_path / f"{number}.png" for number in range(3)]

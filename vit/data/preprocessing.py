@@ -70,16 +70,26 @@ class Preprocessing:
         """Resize and crop an image to image_size, as evaluation sees it."""
         height, width = self.image_size
         size = self.size_before_crop(image.width, image.height)
-        if self.eval_crop is None:
-            return self.resize(image, size)
-        left = round((size[0] - width) / 2)
-        top = round((size[1] - height) / 2)
-        # A strip of one pixel by thousands would take gigabytes; its center alone looks the same
+        center = (round((size[0] - width) / 2), round((size[1] - height) / 2))
+        return self.cut_out(image, size, [center])[0]
+
+    def cut_out(
+        self, image: Image.Image, size: tuple[int, int], corners: Sequence[tuple[int, int]]
+    ) -> list[Image.Image]:
+        """Pieces of image_size out of the image resized to a size, (width, height).
+
+        corners: the left column and the top row of each piece.
+        """
+        height, width = self.image_size
+        resampling = PIL_RESAMPLING[self.interpolation]
+        boxes = [(left, top, left + width, top + height) for left, top in corners]
+        # A strip of one pixel by thousands would take gigabytes; its pieces alone look the same
         if size[0] * size[1] > MAX_PIXELS:
             x, y = image.width / size[0], image.height / size[1]
-            box = (left * x, top * y, (left + width) * x, (top + height) * y)
-            return image.resize((width, height), PIL_RESAMPLING[self.interpolation], box)
-        return self.resize(image, size).crop((left, top, left + width, top + height))
+            boxes = [(box[0] * x, box[1] * y, box[2] * x, box[3] * y) for box in boxes]
+            return [image.resize((width, height), resampling, box) for box in boxes]
+        resized = image if image.size == size else image.resize(size, resampling)
+        return [resized.crop(box) for box in boxes]
 
     def size_before_crop(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) to resize an image of this size to, before the center is cut out."""
@@ -93,12 +103,6 @@ class Preprocessing:
         if rows * width <= columns * height:
             return columns, max(crop_height, int(columns * height / width))
         return max(crop_width, int(rows * width / height)), rows
-
-    def resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """size: (width, height)."""
-        if image.size == size:
-            return image
-        return image.resize(size, PIL_RESAMPLING[self.interpolation])
 
     def read_pixels(self, path: str | Path) -> Tensor:
         """Decode, resize and crop an image file: uint8 (C, *image_size).

@@ -29,13 +29,12 @@ class FiveCrops:
         """
         image = open_image(path, self.preprocessing.num_channels)
         size = self.preprocessing.size_before_crop(image.width, image.height)
-        resized = self.preprocessing.resize(image, size)
         height, width = self.preprocessing.image_size
-        right, bottom = resized.width - width, resized.height - height
-        corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
+        right, bottom = size[0] - width, size[1] - height
         # Rounded as the center of Preprocessing.resize_and_crop
-        places = [*corners, (round(right / 2), round(bottom / 2))]
-        crops = [resized.crop((x, y, x + width, y + height)) for x, y in places]
+        center = (round(right / 2), round(bottom / 2))
+        corners = [(0, 0), (right, 0), (0, bottom), (right, bottom), center]
+        crops = self.preprocessing.cut_out(image, size, corners)
         return torch.cat([to_pixels(crop) for crop in crops])
 
     def to_input(self, pixels: Tensor) -> Tensor:
