@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,11 +36,11 @@ class Report:
     """
 
     weights: Weights
-    used: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
-    left_over: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    used: list[str]
+    resized: list[str]
+    fresh: list[str]
+    left_over: list[str]
+    notes: list[str]
 
     def __str__(self) -> str:
         lines = [f"{self.weights.path} ({self.weights.format}): {len(self.used)} tensors used"]
