@@ -142,6 +142,13 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, files, message)
         list_images(tmp_path)
 
 
+def test_files_of_one_split_with_other_classes_are_refused(tmp_path):
+    write(tmp_path / "train-0.parquet", [0, 1])
+    write(tmp_path / "train-1.parquet", [0, 1], names=NAMES[::-1])
+    with pytest.raises(DataError, match=r"train-1\.parquet: its metadata name other classes"):
+        list_images(tmp_path)
+
+
 def write_columns(path, **columns):
     parquet.write_table(pa.table(columns), path)
 

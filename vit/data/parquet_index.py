@@ -183,7 +183,7 @@ def reading(path: Path) -> Iterator[None]:
 def read_split(files: list[Path], label_column: str | None) -> tuple[np.ndarray, Labels, int]:
     """(paths, bytes (n,); labels; bytes of the largest row group's images) of one split.
 
-    Raises DataError where a file can't be read.
+    Raises DataError where a file can't be read, or numbers the classes in another way than others.
     """
     paths: list[bytes] = []
     values: list[np.ndarray] = []
@@ -192,9 +192,16 @@ def read_split(files: list[Path], label_column: str | None) -> tuple[np.ndarray,
     for path in files:
         with reading(path):
             file = open_file(str(path))
-            column, names = label_column_of(path, file, label_column)
+            column, own_names = label_column_of(path, file, label_column)
             require_one_image_column(path, file)
             labels = file.read(columns=[column], use_threads=False).column(0)
+        # The same number would be a class here and another one there
+        if names and own_names and own_names != names:
+            raise DataError(
+                f"{path.absolute()}: its metadata name other classes than those of the file before "
+                "it; write all files of a split with the same list"
+            )
+        names = own_names
         if labels.null_count:
             raise DataError(f"{path.absolute()}: {labels.null_count} rows have no {column}")
         # Without rows there is no type, and an array of floats would make floats of whole numbers
