@@ -53,7 +53,7 @@ def test_the_command_draws_grids(best, tmp_path, capsys):
     black = tmp_path / os.fsdecode(b"a$b$\xe9.png")
     Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(black)
     out = tmp_path / "maps"
-    assert draw(best, black, images, "--limit", 9, "--out", out) == 0
+    assert draw(best, black, "--limit", 9, "--out", out, images) == 0
     printed = capsys.readouterr().out
     assert "9 of 11" in printed
     files = {path.name for path in out.iterdir()}

@@ -115,7 +115,8 @@ def all_predictions(rows: list[dict]) -> list[dict]:
 def test_probabilities_are_the_models_in_the_order_given(checkpoint, images, capsys):
     gray = images / "gray.png"
     options = ("--format", "json", "--top-k", 9, "--batch-size", 3)
-    assert predict(checkpoint, gray, images, gray, *options) == 0
+    # Images before the options and after them are one list
+    assert predict(checkpoint, gray, *options, images, gray) == 0
     rows = parse_json(capsys.readouterr().out)
     assert [row["image"] for row in rows] == [str(gray), *paths_in_order(images), str(gray)]
     for row in rows:

@@ -65,7 +65,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=int, default=16, help="at most this many images (default: 16)"
     )
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)  # IMAGES may follow --out
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

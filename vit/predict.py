@@ -100,7 +100,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="write each image with its attention rollout there, as PNG",
     )
     add_computing(parser)
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)  # IMAGES may follow the options
 
 
 def check_options(options: argparse.Namespace) -> None:
