@@ -39,6 +39,7 @@ MODELS = [
     {"num_registers": 2, "pruned_heads": {"1": [0, 2]}},
     {"global_pool": "mean", "cls_token": False, "position": "rope2d"},
     {"global_pool": "mean", "num_registers": 1, "num_channels": 1},
+    {"global_pool": "cls_mean"},
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -140,6 +141,8 @@ def test_the_page_holds_what_trace_gives(changes, tmp_path, images, capsys):
     ]
     num_prefix = model.embeddings.num_prefix
     assert len(about["prefix"]) == num_prefix
+    # As the maps of vit.attention and of the report, which pooled_row() gives
+    assert about["classToken"] == model.global_pool.startswith("cls")
     file = f"{tmp_path.parent.name}/{tmp_path.name}/best.safetensors"
     heads = [block.attention.heads for block in model.encoder.blocks]
     assert about["snapshots"] == [{"file": file, "step": 100, "heads": heads}]
@@ -422,6 +425,7 @@ def assert_pooled(shown: dict, matrix: torch.Tensor, model) -> None:
     ("changes", "size"),
     [
         ({}, "1200,900"),
+        ({"global_pool": "cls_mean"}, "1200,900"),
         (
             {
                 "global_pool": "mean",
@@ -432,7 +436,7 @@ def assert_pooled(shown: dict, matrix: torch.Tensor, model) -> None:
             "500,800",
         ),
     ],
-    ids=["cls", "mean"],
+    ids=["cls", "cls_mean", "mean"],
 )
 def test_a_person_explores_the_page(changes, size, tmp_path, images):
     model = write(tmp_path / "best.safetensors", **changes)
@@ -459,7 +463,7 @@ def test_a_person_explores_the_page(changes, size, tmp_path, images):
     one_off[0, 3] = 0
 
     start = results["start"]
-    pooled_name = "Class token" if model.global_pool == "cls" else "Mean of all patches"
+    pooled_name = "Class token" if model.global_pool.startswith("cls") else "Mean of all patches"
     assert start["caption"].startswith(f"{pooled_name}, layer 2, the mean of the heads: ")
     assert start["checkpoint"].startswith("step 100 (")
     assert start["disabled"]

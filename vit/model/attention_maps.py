@@ -11,15 +11,22 @@ from torch import Tensor
 from vit.model.vision_transformer import Trace, VisionTransformer
 
 
+def shows_class_token(model: VisionTransformer) -> bool:
+    """Whether the class token stands for the pooled output, or else the mean of the patches.
+
+    Of cls_mean it is the class token, of map the mean.
+    """
+    return model.global_pool in ("cls", "cls_mean")
+
+
 def pooled_row(matrices: Tensor, model: VisionTransformer) -> Tensor:
     """How much the pooled output attends to every patch: (…, N, N) → (…, R, S).
 
-    matrices: attention of the token in the row to the token in the column. The pooled output is the
-    class token, or the mean of the patches, for which map is taken too. Of cls_mean it is the
-    class token, and of two class tokens the first.
+    matrices: attention of the token in the row to the token in the column. What stands for the
+    pooled output: see shows_class_token; of two class tokens the first.
     """
     prefix = model.embeddings.num_prefix
-    if model.global_pool in ("cls", "cls_mean"):
+    if shows_class_token(model):
         row = matrices[..., 0, :]
     else:
         row = matrices[..., prefix:, :].mean(dim=-2)

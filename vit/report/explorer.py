@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vit.checkpoints.snapshots import Snapshot
 from vit.figures.attention import COLORMAP
-from vit.model.attention_maps import rollout
+from vit.model.attention_maps import rollout, shows_class_token
 from vit.model.head_pruning import attention_modules, num_original_heads
 from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.memory import MemoryLimit
@@ -83,6 +83,7 @@ def describe(
     return {
         "classes": model.classes,
         "pool": model.global_pool,
+        "classToken": shows_class_token(model),
         "prefix": prefix_token_names(model),
         "layers": list(layers),
         "grid": list(embeddings.patch_embedding.grid_size),

@@ -38,7 +38,7 @@ from vit.figures.confusion import (
     draw_confusion,
 )
 from vit.files import read_json, read_jsonl
-from vit.model.attention_maps import trace_images
+from vit.model.attention_maps import shows_class_token, trace_images
 from vit.model.cost import count_macs
 from vit.model.stems import pixel_filters
 from vit.model.vision_transformer import VisionTransformer
@@ -295,8 +295,7 @@ def attention(report: Report) -> dict[str, Any]:
         saved = save_pixels(report.folder, name, caption, mosaic(panels))
         shown.append({"image": saved, "caption": caption})
     return {
-        # As pooled_row() draws them
-        "class_token": network.global_pool in ("cls", "cls_mean"),
+        "class_token": shows_class_token(network),
         "layers": layers_to_show(len(network.encoder.blocks)),
         "images": shown,
     }
