@@ -16,9 +16,9 @@ import torch
 from vit.checkpoints.file import require_header_keys
 from vit.checkpoints.model import load_with_header
 from vit.config.config import Config, from_dict, group_to_dict
-from vit.config.data import DataConfig, data_arguments
+from vit.config.data import DataConfig
 from vit.config.settings import check_ranges
-from vit.data.datasets import DATASETS, load_data
+from vit.data.datasets import DATASETS
 from vit.data.preprocessing import Preprocessing
 from vit.data.splits import ImageDataset
 from vit.errors import ConfigError, DataError
@@ -30,7 +30,7 @@ from vit.evaluation.restore import (
     restore_loaded,
     width_of,
 )
-from vit.evaluation.test_data import protocol_of, read_data
+from vit.evaluation.test_data import load_for_model, protocol_of, read_data
 from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.precision import choose_precision
 
@@ -117,18 +117,11 @@ def is_of_the_run(
     ):
         return True
     try:
-        moved = load_run_data(replace(run.data, root=given.root), model, device)
+        moved = load_for_model(replace(run.data, root=given.root), model, device)
     except (ConfigError, DataError):
         # It lacks train/, for example, or the table in which the run's data.label_column was
         return False
     return header.get("data") == moved.train.fingerprint()
-
-
-def load_run_data(data: DataConfig, model: VisionTransformer, device: torch.device) -> ImageDataset:
-    """The data set with the cuts of the run."""
-    num_channels = model.preprocessing.num_channels
-    arguments = data_arguments(data, num_channels)
-    return load_data(**arguments, image_size=model.preprocessing.image_size, device=device)
 
 
 def refuse_training_images(
@@ -150,7 +143,7 @@ def refuse_training_images(
     if not os.path.exists(str(run.data.root)):
         return
     try:
-        own = load_run_data(run.data, model, device)
+        own = load_for_model(run.data, model, device)
     except (ConfigError, DataError) as error:
         if overlap(given.root, run.data.root):
             raise DataError(

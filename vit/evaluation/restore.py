@@ -16,13 +16,12 @@ from vit.checkpoints.file import require_header_keys
 from vit.checkpoints.model import build_model, load_with_header
 from vit.checkpoints.run import check_classes
 from vit.config.config import Config, from_dict, group_to_dict, with_changes
-from vit.config.data import DataConfig, data_arguments
+from vit.config.data import DataConfig
 from vit.config.in_vain import check_typed_model
 from vit.config.model import ModelConfig
 from vit.config.resume import PREPROCESSING_OF_WEIGHTS, settings_of_weights
 from vit.config.settings import check_ranges
 from vit.config.train import TrainConfig
-from vit.data.datasets import load_data
 from vit.data.loader import PixelReader, evaluation_pixels
 from vit.data.preprocessing import Preprocessing
 from vit.data.splits import ImageDataset, ImageSplit
@@ -30,7 +29,7 @@ from vit.errors import CheckpointError, ConfigError
 from vit.evaluation.accuracy import evaluate
 from vit.evaluation.protocol import Judge, Protocol
 from vit.evaluation.resolution import with_changed_input
-from vit.evaluation.test_data import protocol_of, read_for_weights
+from vit.evaluation.test_data import load_for_model, protocol_of, read_for_weights
 from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.memory import MemoryLimit
@@ -153,12 +152,7 @@ def restore_loaded(
     config = from_dict(with_changes(header["config"], changes), str(path))
     check_ranges(config, changes)
     model = with_changed_input(model, header["config"]["model"], changes)
-    data = load_data(
-        **data_arguments(config.data, config.model.num_channels),
-        image_size=model.preprocessing.image_size,
-        device=device,
-        typed={key.removeprefix("data.") for key in changes},
-    )
+    data = load_for_model(config.data, model, device, changes)
     # A folder of images may have changed since training
     check_classes(header["classes"], data.classes, path)
     # Fewer images differ in any case, and shards are known by the name of their folder

@@ -25,6 +25,25 @@ def protocol_of(test_set: TestSet) -> Protocol:
     return Protocol(test_set.taken, competing=test_set.competing, answers=test_set.answers)
 
 
+def load_for_model(
+    data: DataConfig,
+    model: VisionTransformer,
+    device: torch.device,
+    typed: Collection[str] = (),
+) -> ImageDataset:
+    """A data set with its own splits or cuts, its images as the model takes them.
+
+    typed: the keys that the user has given. Raises ConfigError or DataError.
+    """
+    preprocessing = model.preprocessing
+    return load_data(
+        **data_arguments(data, preprocessing.num_channels),
+        image_size=preprocessing.image_size,
+        device=device,
+        typed={key.removeprefix("data.") for key in typed},
+    )
+
+
 def read_data(
     data: DataConfig,
     model: VisionTransformer,
@@ -40,12 +59,7 @@ def read_data(
         check_whole(data, typed)
         assert data.root is not None
         return read_test_set(data.name, Path(data.root), classes).limited(data.limit)
-    dataset = load_data(
-        **data_arguments(data, model.preprocessing.num_channels),
-        image_size=model.preprocessing.image_size,
-        device=device,
-        typed={key.removeprefix("data.") for key in typed},
-    )
+    dataset = load_for_model(data, model, device, typed)
     return TestSet(relabeled(dataset, classes, data), f"data={data.name}, not the run's data set")
 
 
@@ -94,12 +108,7 @@ def read_for_weights(
     if data.name in TEST_SETS or is_whole(data, typed):
         known = classes or classes_of_head(path, data, model.head.out_features)
         return read_data(data, model, known, device, typed)
-    dataset = load_data(
-        **data_arguments(data, model.preprocessing.num_channels),
-        image_size=model.preprocessing.image_size,
-        device=device,
-        typed={key.removeprefix("data.") for key in typed},
-    )
+    dataset = load_for_model(data, model, device, typed)
     dataset = labeled_for_weights(path, dataset, data, model.head.out_features, classes)
     return TestSet(dataset, f"data={data.name} as its own splits or cuts are")
 
