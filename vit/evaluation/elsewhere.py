@@ -28,7 +28,6 @@ from vit.evaluation.restore import (
     default_batch_size,
     require_data,
     restore_loaded,
-    width_of,
 )
 from vit.evaluation.test_data import load_for_model, protocol_of, read_data
 from vit.model.vision_transformer import VisionTransformer
@@ -71,7 +70,7 @@ def restore_elsewhere(
         header=header,
         config=replace(config, data=as_the_model_knows(given, run.data, model.preprocessing)),
         data=test_set.data,
-        precision=choose_precision(precision or trained_in, device, width_of(model)),
+        precision=choose_precision(precision or trained_in, device, model.hidden_size),
         batch_size=batch_size or default_batch_size(config.train),
         protocol=protocol_of(test_set),
     )

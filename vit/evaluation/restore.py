@@ -165,7 +165,7 @@ def restore_loaded(
         header=header,
         config=config,
         data=data,
-        precision=choose_precision(precision or trained_in, device, width_of(model)),
+        precision=choose_precision(precision or trained_in, device, model.hidden_size),
         batch_size=batch_size or default_batch_size(config.train),
     )
 
@@ -196,10 +196,6 @@ def warn_of_other_images(header: dict[str, Any], data: ImageDataset) -> None:
 def default_batch_size(train: TrainConfig) -> int:
     """How many images are evaluated at once: those of the run's forward passes, within limits."""
     return min(MAX_BATCH_SIZE, train.micro_batch_size or train.batch_size)
-
-
-def width_of(model: VisionTransformer) -> int:
-    return model.hidden_size
 
 
 def restore_pretrained(
@@ -247,7 +243,7 @@ def restore_pretrained(
         header={"classes": test_set.data.classes},
         config=config,
         data=test_set.data,
-        precision=choose_precision(precision or "auto", device, width_of(loaded)),
+        precision=choose_precision(precision or "auto", device, loaded.hidden_size),
         batch_size=batch_size or default_batch_size(train_config),
         protocol=protocol_of(test_set),
     )
