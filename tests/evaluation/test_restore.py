@@ -7,12 +7,13 @@ import torch
 from helpers import make_images
 
 from vit.checkpoints.file import read_checkpoint
+from vit.config.data import DataConfig
 from vit.config.train import TrainConfig
 from vit.errors import CheckpointError, ConfigError, DataError
 from vit.evaluation.restore import (
-    assumed_preprocessing,
     build_for_weights,
     default_batch_size,
+    preprocessing_for,
     restore,
     restore_pretrained,
 )
@@ -133,8 +134,10 @@ def test_weights_without_a_head_are_refused():
 
 
 def test_the_assumed_preprocessing_is_the_papers():
-    model = VisionTransformer(**SETTINGS, num_channels=1, num_classes=2)
-    preprocessing = assumed_preprocessing(model)
+    settings = SETTINGS | {"num_channels": 1, "num_classes": 2}
+    weights = Weights(Path("file"), "test", {}, settings)
+    model = VisionTransformer(**settings)
+    preprocessing = preprocessing_for(model, weights, DataConfig(), typed=())
     assert preprocessing.image_size == (8, 8)
     assert preprocessing.num_channels == 1
     black_and_white = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)

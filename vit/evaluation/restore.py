@@ -34,7 +34,7 @@ from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.memory import MemoryLimit
 from vit.runtime.precision import Precision, choose_precision
-from vit.weights.description import Weights
+from vit.weights.description import Weights, squash_preprocessing
 from vit.weights.loading import load_into, read
 
 # Images at once where no number is given: more of them are hardly faster, and a training run may
@@ -287,30 +287,14 @@ def build_for_weights(
 def preprocessing_for(
     model: VisionTransformer, weights: Weights, data: DataConfig, typed: Collection[str]
 ) -> Preprocessing:
-    """What the file of the weights says, or else the assumed, for a model of maybe another size.
+    """What the file of the weights says, or else squash_preprocessing, at the model's size.
 
     The keys of the group `data` that are typed (data.mean, …) win over both.
     """
-    assumed = assumed_preprocessing(model)
-    changes = {"image_size": assumed.image_size, "num_channels": assumed.num_channels}
+    patches = model.embeddings.patch_embedding
+    changes = {"image_size": patches.image_size, "num_channels": patches.num_channels}
     for key in PREPROCESSING_OF_WEIGHTS:
         if f"data.{key}" in typed:
             changes[key] = getattr(data, key)
-    return Preprocessing.from_dict((weights.preprocessing or assumed).to_dict() | changes)
-
-
-def assumed_preprocessing(model: VisionTransformer) -> Preprocessing:
-    """For weights whose file holds none: the one of the ViT paper's code.
-
-    Images are resized to the model's size, and their pixels scaled to -1..1.
-    """
-    patches = model.embeddings.patch_embedding
-    height, width = patches.image_size
-    return Preprocessing(
-        image_size=(height, width),
-        num_channels=patches.num_channels,
-        mean=(0.5,),
-        std=(0.5,),
-        eval_crop=None,
-        interpolation="bilinear",
-    )
+    known = weights.preprocessing or squash_preprocessing(weights.model)
+    return Preprocessing.from_dict(known.to_dict() | changes)
