@@ -213,6 +213,17 @@ def test_features_that_are_not_finite_are_refused(model, capsys):
     assert not Path("f.npz").exists()
 
 
+def test_kernels_of_attention_are_settled_before_any_feature(model, monkeypatch):
+    settled = []
+    monkeypatch.setattr(
+        vit.features.embedder,
+        "exclude_faulty_attention",
+        lambda device, model: settled.append(model.hidden_size),
+    )
+    assert embed_pets("f.npz") == 0
+    assert settled == [model.hidden_size]
+
+
 def test_where_memory_ends_batches_are_halved(model, monkeypatch, capsys):
     embed_pets("expected.npz")
     load_embedder, limits = vit.features.embedder.load_embedder, []

@@ -220,6 +220,19 @@ def test_checkpoints_are_sorted_by_step_and_shown_once(tmp_path, images, capsys)
     np.testing.assert_allclose(stored(page, "chances-2-0", "<f4")[:3], expected, atol=1e-5)
 
 
+def test_kernels_of_attention_are_settled_before_heads_are_switched_off(
+    tmp_path, images, monkeypatch
+):
+    settled = []
+    monkeypatch.setattr(
+        "vit.report.explorer.exclude_faulty_attention",
+        lambda device, model: settled.append(model.classes),
+    )
+    write(tmp_path / "best.safetensors")
+    assert explore(tmp_path / "best.safetensors", images, "--out", tmp_path / "page.html") == 0
+    assert settled == [CLASSES]
+
+
 def test_large_models_get_fewer_images_or_an_error():
     assert choose_count(None, int(0.3e6), 1) == 8
     assert choose_count(None, int(8e6), 1) == 3

@@ -248,6 +248,16 @@ def test_answers_and_overlays_are_the_same_where_memory_ends(
     assert "vit.predict: out of memory (" in capsys.readouterr().err
 
 
+def test_kernels_of_attention_are_settled_before_any_answer(checkpoint, images, monkeypatch):
+    settled = []
+    monkeypatch.setattr(
+        "vit.runtime.attention_kernels.exclude_faulty_attention",
+        lambda device, model: settled.append(model.classes),
+    )
+    assert predict(checkpoint, images / "gray.png") == 0
+    assert settled == [CLASSES]
+
+
 def test_overlays_of_attention(checkpoint, images, tmp_path):
     maps = tmp_path / "maps"
     assert predict(checkpoint, images, "--attention", maps, "--batch-size", 5) == 0

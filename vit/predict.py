@@ -131,6 +131,7 @@ def predict(options: argparse.Namespace) -> None:
     """
     from vit.checkpoints.file import require_header_keys
     from vit.checkpoints.model import load_with_header
+    from vit.runtime.attention_kernels import exclude_faulty_attention
     from vit.runtime.device import choose_device
     from vit.runtime.faults import failures_explained
     from vit.runtime.precision import Precision
@@ -139,6 +140,7 @@ def predict(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     model, header = load_with_header(options.checkpoint)
     model = model.to(device)
+    exclude_faulty_attention(device, model)
     # The precision in which it was trained and measured, so that the answers are those measured
     require_header_keys(header, options.checkpoint, "precision")
     precision = Precision(header["precision"], device)

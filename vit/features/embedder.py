@@ -11,6 +11,7 @@ from torch import Tensor
 from vit.checkpoints.file import digest
 from vit.errors import ConfigError
 from vit.model.vision_transformer import VisionTransformer
+from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.memory import MemoryLimit
 from vit.runtime.precision import Precision, choose_precision
 from vit.weights.description import squash_preprocessing
@@ -75,6 +76,7 @@ def load_embedder(
             f"{source}: holds no preprocessing: images are resized to the model's size (bilinear), "
             "mean and std 0.5"
         )
+    exclude_faulty_attention(device, model)
     return Embedder(
         model.to(device),
         choose_precision(precision, device, model.hidden_size),

@@ -22,6 +22,7 @@ from vit.figures.attention import COLORMAP
 from vit.model.attention_maps import rollout, shows_class_token
 from vit.model.head_pruning import attention_modules, num_original_heads
 from vit.model.vision_transformer import VisionTransformer
+from vit.runtime.attention_kernels import exclude_faulty_attention
 from vit.runtime.memory import MemoryLimit
 
 
@@ -56,6 +57,8 @@ def build_page(
     memory = MemoryLimit(device, items="heads switched off")
     for s, snapshot in enumerate(snapshots):
         model = snapshot.model.to(device)
+        # The layers above a head that is switched off are computed by the fused kernels
+        exclude_faulty_attention(device, model)
         for i, example in enumerate(examples):
             maps, probabilities = examine(model, example.image.to(device), layers, memory)
             blobs[f"maps-{s}-{i}"] = encode(maps)
