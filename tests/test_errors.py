@@ -39,6 +39,11 @@ def test_success_says_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_ctrl_c_needs_no_traceback(capsys):
+    assert run_command("vit.x", fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("error", [KeyError("planted"), ValueError("planted"), OSError("planted")])
 def test_a_bug_passes_through(error):
     with pytest.raises(type(error)) as raised:

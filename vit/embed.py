@@ -176,11 +176,7 @@ def check_outputs(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     check_options(options)
-    try:
-        embed(options)
-    except KeyboardInterrupt:
-        # 128 + SIGINT, as a shell reports it, without a traceback
-        raise SystemExit(130) from None
+    embed(options)
 
 
 def embed(options: argparse.Namespace) -> None:

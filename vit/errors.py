@@ -71,4 +71,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     except (UserError, TrainingFailed, Stopped) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        # 128 + SIGINT, as a shell reports it; a traceback would tell nobody anything
+        return 130
     return 0

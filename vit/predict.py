@@ -119,9 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ConfigError:
         discard_output()
         raise
-    except KeyboardInterrupt:
-        # 128 + SIGINT, as a shell reports it, without a traceback
-        raise SystemExit(130) from None
 
 
 def predict(options: argparse.Namespace) -> None:
