@@ -509,7 +509,11 @@ def test_a_damaged_folder_is_one_line(model, damage, capsys):
         ("pets --out f.npz --neighbors 3", "--neighbors does nothing without --similar"),
         ("pets --out f.npz --queries pets/a.png", "--queries does nothing without --similar"),
         ("pets --out f.npz --similar x.html --neighbors 0", "--neighbors must be 1"),
-        ("pets --out f.npz --similar x.html --neighbors 4000", "--similar: the page would hold"),
+        ("pets --out f.npz --similar x.html --neighbors 400", "--similar: the page would hold 4,8"),
+        (
+            "pets --out f.npz --similar x.html --queries pets --neighbors 4000",
+            "--similar: the page would hold 4,0",
+        ),
         ("pets --out f.npz --similar x.npz", "--similar x.npz: "),
         ("pets --out f.npz --similar /proc/none/x.html", "--similar /proc/none/x.html: "),
         (

@@ -141,7 +141,9 @@ def check_similar(options: argparse.Namespace) -> None:
             raise ConfigError(f"{flag_of(name)} does nothing without --similar PAGE; leave it out")
     if options.queries is not None and options.num_queries is not None:
         raise ConfigError("--num-queries does nothing beside --queries, which are all shown")
-    check_shown(options.num_queries or 1, options)
+    # How many images --queries are is known when they have been found
+    at_least = 1 if options.queries is not None else options.num_queries or DEFAULT_QUERIES
+    check_shown(at_least, options)
 
 
 def check_shown(queries: int, options: argparse.Namespace) -> None:
