@@ -99,10 +99,8 @@ def stamp_of(file: str) -> tuple[int, int] | None:
 
 def skip_finished(sources: Iterator[Source], state: State, batch_size: int) -> bool:
     """Take the images that are done from the stream; return whether they are the same as then."""
-    digest = ""
-    for _ in range(state.batches):
-        digest = chain(digest, islice(sources, batch_size))
-    return digest == state.digest
+    done = islice(sources, state.batches * batch_size)
+    return chain_all(done, batch_size) == state.digest
 
 
 def refuse_other_settings(name: Path, settings: dict[str, Any], expected: dict[str, Any]) -> None:
