@@ -18,7 +18,7 @@ DOTS_PER_INCH = 100
 
 @dataclass(frozen=True)
 class Theme:
-    """Colors of a figure; page.html has the same ones.
+    """Colors of a figure; base.css and page.html of vit/report have the same ones.
 
     suffix: of the names of files with figures in this theme.
     """
