@@ -119,12 +119,12 @@ def restore_model(
 
     computing = (settings.precision, settings.batch_size)
     of_run = {key: value for key, value in changes.items() if key in CHANGES_OF_CHECKPOINTS}
-    if settings.checkpoint is not None and "data" in changes:
+    if settings.checkpoint is not None:
         path, name = Path(settings.checkpoint), settings.checkpoint
-        restored = restore_elsewhere(path, settings.data, of_run, device, *computing)
-    elif settings.checkpoint is not None:
-        path, name = Path(settings.checkpoint), settings.checkpoint
-        restored = restore(path, of_run, device, *computing)
+        if "data" in changes:
+            restored = restore_elsewhere(path, settings.data, of_run, device, *computing)
+        else:
+            restored = restore(path, of_run, device, *computing)
     else:
         source = find(str(settings.pretrained))
         path, name = source.path, source.name

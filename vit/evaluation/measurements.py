@@ -111,7 +111,7 @@ class MeasuredModel:
     """A restored model and the split it is measured on.
 
     path: its file. split: train, val or test. workers: processes that decode image files.
-    source: what the file was asked for by, where that was a name of the network; None: its path.
+    source: what the file was asked for by, a path or a name of the network; None: its path.
     outputs: what the model computed for the images, as far as a measurement needs it; empty before
     measure_accuracy.
     """
