@@ -87,7 +87,8 @@ def test_a_full_disk_does_not_hide_the_table(four_jobs, capsys, monkeypatch):
 
 
 def test_the_picture_shows_what_has_a_result(tmp_path):
-    write_finished(tmp_path / "0", ["optimizer.lr=1"], 0.5, None)
+    # The name is no formula
+    write_finished(tmp_path / "0", [r"data.root='a$\b$'"], 0.5, None)
     write_job(tmp_path / "1", ["optimizer.lr=2"], exit_code=-11)
     draw(collect(tmp_path), tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as image:

@@ -219,7 +219,8 @@ def draw(rows: list[Row], path: Path) -> None:
 
     # The end of the overrides, where those that differ usually are
     labels = [f"{row['job']}: {row['overrides'][-70:]}" for row in ranked]
-    axes.set_yticks(heights, labels, fontsize=8)
+    # parse_math: a dollar sign in a path does not begin a formula
+    axes.set_yticks(heights, labels, fontsize=8, parse_math=False)
     axes.set_xlim(left=left_end([*val, *(value for value, _ in tested)], ranking))
     axes.set_xlabel("loss" if ranking == "loss" else f"{CRITERIA[ranking]}, %")
     # Where the bars are short: the worst job has the lowest accuracy, and the highest loss
