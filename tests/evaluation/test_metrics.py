@@ -140,10 +140,11 @@ def test_neighbors_are_scikit_learns():
         return torch.tensor(-distances / 0.07).exp().numpy()
 
     theirs = KNeighborsClassifier(20, metric="cosine", weights=weights).fit(bank, labels)
-    ours = nearest_neighbors(features, bank, labels, 4)
+    ours = nearest_neighbors(features, bank, labels, 4, k=20, temperature=0.07)
     assert (ours.numpy() == theirs.predict(features)).all()
 
 
 def test_a_bank_of_one():
     features = torch.ones(1, 6)
-    assert nearest_neighbors(features, features, torch.tensor([2]), 4).tolist() == [2]
+    predicted = nearest_neighbors(features, features, torch.tensor([2]), 4, 20, 0.07)
+    assert predicted.tolist() == [2]

@@ -68,7 +68,8 @@ def test_logits_without_heads_are_those_of_a_mask(layer):
     model = build(pruned_heads={1: [0, 2]})
     image = torch.randn(1, 3, 16, 24)
     with torch.no_grad():
-        result = logits_without_heads(model, model.trace(image).hidden_states[layer], layer)
+        state = model.trace(image).hidden_states[layer]
+        result = logits_without_heads(model, state, layer, MemoryLimit(torch.device("cpu")))
         heads = model.encoder.blocks[layer].attention.heads
         assert len(result) == len(heads)
         for logits, head in zip(result, heads, strict=True):
@@ -84,7 +85,7 @@ def test_heads_are_switched_off_in_parts_where_memory_ends():
     lines = []
     memory = MemoryLimit(torch.device("cpu"), lines.append)
     with torch.no_grad():
-        expected = logits_without_heads(model, state, 1)
+        expected = logits_without_heads(model, state, 1, memory)
         with memory_of(model.head, 3) as sizes:
             result = logits_without_heads(model, state, 1, memory)
     assert sizes == [4, 2, 2]

@@ -133,9 +133,7 @@ class Reliability:
         return gaps.sum().item() / self.count.sum().item()
 
 
-def reliability(
-    logits: Tensor, labels: Tensor, bins: int = 15, temperature: float = 1.0
-) -> Reliability:
+def reliability(logits: Tensor, labels: Tensor, bins: int, temperature: float = 1.0) -> Reliability:
     """Sort the predictions of softmax(logits / temperature) into bins by their confidence."""
     confidence, predicted = confidences(logits, temperature)
     # Bins are open on the left, so a confidence of exactly b/B belongs to bin b
@@ -198,8 +196,8 @@ def nearest_neighbors(
     bank: Tensor,
     bank_labels: Tensor,
     num_classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int,
+    temperature: float,
 ) -> Tensor:
     """The class that the k most similar samples of a bank vote for, int64 (n,).
 

@@ -129,7 +129,7 @@ def examine(
     model: VisionTransformer,
     image: Tensor,
     layers: Sequence[int],
-    memory: MemoryLimit | None = None,
+    memory: MemoryLimit,
 ) -> tuple[Tensor, Tensor]:
     """Trace one image (C, height, width), on the device of a model in evaluation mode.
 
@@ -164,14 +164,14 @@ def quantize(rows: Tensor) -> Tensor:
 
 
 def logits_without_heads(
-    model: VisionTransformer, state: Tensor, layer: int, memory: MemoryLimit | None = None
+    model: VisionTransformer, state: Tensor, layer: int, memory: MemoryLimit
 ) -> Tensor:
     """The logits (heads, classes) with each head of a layer switched off by itself.
 
     The same as `model.trace` with a head_mask for each, without computing the layers below again.
 
     state: of one image, (1, N, D), as it enters the layer. memory: how many heads are switched off
-    at once; None: all, until memory ends.
+    at once.
     """
     block, *later_blocks = list(model.encoder.blocks)[layer:]
     attention = attention_modules(model)[layer]
@@ -185,7 +185,6 @@ def logits_without_heads(
 
     # One row of the batch for each head that is left; masks go by the heads' original numbers
     all_masks = 1 - torch.eye(num_original_heads(attention), device=state.device)
-    memory = memory or MemoryLimit(state.device, items="heads switched off")
     return torch.cat(list(memory.parts(logits_with, all_masks[attention.heads])))
 
 
