@@ -74,12 +74,8 @@ class Processes:
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
-        if self.count == 1:
-            return
-        # By gloo: that of NCCL would wait for the GPU too. And not by reducing a tensor, which
-        # gloo's thread would let go of afterwards: after the last barrier of a run it may find the
-        # interpreter's lock held by a destructor that waits for this very thread
-        dist.barrier(self.cpu_group)
+        # dist.barrier() of NCCL would wait for the GPU too
+        self.any_of(True)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by its sum over all processes, and return it. A collective."""
