@@ -28,6 +28,10 @@ T = TypeVar("T")
 
 # Compiling, saving and listing a data set must fit into it; the heartbeat finds dead processes
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# The models that DDP has wrapped. Collected at the end of a run, their last reference to gloo's
+# group would wait for its thread and hold the interpreter's lock, while with torch 2.11 the thread
+# waits for this lock to let go of a tensor. The process ends without it, see end_after()
+NEVER_COLLECTED: list[nn.Module] = []
 
 
 @dataclass
@@ -115,12 +119,14 @@ class Processes:
         name = "forward_sync_buffers"
         buffers: dict[str, Any] = {name if name in parameters else "broadcast_buffers": False}
         # Gradients as views of the buckets save a copy
-        return DistributedDataParallel(
+        wrapped = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             **buffers,
         )
+        NEVER_COLLECTED.append(wrapped)
+        return wrapped
 
     def shard(self, model: nn.Module, device_type: str, dtype: torch.dtype | None) -> None:
         """Spread a model's parameters over the processes, in place (FSDP2).
