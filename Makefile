@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help train demo test test-long test-faults lint bench check-recipes tensorboard clean
+.PHONY: help train demo test test-oldest test-long test-faults lint bench check-recipes tensorboard clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -22,6 +22,11 @@ demo: $(VENV)/.installed  ## look into a model in the browser: attention, heads;
 
 test: $(VENV)/.installed-dev  ## the tests, ten minutes on two cores, no network
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+# What a user of an older machine has. Those versions have wheels for Python 3.10 to 3.12
+OLDEST := .venv-oldest
+test-oldest: $(OLDEST)/.installed  ## the tests with the oldest versions that requirements.txt allows
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal
 
 test-long: $(VENV)/.installed-dev  ## tests with many processes that `make test` leaves out; some minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m long
@@ -44,7 +49,7 @@ tensorboard: $(VENV)/.installed  ## the curves of all runs, in a browser
 	$(VENV)/bin/tensorboard --logdir outputs
 
 clean:  ## remove the virtual environment and caches; data/ and outputs/ stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -53,4 +58,11 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(OLDEST)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(OLDEST)
+	sed -E 's/>=([0-9.]+).*/==\1/' requirements.txt > $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c $(OLDEST)/oldest.txt -r requirements-dev.txt
 	touch $@
