@@ -110,7 +110,7 @@ def test_training_resuming_evaluating_and_looking_inside(device, tmp_path):
 
 def test_other_optimizers_and_precisions(device, tmp_path):
     """Muon and LAMB, bf16, image files instead of images in memory, and hybrids."""
-    if "native_group_norm_backward" not in kernels_of(device):
+    if "native_group_norm_backward" not in kernels_of(device.kind):
         pytest.skip(f"torch {torch.__version__} has no gradient of GroupNorm there, for hybrids")
     muon = ("optimizer=muon", "model.conv_stem=[16,16]", "train.whiten_patches=true")
     train(tmp_path / "muon", [*RUN, *muon, "train.precision=bf16", "train.steps=2"])
