@@ -149,6 +149,14 @@ def test_files_of_one_split_with_other_classes_are_refused(tmp_path):
         list_images(tmp_path)
 
 
+def test_a_file_without_names_between_does_not_hide_other_classes(tmp_path):
+    write(tmp_path / "train-0.parquet", [0, 1])
+    write(tmp_path / "train-1.parquet", [0, 1], names=None)
+    write(tmp_path / "train-2.parquet", [0, 1], names=NAMES[::-1])
+    with pytest.raises(DataError, match=r"train-2\.parquet: its metadata name other classes"):
+        list_images(tmp_path)
+
+
 def write_columns(path, **columns):
     parquet.write_table(pa.table(columns), path)
 

@@ -198,10 +198,10 @@ def read_split(files: list[Path], label_column: str | None) -> tuple[np.ndarray,
         # The same number would be a class here and another one there
         if names and own_names and own_names != names:
             raise DataError(
-                f"{path.absolute()}: its metadata name other classes than those of the file before "
+                f"{path.absolute()}: its metadata name other classes than those of a file before "
                 "it; write all files of a split with the same list"
             )
-        names = own_names
+        names = names or own_names
         if labels.null_count:
             raise DataError(f"{path.absolute()}: {labels.null_count} rows have no {column}")
         # Without rows there is no type, and an array of floats would make floats of whole numbers
