@@ -97,6 +97,8 @@ def test_a_program_behaves_as_if_started_from_scratch(server, script, tmp_path, 
             stdin=file,
             capture_output=True,
             text=True,
+            # As from a terminal: where the tests run in the background, Ctrl-C is ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     with open(tmp_path / "input") as file:
         forked = server.start(path, "a b", "ü", cwd=tmp_path, environment=environment, stdin=file)
