@@ -173,7 +173,7 @@ def place() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        is_ours = path.is_relative_to(ROOT) and ".venv" not in path.parts
+        is_ours = path.is_relative_to(ROOT) and "site-packages" not in path.parts
         is_watching = is_ours and path.relative_to(ROOT).parts[0] in ("tests", "benchmarks")
         # Of send(), which is how the program copies, who called it
         if is_ours and not is_watching and frame.f_code.co_name != "send":
