@@ -89,18 +89,12 @@ def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
     """
     # Imported here so that --help and a mistyped command answer at once
     from vit.runtime.allocator import keep_freed_memory
-    from vit.runtime.device import (
-        choose_device,
-        use_deterministic_kernels,
-        use_exact_float32,
-        use_threads,
-    )
+    from vit.runtime.device import start_device, use_deterministic_kernels, use_threads
     from vit.runtime.faults import failures_explained
 
     use_threads(settings.runtime.threads)
     use_deterministic_kernels(settings.runtime.deterministic)
-    use_exact_float32()
-    device = choose_device(settings.runtime.device)
+    device = start_device(settings.runtime.device)
     keep_freed_memory(device.type)
     with failures_explained("try precision=bf16, or runtime.device=cpu", "runtime.workers"):
         model = restore_model(settings, changes, device)

@@ -32,12 +32,13 @@ from vit.config.config import (
 from vit.config.resume import command_line_changes, overridden_keys, resumed_config
 from vit.errors import ConfigError
 from vit.runs import sweep
-from vit.runs.folder import RunFolder
+from vit.runs.folder import RunFolder, removed_if_refused
 from vit.runs.screen import Screen
 from vit.runtime.launch import (
     end_after,
     end_with_agent,
     launch_processes,
+    process_count,
     process_rank,
     start_of_command,
     started_by_torchrun,
@@ -70,12 +71,13 @@ def main(composed: DictConfig) -> float | None:
     is_first = process_rank() == 0
     stop = StopSignal(start_of_command())
     with task_errors(None if is_first else partial(wait_for_first, stop)):
-        # Before any value is read, which would raise where it refers to a key that is not there
-        require_resolvable(composed)
-        count = requested_processes(composed, folder, overrides)
-        if count > 1 and not started_by_torchrun() and not composed.explain:
-            device = requested_runtime("device", composed, folder, overrides)
-            raise SystemExit(run_in_processes(count, device, folder, overrides, stop.started))
+        with removed_if_refused(folder):
+            # Before any value is read, which would raise where it refers to a missing key
+            require_resolvable(composed)
+            count = requested_processes(composed, folder, overrides)
+            if count > 1 and not started_by_torchrun() and not composed.explain:
+                device = requested_runtime("device", composed, folder, overrides)
+                raise SystemExit(run_in_processes(count, device, folder, overrides, stop.started))
 
         # Before torch is imported, which takes seconds in which a signal may come already
         stop.install()
@@ -84,6 +86,7 @@ def main(composed: DictConfig) -> float | None:
         # The folder is locked before anything in it is read
         with RunFolder(folder, overrides, writes=is_first).outcome() as run:
             refuse_settings_of_sweeps(composed, job)
+            refuse_other_processes(count, overrides)
             config, warnings = read_config(composed, run)
             validate(config)
             if config.explain:
@@ -124,6 +127,19 @@ def requested_processes(composed: DictConfig, folder: Path, overrides: list[str]
     count = requested_runtime("processes", composed, folder, overrides)
     # Anything but a number is refused where the configuration is read, with a better message
     return count if isinstance(count, int) else 1
+
+
+def refuse_other_processes(count: int, overrides: list[str]) -> None:
+    """Raise ConfigError where the command line asks for more or fewer than torchrun has started.
+
+    A resumed run's own number may be another one: torchrun may go on with any.
+    """
+    started = process_count()
+    given = "runtime.processes" in overridden_keys(overrides)
+    if given and started_by_torchrun() and count != started:
+        raise ConfigError(
+            f"runtime.processes={count} beside torchrun, which has started {started}; leave it out"
+        )
 
 
 def requested_runtime(name: str, composed: DictConfig, folder: Path, overrides: list[str]) -> Any:

@@ -178,10 +178,10 @@ def predict_split(folder: Path, split: str, workers: int | None) -> SplitPredict
     from vit.checkpoints.run import BEST
     from vit.evaluation.restore import restore
     from vit.runtime.cores import loader_workers
-    from vit.runtime.device import choose_device
+    from vit.runtime.device import start_device
     from vit.runtime.faults import failures_explained
 
-    device = choose_device("auto")
+    device = start_device("auto")
     restored = restore(folder / "checkpoints" / BEST, {}, device)
     images = restored.data.split(split)
 

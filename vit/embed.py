@@ -190,7 +190,7 @@ def embed(options: argparse.Namespace) -> None:
     from vit.features.embedder import load_embedder
     from vit.features.files import open_features
     from vit.features.journal import STATE
-    from vit.runtime.device import choose_device, use_exact_float32
+    from vit.runtime.device import start_device
     from vit.runtime.faults import failures_explained
 
     if options.label_column is not None and not any(map(takes_label_column, options.images)):
@@ -201,8 +201,7 @@ def embed(options: argparse.Namespace) -> None:
     if is_finished and not options.overwrite:
         finished = about_finished(options.out)
 
-    use_exact_float32()
-    device = choose_device(options.device)
+    device = start_device(options.device)
     embedder = load_embedder(options.checkpoint, options.precision, device, warn)
     settings = settings_of(embedder, options.batch_size)
     with failures_explained(TOO_LITTLE_MEMORY):

@@ -85,10 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def explore(options: argparse.Namespace) -> None:
     from vit.data.image_files import find_image_files
     from vit.report.explorer import build_page, bytes_per_image
-    from vit.runtime.device import choose_device
+    from vit.runtime.device import start_device
     from vit.runtime.memory import memory_errors
 
-    device = choose_device(options.device)
+    device = start_device(options.device)
     paths = find_image_files(options.images)
     snapshots = load_snapshots([options.checkpoint, *options.also])
     model = snapshots[0].model

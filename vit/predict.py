@@ -129,12 +129,12 @@ def predict(options: argparse.Namespace) -> None:
     from vit.checkpoints.file import require_header_keys
     from vit.checkpoints.model import load_with_header
     from vit.runtime.attention_kernels import exclude_faulty_attention
-    from vit.runtime.device import choose_device
+    from vit.runtime.device import start_device
     from vit.runtime.faults import failures_explained
     from vit.runtime.precision import Precision
 
     check_output_name(options.out)
-    device = choose_device(options.device)
+    device = start_device(options.device)
     model, header = load_with_header(options.checkpoint)
     model = model.to(device)
     exclude_faulty_attention(device, model)

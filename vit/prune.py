@@ -94,9 +94,9 @@ def same_file(a: Path, b: Path) -> bool:
 def prune(options: argparse.Namespace) -> None:
     from vit.evaluation.restore import restore
     from vit.runtime.cores import loader_workers
-    from vit.runtime.device import choose_device
+    from vit.runtime.device import start_device
 
-    device = choose_device(options.device)
+    device = start_device(options.device)
     changes = {"data.root": options.data_root, "data.limit": options.limit}
     changes = {key: value for key, value in changes.items() if value is not None}
     restored = restore(options.checkpoint, changes, device)

@@ -138,6 +138,26 @@ def test_a_resume_needs_a_checkpoint(path):
     assert f"resume={path}" in run.kept_checkpoint()
 
 
+def refuse(path, writes):
+    with RunFolder(path, writes=writes).outcome():
+        raise ConfigError("mistaken")
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_refused_command_leaves_no_empty_folder(path, writes):
+    path.mkdir()
+    with pytest.raises(ConfigError):
+        refuse(path, writes)
+    assert not path.exists()
+
+
+def test_another_process_leaves_the_folder_of_the_first_one(path):
+    first = RunFolder(path)
+    with pytest.raises(ConfigError):
+        refuse(path, writes=False)
+    assert first.path.exists()
+
+
 def test_a_run_that_failed_says_why_and_how_far_it_came(path, log_lines):
     with pytest.raises(TrainingFailed):
         end_in(TrainingFailed("the loss is nan"), RunFolder(path))

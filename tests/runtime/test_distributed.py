@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -196,6 +197,30 @@ def test_the_launcher_ends_with_the_exit_code_of_its_processes(tmp_path, late):
 def plant(folder, code):
     """Have every Python process that has the folder in its path run the code as it starts."""
     (folder / "sitecustomize.py").write_text(code)
+
+
+def test_torchrun_has_started_another_number_of_processes(tmp_path):
+    group = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    arguments = ["experiment=digits", "runtime.processes=2", "hydra.run.dir=run"]
+    line = error_line(run("train.py", *arguments, cwd=tmp_path, env=group))
+    assert "runtime.processes=2" in line
+    assert "started 3" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "named"),
+    [
+        # More than any machine's
+        (["runtime.processes=1000", "runtime.device=cuda"], "cuda|1000"),
+        (["runtime.processes=2", "data.root=${nothing}"], "data.root"),
+        (["runtime.processes=2", "runtime.device=nonsense"], "runtime.device"),
+    ],
+)
+def test_a_command_that_starts_no_run_leaves_no_folder(tmp_path, mistake, named):
+    done = run("train.py", "experiment=digits", "hydra.run.dir=run", *mistake, cwd=tmp_path)
+    assert re.search(named, error_line(done))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_number_of_processes_below_one_is_refused(tmp_path):

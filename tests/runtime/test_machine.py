@@ -118,7 +118,7 @@ def test_auto_takes_the_first_device_there_is(monkeypatch):
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("name", ["cuda", "mps"])
 def test_a_device_that_is_missing_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"runtime\.device={name}.* cpu"):
+    with pytest.raises(ConfigError, match=rf"device {name}.* cpu"):
         start(device=name)
 
 

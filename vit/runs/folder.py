@@ -141,10 +141,7 @@ class RunFolder:
     def remove(self) -> None:
         """Leave no empty folder behind a command that ended before its run started."""
         (self.path / ".lock").unlink(missing_ok=True)
-        # rmdir refuses folders that are not empty, such as a parent that holds other runs
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
-            self.path.parent.rmdir()
+        remove_empty(self.path)
 
     def start_log(self, write: Callable[[str], None]) -> None:
         """Send the lines of the log to `write`, for the screen, and with their time to train.log.
@@ -193,6 +190,9 @@ class RunFolder:
                 error.args = (f"{error}; resume it by resume={self.path}",)
             if self.writes:
                 self.end_early(error)
+            else:
+                # Hydra may have made it anew after the first process had removed it
+                remove_empty(self.path)
             raise
         except BaseException as error:
             # A bug, or Ctrl-C before there is a handler: noted, and passed on with its traceback
@@ -224,6 +224,24 @@ class RunFolder:
         """
         if self.writes:
             write_json(self.path / "result.json", values)
+
+
+def remove_empty(path: Path) -> None:
+    """Remove a run's folder and the one it is in, unless they hold anything."""
+    # rmdir refuses folders that are not empty, such as a parent that holds other runs
+    with contextlib.suppress(OSError):
+        path.rmdir()
+        path.parent.rmdir()
+
+
+@contextlib.contextmanager
+def removed_if_refused(path: Path) -> Iterator[None]:
+    """Leave no empty folder where the command is refused before there is a RunFolder."""
+    try:
+        yield
+    except UserError:
+        remove_empty(path)
+        raise
 
 
 def wait_until_free(path: Path, seconds: float) -> None:

@@ -35,9 +35,18 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         usable = ", ".join(kind for kind, usable in available.items() if usable)
         raise ConfigError(
-            f"runtime.device={name}: this machine has none that PyTorch can use; it has {usable}"
+            f"device {name}: this machine has none that PyTorch can use; it has {usable}"
         )
     return torch.device(name)
+
+
+def start_device(name: str) -> torch.device:
+    """choose_device() for a command that computes: float32 is exact, see use_exact_float32().
+
+    Raises ConfigError where the machine has no such device.
+    """
+    use_exact_float32()
+    return choose_device(name)
 
 
 def wide_device(device: torch.device) -> torch.device:

@@ -107,6 +107,11 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", 0)) if started_by_torchrun() else 0
 
 
+def process_count() -> int:
+    """Return how many processes the run has, on all machines."""
+    return int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
+
+
 def local_process_count() -> int:
     """Return how many processes of the run are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started_by_torchrun() else 1

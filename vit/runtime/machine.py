@@ -12,8 +12,8 @@ from vit.runtime.device import (
     DEVICE_NAMES,
     choose_device,
     describe_device,
+    start_device,
     use_deterministic_kernels,
-    use_exact_float32,
     use_threads,
 )
 from vit.runtime.launch import local_process_count, started_by_torchrun
@@ -50,7 +50,7 @@ class Machine:
         Raises ConfigError where the machine has no such device, or one process is to be sharded,
         and Stopped where a signal has come.
         """
-        chosen = choose_device(device)
+        chosen = start_device(device)
         # Before they wait for one another, which NCCL does not without a GPU for each
         require_gpus(chosen, local_process_count())
 
@@ -73,7 +73,6 @@ class Machine:
         # Before any tensor is computed: all of them change the bits of a result
         use_threads(threads)
         use_deterministic_kernels(deterministic)
-        use_exact_float32()
         return cls(
             device=chosen,
             processes=processes,
