@@ -1,7 +1,9 @@
 """Tar shards: what is written is read again, to the same training as from single files."""
 
+import io
 import os
 import shutil
+import tarfile
 
 import pytest
 import torch
@@ -69,10 +71,43 @@ def test_classes_are_mixed_within_a_shard(tmp_path):
     assert 1 < data.train.labels[:8].sum() < 7
 
 
-def test_without_names_the_classes_are_numbers(tmp_path):
+def renumber(out, labels, split=""):
+    """Write other labels into shards, {old: new}, and remove the names of their classes."""
+    for shard in out.glob(f"{split}*.tar"):
+        with tarfile.open(shard) as old:
+            members = [(member, old.extractfile(member).read()) for member in old]
+        with tarfile.open(shard, "w") as new:
+            for member, content in members:
+                if member.name.endswith(".cls"):
+                    content = str(labels[int(content)]).encode()
+                    member.size = len(content)
+                new.addfile(member, io.BytesIO(content))
+    (out / "classes.txt").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 2), (7, 10**12)])
+def test_without_names_the_numbers_that_occur_are_the_classes(tmp_path, numbers):
     out = write(tmp_path)
-    (out / "classes.txt").unlink()
-    assert load(out).classes == ["0", "1"]
+    expected = load(out)
+    renumber(out, dict(enumerate(numbers)))
+    data = load(out)
+    assert data.classes == [str(number) for number in numbers]
+    for split in ("train", "val", "test"):
+        assert data.split(split).labels.tolist() == expected.split(split).labels.tolist()
+
+
+def test_a_number_that_train_lacks_is_refused(tmp_path):
+    out = write(tmp_path)
+    renumber(out, {0: 0, 1: 5}, "test")
+    with pytest.raises(DataError, match=r"out test has the label 5, .* not among those of train"):
+        load(out)
+
+
+def test_a_negative_number_is_no_class(tmp_path):
+    out = write(tmp_path)
+    renumber(out, {0: 0, 1: -1})
+    with pytest.raises(DataError, match=r"out train has the label -1"):
+        load(out)
 
 
 def test_images_can_be_made_smaller_on_the_way(tmp_path):
@@ -200,8 +235,10 @@ def test_class_names_of_other_than_one_line_are_refused_before_anything_is_writt
 def test_labels_without_a_class_are_refused(tmp_path):
     out = write(tmp_path)
     (out / "classes.txt").write_text("cat\n")
-    with pytest.raises(DataError, match=rf"{out}: labels must be from 0 to 0"):
+    with pytest.raises(DataError, match=rf"{out}: .*the label 1, .* classes\.txt, 0 to 0$"):
         load(out)
+
+
 
 
 def test_names_of_classes_that_are_not_utf8_are_refused(tmp_path):

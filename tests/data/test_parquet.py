@@ -103,13 +103,25 @@ def test_images_are_read_at_random_and_the_fingerprint_survives_a_move(tmp_path)
 
 @pytest.mark.parametrize(
     ("names", "labels", "classes"),
-    [(None, [0, 2, 1], ["0", "1", "2"]), (None, ["fox", "cat", "fox"], ["cat", "fox"])],
+    [
+        (None, [0, 2, 1], ["0", "1", "2"]),
+        (None, [10**12, 7, 7], ["7", "1000000000000"]),
+        (None, ["fox", "cat", "fox"], ["cat", "fox"]),
+    ],
 )
 def test_files_without_metadata(tmp_path, names, labels, classes):
     images = [encode(number, 0) for number in range(3)]
     splits = list_images(write(tmp_path / "x.parquet", labels, names=names, images=images))
     assert splits.classes == classes
     assert [splits.classes[label] for label in splits.train.labels] == [str(v) for v in labels]
+
+
+@pytest.mark.parametrize("labels", [[0, 5], ["cat", "dog"]])
+def test_a_label_that_train_lacks_is_refused(tmp_path, labels):
+    write(tmp_path / "train.parquet", [0, 7], names=None, images=TWO)
+    write(tmp_path / "test.parquet", labels, names=None, images=TWO)
+    with pytest.raises(DataError, match=rf"label {labels[1]}|label cat, .* 2 classes \(0, 7\)"):
+        list_images(tmp_path)
 
 
 def test_images_may_be_plain_bytes(tmp_path):
@@ -174,6 +186,7 @@ def write_columns(path, **columns):
             lambda path: write(path, [0.5, 1.0], names=None, images=TWO),
             "neither whole numbers nor names",
         ),
+        (lambda path: write(path, [-1, 1, 2], names=None, images=[*TWO, b"c"]), "label -1"),
         (lambda path: write(path, [0, 1], columns=("size",), names=None), "no column label .*size"),
         (lambda path: write_columns(path, label=[0, 1]), "no column holds bytes of images"),
         (

@@ -7,7 +7,7 @@ images (vit/data/loader.py).
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
@@ -25,7 +25,14 @@ from vit.data.class_folders import (
 )
 from vit.data.layouts import folder_name
 from vit.data.listing import list_images
-from vit.data.splits import ImageDataset, ImageSplit, Splits, hold_out
+from vit.data.splits import (
+    ImageDataset,
+    ImageSplit,
+    Splits,
+    classes_of_numbers,
+    hold_out,
+    positions_of,
+)
 from vit.data.tar_index import CLASSES, SPLITS, index_split, read_class_names
 from vit.data.test_sets import TEST_SETS
 from vit.errors import ConfigError, DataError
@@ -320,18 +327,35 @@ def read_shards(request: Request) -> Splits:
             f"data={request.name}: no {root.absolute()}/train-*.tar; write shards with "
             "python -m vit.shards SOURCE OUT, or say where they are with data.root=FOLDER"
         )
-    labels = torch.cat([images.labels for images in splits.values() if images is not None])
-    # Shards may have been written by others, who count from 1 or have another list of classes
-    highest = int(labels.max()) if len(labels) else -1
-    classes = read_class_names(root)
-    if classes is None:
-        classes = [str(label) for label in range(highest + 1)]
-    if highest >= len(classes) or (labels < 0).any():
+    names = read_class_names(root)
+    if names is None:
+        # Shards of others, who may count from 1
+        names = numbers = classes_of_numbers(train.labels.numpy())
+        known = "of train"
+    else:
+        numbers = [str(number) for number in range(len(names))]
+        known = f"of {CLASSES}, 0 to {len(names) - 1}"
+    numbered = {
+        split: renumber(root, images, numbers, known)
+        for split, images in splits.items()
+        if images is not None
+    }
+    return Splits(readable_names(names), **numbered)
+
+
+def renumber(root: Path, images: ImageSplit, numbers: list[str], known: str) -> ImageSplit:
+    """With the labels as positions in a list of them. Raises DataError for one that is not there.
+
+    known: which labels these are, for the message.
+    """
+    positions = positions_of(images.labels.numpy(), numbers)
+    wrong = positions < 0
+    if wrong.any():
         raise DataError(
-            f"{root.absolute()}: labels must be from 0 to {len(classes) - 1}, for the "
-            f"{len(classes)} classes of {CLASSES}; found {int(labels.min())} to {highest}"
+            f"{root.absolute()}: {images.title} has the label {images.labels[wrong.argmax()]}, "
+            f"which is not among those {known}"
         )
-    return Splits(readable_names(classes), train, splits["val"], splits["test"])
+    return replace(images, labels=torch.from_numpy(positions))
 
 
 def read_shard_split(root: Path, split: str) -> ImageSplit | None:

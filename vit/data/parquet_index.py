@@ -19,7 +19,14 @@ import torch
 from vit.data.image_files import is_image_file
 from vit.data.layouts import SPLIT_FOLDERS, folder_name, split_of
 from vit.data.parquet_rows import image_columns, is_parquet, open_file
-from vit.data.splits import ImageSplit, Splits, check_classes, first_names
+from vit.data.splits import (
+    ImageSplit,
+    Splits,
+    check_classes,
+    classes_of_numbers,
+    first_names,
+    positions_of,
+)
 from vit.data.tables import LABEL_COLUMNS
 from vit.errors import DataError
 from vit.text import format_bytes
@@ -313,7 +320,7 @@ def classes_of(path: Path, labels: Labels) -> list[str]:
     if labels.names is not None:
         classes = labels.names
     elif labels.values.dtype.kind in "iu":
-        classes = [str(number) for number in range(int(labels.values.max(initial=-1)) + 1)]
+        classes = classes_of_numbers(labels.values)
     elif labels.values.dtype.kind == "U":
         classes = np.unique(labels.values).tolist()
     else:
@@ -330,9 +337,8 @@ def numbers_of(path: Path, labels: Labels, classes: list[str]) -> np.ndarray:
     """
     if labels.names is not None:
         check_classes(classes, labels.names, path)
-    if labels.values.dtype.kind == "U":
-        positions = {name: position for position, name in enumerate(classes)}
-        numbers = np.array([positions.get(name, -1) for name in labels.values.tolist()])
+    if labels.names is None or labels.values.dtype.kind == "U":
+        numbers = positions_of(labels.values, classes)
     else:
         numbers = labels.values.astype(np.int64)
     wrong = (numbers < 0) | (numbers >= len(classes))

@@ -166,6 +166,23 @@ def sample_evenly(labels: Tensor, limit: int) -> Tensor:
     return order[:limit].sort().values
 
 
+def classes_of_numbers(labels: np.ndarray) -> list[str]:
+    """The names of classes that are known by their numbers alone: those that occur, sorted.
+
+    labels: whole numbers (n,); those below 0 are no classes.
+    """
+    # Without gaps: a class of no images would be counted as one, and a large number exhaust memory
+    return [str(number) for number in np.unique(labels[labels >= 0]).tolist()]
+
+
+def positions_of(labels: np.ndarray, classes: list[str]) -> np.ndarray:
+    """The labels, text or numbers (n,), as positions in a list of names, int64; -1: not there."""
+    positions = {name: position for position, name in enumerate(classes)}
+    distinct, inverse = np.unique(labels, return_inverse=True)
+    of_distinct = [positions.get(str(label), -1) for label in distinct.tolist()]
+    return np.array(of_distinct, dtype=np.int64)[inverse]
+
+
 def check_classes(classes: list[str], found: list[str], path: Path) -> None:
     """Raise DataError where the classes found at `path` are not those of train."""
     if classes == found:
