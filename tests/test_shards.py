@@ -239,8 +239,6 @@ def test_labels_without_a_class_are_refused(tmp_path):
         load(out)
 
 
-
-
 def test_names_of_classes_that_are_not_utf8_are_refused(tmp_path):
     out = write(tmp_path)
     (out / "classes.txt").write_bytes(b"caf\xe9\ndog\n")

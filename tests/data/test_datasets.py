@@ -262,6 +262,15 @@ def test_tiny_imagenet_may_be_laid_out_like_imagenet(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["imagenet", "tiny_imagenet"])
+def test_images_in_formats_that_are_not_read_are_told(tmp_path, name):
+    root = make_images(tmp_path, {"train": 2, "val": 2})
+    assert load(name, root=str(root)).layout == ""
+    for file in ("train/cat/a.heic", "val/dog/b.heic"):
+        (root / file).touch()
+    assert load(name, root=str(root)).layout.startswith("2 .heic files can't be read")
+
+
+@pytest.mark.parametrize("name", ["imagenet", "tiny_imagenet"])
 def test_a_data_set_whose_test_is_val_needs_val(tmp_path, name):
     root = make_images(tmp_path, {"train": 2})
     with pytest.raises(DataError, match=rf"data={name}: no folder {root}/val"):

@@ -13,9 +13,12 @@ from vit.data.image_files import is_image_file, iter_image_files, no_images, ref
 from vit.data.imagenet_val import list_flat_val
 from vit.data.splits import ImageSplit, check_classes
 from vit.errors import DataError
+from vit.text import shorten
 
 # One a line, sorted, which is the order of the labels (Russakovsky et al. 2015, arXiv:1409.0575)
 WNIDS_FILE = Path(__file__).parent / "imagenet_wnids.txt"
+# Characters of a line that a message shows
+MAX_LINE = 40
 
 
 def class_names(folder: Path) -> list[str]:
@@ -126,11 +129,10 @@ def list_annotated(folder: Path, classes: list[str], title: str) -> ImageSplit:
     """The val folder of Tiny-ImageNet's archive: images/ and their classes in a text file.
 
     A line of that file holds, between tabs, the file name, the wnid and a bounding box. Raises
-    DataError where the classes are not those of train.
+    DataError for another line, and where the classes are not those of train.
     """
     annotations = folder / "val_annotations.txt"
-    lines = [line for line in annotations.read_text().splitlines() if line.strip()]
-    rows = [line.split("\t")[:2] for line in lines]
+    rows = read_annotations(annotations)
     check_classes(classes, sorted({wnid for _, wnid in rows}), annotations)
     labels = {wnid: label for label, wnid in enumerate(classes)}
     return ImageSplit(
@@ -138,6 +140,23 @@ def list_annotated(folder: Path, classes: list[str], title: str) -> ImageSplit:
         torch.tensor([labels[wnid] for _, wnid in rows]),
         paths=np.array([os.fsencode(folder / "images" / name) for name, _ in rows]),
     )
+
+
+def read_annotations(file: Path) -> list[tuple[str, str]]:
+    """(file name, wnid) of each line, see list_annotated."""
+    # Bytes of another file than this must show in the message
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        fields = line.split("\t")
+        if len(fields) >= 2:
+            rows.append((fields[0], fields[1]))
+        elif line.strip():
+            raise DataError(
+                f"{file.absolute()}: line {number}, {shorten(line, MAX_LINE)!r}, is not a file "
+                "name, a tab and a class; get it again"
+            )
+    return rows
 
 
 @functools.cache

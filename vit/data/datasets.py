@@ -23,6 +23,7 @@ from vit.data.class_folders import (
     list_same_classes,
     readable_names,
 )
+from vit.data.image_files import describe_unsupported
 from vit.data.layouts import folder_name
 from vit.data.listing import list_images
 from vit.data.splits import (
@@ -265,32 +266,43 @@ def read_folder(request: Request, *, label_column: str | None = None) -> Splits:
 
 def read_imagenet(request: Request) -> Splits:
     """root/train/<wnid>/ and root/val/, flat or in class folders; the latter is used as test."""
+    unsupported: list[str] = []
     classes, train = list_train_folder(
         request,
         "get ILSVRC2012_img_train.tar from https://image-net.org and unpack it there with "
         "python -m vit.unpack",
+        unsupported,
     )
-    test = list_val_as_test(request, classes)
-    return Splits(readable_names(classes), train, test=test)
+    test = list_val_as_test(request, classes, unsupported)
+    return Splits(readable_names(classes), train, test=test, layout=left_out(unsupported))
 
 
 def read_tiny_imagenet(request: Request) -> Splits:
     """What Tiny-ImageNet's archive unpacks to, or ImageNet's layout; val is used as test."""
+    unsupported: list[str] = []
     classes, train = list_train_folder(
-        request, "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there"
+        request, "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there", unsupported
     )
     val_folder = request.root / "val"
     if (val_folder / "val_annotations.txt").is_file():
         test = list_annotated(val_folder, classes, f"{request.title} val, used as test")
     else:
-        test = list_val_as_test(request, classes)
-    return Splits(readable_names(classes), train, test=test)
+        test = list_val_as_test(request, classes, unsupported)
+    return Splits(readable_names(classes), train, test=test, layout=left_out(unsupported))
 
 
-def list_train_folder(request: Request, advice: str) -> tuple[list[str], ImageSplit]:
+def left_out(unsupported: list[str]) -> str:
+    """What the screen says of images in formats that are not read; nothing where there are none."""
+    return describe_unsupported(unsupported) if unsupported else ""
+
+
+def list_train_folder(
+    request: Request, advice: str, unsupported: list[str]
+) -> tuple[list[str], ImageSplit]:
     """(class names, the images of root/train/<class>/).
 
-    advice: how to get the images, for the DataError where there is no such folder.
+    advice: how to get the images, for the DataError where there is no such folder. unsupported: see
+    vit.data.image_files.iter_image_files.
     """
     folder = request.root / "train"
     if not folder.is_dir():
@@ -299,11 +311,14 @@ def list_train_folder(request: Request, advice: str) -> tuple[list[str], ImageSp
             "(train/<class>/*.jpg), or say where it is with data.root=FOLDER, or try "
             "experiment=digits, which needs no files"
         )
-    return list_class_folders(folder, f"{folder_name(request.root)} train")
+    return list_class_folders(folder, f"{folder_name(request.root)} train", unsupported)
 
 
-def list_val_as_test(request: Request, classes: list[str]) -> ImageSplit:
-    """root/val/<class>/ or flat root/val/, under a title that says that it is used as test."""
+def list_val_as_test(request: Request, classes: list[str], unsupported: list[str]) -> ImageSplit:
+    """root/val/<class>/ or flat root/val/, under a title that says that it is used as test.
+
+    unsupported: see vit.data.image_files.iter_image_files.
+    """
     folder = request.root / "val"
     if not folder.is_dir():
         raise DataError(
@@ -311,7 +326,7 @@ def list_val_as_test(request: Request, classes: list[str]) -> ImageSplit:
         )
     # The official name is only for the official classes
     dataset = "ImageNet" if is_imagenet(classes) else folder_name(request.root)
-    return list_same_classes(folder, classes, f"{dataset} val, used as test")
+    return list_same_classes(folder, classes, f"{dataset} val, used as test", unsupported)
 
 
 def read_shards(request: Request) -> Splits:
