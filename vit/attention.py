@@ -79,7 +79,7 @@ def draw_images(options: argparse.Namespace) -> None:
     from vit.checkpoints.model import load
     from vit.data.image_files import find_image_files
 
-    paths = find_image_files(options.images)
+    paths = find_image_files(options.images, print)
     if len(paths) > options.limit:
         print(f"the first {options.limit} of {len(paths)} images; more with --limit")
         paths = paths[: options.limit]

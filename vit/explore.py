@@ -89,7 +89,7 @@ def explore(options: argparse.Namespace) -> None:
     from vit.runtime.memory import memory_errors
 
     device = start_device(options.device)
-    paths = find_image_files(options.images)
+    paths = find_image_files(options.images, print)
     snapshots = load_snapshots([options.checkpoint, *options.also])
     model = snapshots[0].model
     layers = choose_layers(options.layers, len(model.encoder.blocks))

@@ -100,7 +100,9 @@ def test_annotations_of_tiny_imagenet(tmp_path):
 @pytest.mark.parametrize("line", [b"1.JPEG n1 0 0", b"\x89PNG\xff\x00" * 100])
 def test_a_damaged_line_of_the_annotations_is_named(tmp_path, line):
     (tmp_path / "val_annotations.txt").write_bytes(b"0.JPEG\tn2\t0\n\n" + line)
-    with pytest.raises(DataError, match=r"val_annotations\.txt: line 3, .{,110} is not a file name"):
+    with pytest.raises(
+        DataError, match=r"val_annotations\.txt: line 3, .{,110} is not a file name"
+    ):
         list_annotated(tmp_path, ["n1", "n2"], "title")
 
 

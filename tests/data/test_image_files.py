@@ -146,17 +146,30 @@ def test_hidden_files_and_other_extensions_are_no_images():
     assert not is_image_file("a.txt")
 
 
+def fail(message):
+    pytest.fail(f"warned of nothing: {message}")
+
+
 def test_files_and_folders_are_found_in_order(tmp_path):
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     for name in ("folder/b.png", "folder/deep/a.jpg", "folder/notes.txt", "single.dat"):
         (tmp_path / name).write_bytes(b"")
     expected = [tmp_path / "single.dat", tmp_path / "folder/b.png", tmp_path / "folder/deep/a.jpg"]
-    assert find_image_files([tmp_path / "single.dat", tmp_path / "folder"]) == expected
+    assert find_image_files([tmp_path / "single.dat", tmp_path / "folder"], fail) == expected
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no images"):
-        find_image_files([tmp_path / "empty"])
+        find_image_files([tmp_path / "empty"], fail)
     with pytest.raises(DataError, match="nothing: no such file or folder"):
-        find_image_files([tmp_path / "nothing"])
+        find_image_files([tmp_path / "nothing"], fail)
+
+
+def test_a_named_file_of_a_format_that_is_not_read_says_what_to_do(tmp_path):
+    file = tmp_path / "a.HEIC"
+    with pytest.raises(DataError, match="No such file"):
+        open_image(file)
+    file.write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DataError, match=r"a\.HEIC: images of this format .*; convert it to JPEG"):
+        open_image(file)
 
 
 @pytest.mark.parametrize(
@@ -177,5 +190,9 @@ def test_images_of_formats_that_are_not_read_are_told(tmp_path):
     with pytest.raises(
         DataError, match=r"its 3 \.heic and \.nef files can't be read; convert them"
     ):
-        find_image_files([tmp_path])
+        find_image_files([tmp_path], fail)
+    (tmp_path / "c.jpg").touch()
+    warnings = []
+    assert find_image_files([tmp_path], warnings.append) == [tmp_path / "c.jpg"]
+    assert warnings == [f"{tmp_path}: 3 .heic and .nef files can't be read; convert them to JPEG"]
     assert describe_unsupported(["x.dng"]) == "1 .dng file can't be read; convert it to JPEG"

@@ -17,7 +17,7 @@ from typing import BinaryIO, NoReturn
 import numpy as np
 import simplejpeg
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vit.data.parquet_rows import PARQUET_ROW, open_row
@@ -144,8 +144,10 @@ def refuse_folder(error: OSError) -> NoReturn:
     )
 
 
-def find_image_files(paths: Sequence[Path]) -> list[Path]:
+def find_image_files(paths: Sequence[Path], warn: Callable[[str], object]) -> list[Path]:
     """The files among `paths`, and the image files in the folders among them at any depth, sorted.
+
+    warn: told of images in a folder that are left out, since their formats are not read.
 
     Raises DataError for a path that does not exist, and a folder that has no images or can't be
     read.
@@ -157,6 +159,8 @@ def find_image_files(paths: Sequence[Path]) -> list[Path]:
             in_folder = sorted(map(Path, iter_image_files(path, unsupported)))
             if not in_folder:
                 raise DataError(f"{path}: {no_images(unsupported)}")
+            if unsupported:
+                warn(f"{path}: {describe_unsupported(unsupported)}")
             files += in_folder
         elif path.exists():
             files.append(path)
@@ -215,6 +219,8 @@ def open_lazily(path: str | Path) -> Iterator[Image.Image]:
             "data set"
         ) from None
     except UNREADABLE as error:
+        if isinstance(error, UnidentifiedImageError) and is_unsupported(os.path.basename(path)):
+            raise DataError(unsupported_image(str(path))) from None
         raise DataError(
             f"{path}: not a readable image ({error}); repair it or take it out of the data set"
         ) from None
