@@ -24,6 +24,16 @@ def test_evaluation_json_lies_in_the_run_folder_or_out(checkpoint, out, split, f
     assert outputs.run == (None if run is None else Path(run))
 
 
+def test_the_current_folder_may_be_that_of_the_checkpoints(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.chdir(tmp_path / "checkpoints")
+    outputs = Outputs.of("best.safetensors", None, "test")
+    assert outputs.file.resolve() == tmp_path / "evaluation.json"
+    assert outputs.run == Path("..")
+    monkeypatch.chdir(tmp_path)
+    assert Outputs.of("best.safetensors", None, "test").run is None
+
+
 def test_the_reports_folder_is_named_after_the_split():
     assert Outputs.of(None, "x", "test").report_folder == Path("x/report")
     assert Outputs.of(None, "x", "val").report_folder == Path("x/report_val")

@@ -31,8 +31,9 @@ class Outputs:
         folder = Path()
         if checkpoint is not None:
             folder = Path(checkpoint).parent
-            if folder.name == "checkpoints":
-                run = folder = folder.parent
+            # The current folder has no name of its own, and may be that of the checkpoints
+            if folder.absolute().name == "checkpoints":
+                run = folder = folder.parent if folder.name else Path("..")
         return cls(Path(out) if out else folder, run, split)
 
     @property
