@@ -322,3 +322,9 @@ def test_help_is_answered_at_once(name):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert name in done.stdout
+
+
+def test_windows_is_told_to_use_wsl():
+    code = "import os; os.name = 'nt'; import vit"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: vit needs Linux or macOS; on")

@@ -4,7 +4,12 @@
 vit/model/vision_transformer.py.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# File locks, signals and forked workers are those of POSIX
+if os.name == "nt":
+    raise ImportError("vit needs Linux or macOS; on Windows, run it in WSL")
 
 if TYPE_CHECKING:
     from vit.checkpoints.model import load as load
