@@ -51,6 +51,14 @@ def test_a_run_learns_and_leaves_its_files(digits_run):
     assert "\r" not in output  # a progress bar is for terminals
 
 
+def test_a_first_run_says_nothing_of_fonts(tmp_path):
+    # Where matplotlib has not yet noted which fonts there are
+    environment = {"MPLCONFIGDIR": str(tmp_path / "matplotlib")}
+    done = train(tmp_path, *TINY, "train.steps=1", env=environment, from_scratch=True)
+    assert list((tmp_path / "matplotlib").glob("fontlist*"))
+    assert "font" not in done.stdout + done.stderr
+
+
 def test_the_curves_are_in_tensorboard(digits_run):
     folder, _ = digits_run
     everything = {"images": 0, "tensors": 0}

@@ -7,6 +7,7 @@ that goes wrong; scripts and schedulers need to tell a mistake, a bug and a stop
 import atexit
 import contextlib
 import difflib
+import logging
 import os
 import re
 import sys
@@ -50,6 +51,9 @@ def run_main(main: Callable[[], None], schema: type) -> int:
 
     schema: the dataclass whose keys are suggested for a mistyped one.
     """
+    # Hydra's log shows what every library has to say; of its fonts, in the middle of a first run
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+
     # So that Hydra raises instead of printing and exiting
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
