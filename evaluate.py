@@ -92,9 +92,9 @@ def measure(settings: EvaluateConfig, changes: dict[str, Any]) -> str:
     from vit.runtime.device import start_device, use_deterministic_kernels, use_threads
     from vit.runtime.faults import failures_explained
 
+    device = start_device(settings.runtime.device)
     use_threads(settings.runtime.threads)
     use_deterministic_kernels(settings.runtime.deterministic)
-    device = start_device(settings.runtime.device)
     keep_freed_memory(device.type)
     with failures_explained("try precision=bf16, or runtime.device=cpu", "runtime.workers"):
         model = restore_model(settings, changes, device)

@@ -201,7 +201,7 @@ def embed(options: argparse.Namespace) -> None:
     if is_finished and not options.overwrite:
         finished = about_finished(options.out)
 
-    device = start_device(options.device)
+    device = start_device(options.device, "--device")
     embedder = load_embedder(options.checkpoint, options.precision, device, warn)
     settings = settings_of(embedder, options.batch_size)
     with failures_explained(TOO_LITTLE_MEMORY):

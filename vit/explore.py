@@ -88,7 +88,7 @@ def explore(options: argparse.Namespace) -> None:
     from vit.runtime.device import start_device
     from vit.runtime.memory import memory_errors
 
-    device = start_device(options.device)
+    device = start_device(options.device, "--device")
     paths = find_image_files(options.images, print)
     snapshots = load_snapshots([options.checkpoint, *options.also])
     model = snapshots[0].model

@@ -134,7 +134,7 @@ def predict(options: argparse.Namespace) -> None:
     from vit.runtime.precision import Precision
 
     check_output_name(options.out)
-    device = start_device(options.device)
+    device = start_device(options.device, "--device")
     model, header = load_with_header(options.checkpoint)
     model = model.to(device)
     exclude_faulty_attention(device, model)

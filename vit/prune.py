@@ -96,7 +96,7 @@ def prune(options: argparse.Namespace) -> None:
     from vit.runtime.cores import loader_workers
     from vit.runtime.device import start_device
 
-    device = start_device(options.device)
+    device = start_device(options.device, "--device")
     changes = {"data.root": options.data_root, "data.limit": options.limit}
     changes = {key: value for key, value in changes.items() if value is not None}
     restored = restore(options.checkpoint, changes, device)

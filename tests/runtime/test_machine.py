@@ -10,7 +10,13 @@ import train
 from vit.errors import ConfigError, Stopped
 from vit.runtime import launch
 from vit.runtime.cores import loader_workers, usable_cores, worker_cores
-from vit.runtime.device import choose_device, describe_device, peak_memory, product_rate
+from vit.runtime.device import (
+    choose_device,
+    describe_device,
+    peak_memory,
+    product_rate,
+    start_device,
+)
 from vit.runtime.launch import process_rank, started_by_torchrun, wait_for_first
 from vit.runtime.machine import Machine, require_gpus_of
 from vit.runtime.processes import Processes
@@ -118,8 +124,10 @@ def test_auto_takes_the_first_device_there_is(monkeypatch):
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("name", ["cuda", "mps"])
 def test_a_device_that_is_missing_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"device {name}.* cpu"):
+    with pytest.raises(ConfigError, match=rf"runtime\.device={name}.* cpu"):
         start(device=name)
+    with pytest.raises(ConfigError, match=rf"--device={name}: this machine has none"):
+        start_device(name, "--device")
 
 
 def test_workers_are_as_many_as_the_cores_of_a_process_eight_at_most(monkeypatch):
@@ -129,6 +137,20 @@ def test_workers_are_as_many_as_the_cores_of_a_process_eight_at_most(monkeypatch
     assert loader_workers(None, processes=100) == 1
     assert loader_workers(0) == 0
     assert 1 <= usable_cores() <= os.cpu_count()
+
+
+def test_a_limit_on_cores_holds_for_torchs_threads(monkeypatch):
+    torch.set_num_threads(7)
+    monkeypatch.setattr("vit.runtime.device.usable_cores", lambda: 3)
+    start()
+    assert torch.get_num_threads() == 3
+    # Fewer than there are cores stay fewer
+    torch.set_num_threads(2)
+    start()
+    assert torch.get_num_threads() == 2
+    # What the user says holds
+    start(threads=5)
+    assert torch.get_num_threads() == 5
 
 
 def test_a_gpu_is_fed_by_all_cores_but_one(monkeypatch):

@@ -1,14 +1,16 @@
 """The CPU cores this process may use. Imports no torch, so that launching processes needs none."""
 
-import os
-
 
 def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    # A container or a scheduler may allow fewer than the machine has; macOS can't tell
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use.
+
+    A scheduler or a container may allow fewer than the machine has, by affinity or by a quota of
+    time, as Kubernetes and `docker run --cpus` do.
+    """
+    # Late, since it imports numpy, which --help can do without
+    import joblib
+
+    return joblib.cpu_count()
 
 
 # Each worker takes memory for its batches. A CPU that trains needs few images a second; a GPU may

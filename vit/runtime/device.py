@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vit.errors import ConfigError
+from vit.runtime.cores import usable_cores
 
 # Matrix products that measure a device's rate: (rows, inner, columns), large enough to reach it.
 # The first tries are slower, since libraries are loaded and clocks rise
@@ -19,10 +20,10 @@ PRODUCT_TRIES = 8
 DEVICE_NAMES = ("auto", "cuda", "mps", "cpu")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, key: str = "runtime.device") -> torch.device:
     """Return the device of a name: auto, cuda, mps or cpu.
 
-    Raises ConfigError where the machine has no such device.
+    key: what the user has named it by. Raises ConfigError where the machine has no such device.
     """
     # In the order in which auto prefers them
     available = {
@@ -35,18 +36,22 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         usable = ", ".join(kind for kind, usable in available.items() if usable)
         raise ConfigError(
-            f"device {name}: this machine has none that PyTorch can use; it has {usable}"
+            f"{key}={name}: this machine has none that PyTorch can use; it has {usable}"
         )
     return torch.device(name)
 
 
-def start_device(name: str) -> torch.device:
-    """choose_device() for a command that computes: float32 is exact, see use_exact_float32().
+def start_device(name: str, key: str = "runtime.device") -> torch.device:
+    """choose_device() for a command that computes, with what holds for all of them.
 
-    Raises ConfigError where the machine has no such device.
+    float32 is exact, see use_exact_float32(), and torch takes no more threads than there are cores
+    for it. Raises ConfigError where the machine has no such device.
     """
     use_exact_float32()
-    return choose_device(name)
+    # torch does not look at a container's quota, beyond which its threads would be suspended
+    if usable_cores() < torch.get_num_threads():
+        torch.set_num_threads(usable_cores())
+    return choose_device(name, key)
 
 
 def wide_device(device: torch.device) -> torch.device:
