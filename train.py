@@ -42,6 +42,7 @@ from vit.runtime.launch import (
     process_rank,
     start_of_command,
     started_by_torchrun,
+    tasks_of_slurm,
     wait_for_first,
 )
 from vit.runtime.signals import StopSignal
@@ -88,6 +89,7 @@ def main(composed: DictConfig) -> float | None:
             refuse_settings_of_sweeps(composed, job)
             refuse_other_processes(count, overrides)
             config, warnings = read_config(composed, run)
+            warnings += about_tasks()
             validate(config)
             if config.explain:
                 return explain(config, run, stop)
@@ -171,6 +173,17 @@ def run_in_processes(
     # The folder is given since its default holds a time, which each process would take for itself
     arguments = [*overrides, f"runtime.processes={count}", f"hydra.run.dir={folder}"]
     return launch_processes(count, [sys.argv[0], *prepare_arguments(arguments)], started)
+
+
+def about_tasks() -> list[str]:
+    """Return a warning where SLURM has started this command several times."""
+    tasks = tasks_of_slurm()
+    if tasks == 1:
+        return []
+    return [
+        f"srun has started this command {tasks} times, and each is a run of its own; for one run "
+        "on many GPUs give srun one task a machine, and start torchrun in it (docs/scale_up.md)"
+    ]
 
 
 def read_config(composed: DictConfig, run: RunFolder) -> tuple[Config, list[str]]:

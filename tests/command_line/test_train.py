@@ -59,6 +59,15 @@ def test_a_first_run_says_nothing_of_fonts(tmp_path):
     assert "font" not in done.stdout + done.stderr
 
 
+def test_tasks_of_srun_are_told_that_each_is_a_run(tmp_path):
+    arguments = [*TINY, "train.steps=1", "hydra.run.dir=run"]
+    done = train(tmp_path, *arguments, env={"SLURM_STEP_NUM_TASKS": "4"})
+    (warning,) = [line for line in done.stdout.splitlines() if "warning" in line]
+    assert "srun has started this command 4 times" in warning
+    assert "torchrun" in warning
+    assert warning in (tmp_path / "run" / "train.log").read_text()
+
+
 def test_the_curves_are_in_tensorboard(digits_run):
     folder, _ = digits_run
     everything = {"images": 0, "tensors": 0}

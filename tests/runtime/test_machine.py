@@ -17,7 +17,7 @@ from vit.runtime.device import (
     product_rate,
     start_device,
 )
-from vit.runtime.launch import process_rank, started_by_torchrun, wait_for_first
+from vit.runtime.launch import process_rank, started_by_torchrun, tasks_of_slurm, wait_for_first
 from vit.runtime.machine import Machine, require_gpus_of
 from vit.runtime.processes import Processes
 from vit.runtime.signals import StopSignal
@@ -216,6 +216,17 @@ def test_a_launcher_is_recognized_by_all_its_variables(monkeypatch):
         monkeypatch.setenv(name, "1")
     assert started_by_torchrun()
     assert process_rank() == 3
+
+
+def test_tasks_of_srun_are_counted_unless_torchrun_joins_them(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert tasks_of_slurm() == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert tasks_of_slurm() == 4
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    assert tasks_of_slurm() == 1
 
 
 def with_gpus(monkeypatch, count):

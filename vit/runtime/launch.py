@@ -107,6 +107,14 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", 0)) if started_by_torchrun() else 0
 
 
+def tasks_of_slurm() -> int:
+    """Return how many tasks of SLURM run this command, each as a run of its own.
+
+    1 where it was not srun that started them, or where torchrun has made one run of them.
+    """
+    return 1 if started_by_torchrun() else int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
 def process_count() -> int:
     """Return how many processes the run has, on all machines."""
     return int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
