@@ -368,7 +368,8 @@ function set(id, value) {
   await note("register");
   if (about.snapshots.length > 1) set("checkpoint", 0);
   await note("checkpoint");
-  const painted = [...byId("image").getContext("2d").getImageData(0, 0, 40, 40).data];
+  const {width, height} = byId("image");
+  const painted = byId("image").getContext("2d").getImageData(0, 0, width, height).data;
   const output = document.createElement("output");
   output.id = "results";
   output.textContent = JSON.stringify({
