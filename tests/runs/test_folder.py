@@ -13,7 +13,7 @@ import time
 import pytest
 from helpers import ROOT
 
-from vit.errors import CheckpointError, ConfigError, Stopped, TrainingFailed
+from vit.errors import CheckpointError, ConfigError, DataError, Stopped, TrainingFailed
 from vit.runs.folder import MAX_REASON, RunFolder, wait_until_free
 
 
@@ -175,6 +175,16 @@ def test_a_run_that_was_stopped_says_how_to_resume_it(path):
     with pytest.raises(Stopped, match=f"SIGTERM; resume it by resume={path}"):
         end_in(error, RunFolder(path), lambda: leave_checkpoint(path))
     assert read_result(path)["status"] == "stopped"
+    assert f"resume={path}" in read_result(path)["reason"]
+
+
+def test_a_run_that_met_a_damaged_image_says_how_to_go_on(path):
+    message = "dog/7.jpg: not a readable image"
+    run = RunFolder(path)
+    with pytest.raises(DataError, match=rf"^{message}$"):
+        end_in(DataError(message), run)
+    with pytest.raises(DataError, match=rf"^{message}; .* is kept: resume it by resume={path}$"):
+        end_in(DataError(message), run, lambda: leave_checkpoint(path))
     assert f"resume={path}" in read_result(path)["reason"]
 
 

@@ -219,10 +219,13 @@ def open_lazily(path: str | Path) -> Iterator[Image.Image]:
             "data set"
         ) from None
     except UNREADABLE as error:
-        if isinstance(error, UnidentifiedImageError) and is_unsupported(os.path.basename(path)):
+        is_unknown = isinstance(error, UnidentifiedImageError)
+        if is_unknown and is_unsupported(os.path.basename(path)):
             raise DataError(unsupported_image(str(path))) from None
+        # Pillow's own words would name the file once more
+        reason = "of no known format" if is_unknown else error
         raise DataError(
-            f"{path}: not a readable image ({error}); repair it or take it out of the data set"
+            f"{path}: not a readable image ({reason}); repair it or take it out of the data set"
         ) from None
 
 

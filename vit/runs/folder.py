@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit.errors import CheckpointError, ConfigError, Stopped, TrainingFailed, UserError
+from vit.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Stopped,
+    TrainingFailed,
+    UserError,
+)
 from vit.files import lock, read_json, write_json, write_text
 from vit.text import shorten
 
@@ -188,6 +195,9 @@ class RunFolder:
         except (UserError, TrainingFailed, Stopped) as error:
             if isinstance(error, Stopped) and self.has_checkpoint():
                 error.args = (f"{error}; resume it by resume={self.path}",)
+            # Images that are damaged show in the middle of a run
+            if isinstance(error, DataError):
+                error.args = (f"{error}{self.kept_checkpoint()}",)
             if self.writes:
                 self.end_early(error)
             else:
