@@ -338,3 +338,47 @@ def test_a_program_that_ends_in_an_error_does_not_wait_for_its_workers(tmp_path)
     assert program.returncode == 1
     assert program.stderr.rstrip().endswith("RuntimeError: planted")
     assert "killed by signal" not in program.stderr
+
+
+SMALL_SHARED_MEMORY = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from vit.data import image_stream, loader
+from vit.data.class_folders import list_class_folders
+from vit.data.preprocessing import Preprocessing
+from vit.runtime.faults import describe_fault
+
+def init_worker(worker):
+    # Shared memory is a file too; more than this is refused, as where there is no room for it
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+loader.init_worker = image_stream.init_worker = init_worker
+preprocessing = Preprocessing((100, 100), 3, (0.5,), (0.25,), 0.875, "bilinear")
+images = list_class_folders(Path("train"), "images")[1]
+if sys.argv[1] == "split":
+    dataset = loader.ImageFileDataset(images, preprocessing, None, seed=5)
+    batches = loader.decode_batches(dataset, [[(0, i) for i in range(8)]], 1, torch.device("cpu"))
+else:
+    batches = image_stream.stream_batches(iter(["train/cat/0.jpg"] * 8), preprocessing, 8, 1)
+try:
+    list(batches)
+except RuntimeError as error:
+    print(describe_fault(error, None))
+"""
+
+
+@pytest.mark.parametrize("source", ["split", "stream"])
+def test_too_little_shared_memory_is_an_error_and_no_silence(tmp_path, source):
+    list_images(tmp_path)
+    (tmp_path / "small.py").write_text(SMALL_SHARED_MEMORY)
+    done = subprocess.run(
+        [sys.executable, "small.py", source],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout.startswith("too little shared memory"), done.stderr

@@ -25,6 +25,7 @@ from vit.training import loop, start
 
 SMALL = ["experiment=digits", "model.num_layers=1", "model.hidden_size=16", "model.num_heads=2"]
 
+NO_SHARED_MEMORY = "RuntimeError: unable to allocate shared memory(shm) for file </torch_1>"
 FAULTS = [
     (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
     (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded"),
@@ -35,6 +36,7 @@ FAULTS = [
     (dist.DistBackendError("NCCL error\nsecond line"), "another process"),
     (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed"), "another process"),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal"), "runtime.workers"),
+    (RuntimeError(f"Caught RuntimeError in …\n{NO_SHARED_MEMORY}"), "--shm-size=8g), or lower ru"),
 ]
 BUGS = [
     OSError(errno.ENOENT, "No such file"),
@@ -122,6 +124,7 @@ def test_a_bug_stays_what_it_is(error):
     ("error", "message"),
     [
         (MemoryError("no room"), "out of memory (no room); buy more"),
+        (RuntimeError(NO_SHARED_MEMORY), "--workers: too little shared memory (/dev/shm) for the"),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.\nMore"),
             "--workers: a process that decodes images died (DataLoader worker (pid 7) is killed by",

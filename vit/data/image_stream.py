@@ -15,9 +15,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vit.data.image_files import (
     file_of,
@@ -138,7 +137,7 @@ def collate(items: list[tuple[str, Tensor] | DataError]) -> ImageBatch:
     errors = [item for item in items if isinstance(item, DataError)]
     decoded = [item for item in items if not isinstance(item, DataError)]
     paths = [path for path, _ in decoded]
-    pixels = torch.stack([pixels for _, pixels in decoded]) if decoded else None
+    pixels = default_collate([pixels for _, pixels in decoded]) if decoded else None
     positions = [n for n, item in enumerate(items) if not isinstance(item, DataError)]
     return ImageBatch(paths, pixels, errors, positions)
 

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vit.data.preprocessing import Preprocessing
 from vit.data.splits import ImageSplit
@@ -113,7 +113,14 @@ def collate(items: list[DecodedImage | DataError]) -> DecodedBatch | DataError:
             return item
         images.append(item)
     pixels, labels, unreadable = zip(*images, strict=True)
-    return torch.stack(pixels), torch.tensor(labels), list(itertools.chain(*unreadable))
+    # torch's own, which in a worker writes into shared memory at once. What is moved there only
+    # when it is sent takes another copy, and where there is too little of it the batch is lost
+    # without an error, and waited for for ever
+    return (
+        default_collate(pixels),
+        default_collate(list(map(torch.tensor, labels))),
+        list(itertools.chain(*unreadable)),
+    )
 
 
 def init_worker(worker: int) -> None:

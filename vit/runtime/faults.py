@@ -23,6 +23,11 @@ Batch = TypeVar("Batch")
 
 # No space, no quota, file too large, read-only file system
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# A container has 64 MB of it unless it is told otherwise, less than two batches of 256 at 224 px
+OUT_OF_SHARED_MEMORY = (
+    "too little shared memory (/dev/shm) for the batches of the processes that decode images; "
+    "give a container more (docker run --shm-size=8g)"
+)
 
 
 @contextlib.contextmanager
@@ -54,6 +59,8 @@ def describe_fault(
     error: OSError | RuntimeError | MemoryError, images_at_once: int | None
 ) -> str | None:
     """Describe a full disk, too little memory or a lost process; None for anything else."""
+    if is_out_of_shared_memory(error):
+        return f"{OUT_OF_SHARED_MEMORY}, or lower runtime.workers"
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"the disk can't be written to ({error.strerror or error}); make room"
     if is_out_of_memory(error):
@@ -84,6 +91,12 @@ def is_lost_process(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
+def is_out_of_shared_memory(error: Exception) -> bool:
+    """Whether there is too little of it for a batch of the loader's processes."""
+    texts = ("unable to allocate shared memory", "unable to resize file </torch")
+    return any(text in str(error) for text in texts)
+
+
 def is_lost_worker(error: Exception) -> bool:
     """Whether it is the loader's error for a worker process that has died."""
     return str(error).startswith("DataLoader worker")
@@ -107,7 +120,7 @@ def from_workers(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 @contextlib.contextmanager
 def failures_explained(memory_advice: str, workers: str = "--workers") -> Iterator[None]:
-    """Turn running out of memory, and losing a loader's process, into a ConfigError with advice.
+    """Turn running out of memory, and what ends a loader's process, into a ConfigError with advice.
 
     memory_advice: how the message ends where memory runs out. workers: the option, or the key, that
     says how many processes decode images.
@@ -116,6 +129,8 @@ def failures_explained(memory_advice: str, workers: str = "--workers") -> Iterat
         with memory_errors(memory_advice):
             yield
     except RuntimeError as error:
+        if is_out_of_shared_memory(error):
+            raise ConfigError(f"{workers}: {OUT_OF_SHARED_MEMORY}, or lower it") from None
         if not is_lost_worker(error):
             raise
         stop_watching_workers()
