@@ -1,9 +1,12 @@
 """Whether the model is compiled, and what is said where it can't be."""
 
+import inspect
+
 import pytest
 import torch
 from small_training import MadeUpBatches, batch, make_model, make_state, make_trainer
 from torch import nn
+from torch._inductor.exc import InductorError
 
 from vit.errors import ConfigError
 from vit.model.positions import rope2d
@@ -57,6 +60,27 @@ def test_without_a_compiler_the_model_runs_uncompiled_and_says_so(monkeypatch):
     assert "Triton" in missing_compiler(CUDA)
 
 
+def test_where_a_trial_fails_the_model_runs_uncompiled_and_says_why(monkeypatch):
+    """As where the compiled kernels may not be loaded, or Triton finds no C compiler."""
+    compile_for_real = torch.compile
+
+    def failing(graph, inputs):
+        error = OSError("x.so: failed to map segment from shared object\nmore")
+        raise InductorError(error, inspect.currentframe())
+
+    def compile_failing(function, **options):
+        return compile_for_real(function, backend=failing, **options)
+
+    monkeypatch.setattr("torch.compile", compile_failing)
+    monkeypatch.setattr("vit.runtime.compiling.shutil.which", lambda name: "/bin/true")
+    model = nn.Linear(2, 2)
+    forward, is_compiled, message = compile_model(model, True, FP32, 768, 1e20)
+    assert forward is model
+    assert not is_compiled
+    assert "failed to map segment from shared object" in message
+    assert "\n" not in message
+
+
 class Graphs:
     """Stands in for torch's compiler: counts the graphs, and runs them as they are."""
 
@@ -86,6 +110,8 @@ def graphs(monkeypatch):
         return compile_for_real(model, backend=counted, fullgraph=True, **options)
 
     monkeypatch.setattr("torch.compile", compile_counted)
+    # The trial has a graph of its own
+    monkeypatch.setattr("vit.runtime.compiling.compiling_error", lambda device: None)
     yield counted
     torch._dynamo.reset()
 

@@ -19,6 +19,7 @@ from torch.utils._triton import has_triton
 from vit.errors import ConfigError
 from vit.model.vision_transformer import Block
 from vit.runtime.precision import Precision
+from vit.text import first_line
 
 # Compiling takes about a minute. On a GPU it saves a third or more of a step; on CPUs in bf16 10 %
 # at a width of 192, 15 % at 256 and 4 to 8 % at 384 (benchmarks/README.md). In fp32 on a CPU matrix
@@ -71,13 +72,14 @@ def compile_model(
             f"{precision.device.type}; runtime.compile=true compiles without graphs"
         )
 
+    # It says on every machine without a GPU that there is none
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
     # torch.compile compiles at the first call: a missing compiler would end the run there
     problem = missing_compiler(precision.device)
     if problem is not None:
-        warning = f"runtime.compile: {problem}, so the model runs uncompiled"
+        warning = f"runtime.compile: the model runs uncompiled, since {problem}"
         return Compiled(model, False, warning)
-    # It says on every machine without a GPU that there is none
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
     if mode == "blocks":
         for module in model.modules():
@@ -129,4 +131,20 @@ def missing_compiler(device: torch.device) -> str | None:
         return "no C++ compiler was found"
     if device.type == "cuda" and not has_triton():
         return "Triton is not installed"
+    return compiling_error(device)
+
+
+def compiling_error(device: torch.device) -> str | None:
+    """Compile a sum, and return why that fails, or None: seconds that the model's kernels save.
+
+    Triton needs a C compiler, as images of containers often lack, and kernels are loaded from a
+    folder that may not be written, or is mounted noexec, as clusters do with /tmp.
+    """
+    # A second's work, which a run that is not compiled can do without
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        torch.compile(torch.add, dynamic=False)(torch.ones(4, device=device), 1)
+    except TorchDynamoException as error:
+        return f"a trial failed: {first_line(error)}"
     return None
