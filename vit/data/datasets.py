@@ -350,19 +350,20 @@ def read_shards(request: Request) -> Splits:
     else:
         numbers = [str(number) for number in range(len(names))]
         known = f"of {CLASSES}, 0 to {len(names) - 1}"
-    numbered = {
-        split: renumber(root, images, numbers, known)
-        for split, images in splits.items()
-        if images is not None
-    }
-    return Splits(readable_names(names), **numbered)
+    train, val, test = (renumber(root, splits[split], numbers, known) for split in SPLITS)
+    assert train is not None
+    return Splits(readable_names(names), train, val, test)
 
 
-def renumber(root: Path, images: ImageSplit, numbers: list[str], known: str) -> ImageSplit:
-    """With the labels as positions in a list of them. Raises DataError for one that is not there.
+def renumber(
+    root: Path, images: ImageSplit | None, numbers: list[str], known: str
+) -> ImageSplit | None:
+    """A split with its labels as positions in a list of them; None where there is none.
 
-    known: which labels these are, for the message.
+    known: which labels these are, for the DataError for one that is not there.
     """
+    if images is None:
+        return None
     positions = positions_of(images.labels.numpy(), numbers)
     wrong = positions < 0
     if wrong.any():

@@ -117,7 +117,7 @@ def collate(items: list[DecodedImage | DataError]) -> DecodedBatch | DataError:
     # when it is sent takes another copy, and where there is too little of it the batch is lost
     # without an error, and waited for for ever
     return (
-        default_collate(pixels),
+        default_collate(list(pixels)),
         default_collate(list(map(torch.tensor, labels))),
         list(itertools.chain(*unreadable)),
     )
