@@ -65,6 +65,22 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def open_missing_streams() -> None:
+    """Let standard input, output and error be /dev/null where a daemon was started without them.
+
+    The run's own files would be opened in their place, and what libraries print be written to them.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It takes the lowest number, which is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
 def discard_output() -> None:
     """Drop what is buffered for standard output, and all that will be printed, as nobody reads it.
 

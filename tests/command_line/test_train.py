@@ -2,10 +2,12 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from helpers import TINY, error_line, make_images, read_result, rows, run, start, train
+from helpers import ROOT, TINY, error_line, make_images, read_result, rows, run, start, train
 from PIL import Image
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -57,6 +59,16 @@ def test_a_first_run_says_nothing_of_fonts(tmp_path):
     done = train(tmp_path, *TINY, "train.steps=1", env=environment, from_scratch=True)
     assert list((tmp_path / "matplotlib").glob("fontlist*"))
     assert "font" not in done.stdout + done.stderr
+
+
+def test_a_daemon_may_have_no_standard_streams(tmp_path):
+    arguments = " ".join([*TINY, "train.steps=1", "hydra.run.dir=run"])
+    command = f"exec {sys.executable} {ROOT / 'train.py'} {arguments} <&- >&- 2>&-"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=240)
+    assert done.returncode == 0
+    assert read_result(tmp_path / "run")["status"] == "finished"
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line) for line in lines)
 
 
 def test_tasks_of_srun_are_told_that_each_is_a_run(tmp_path):

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vit.config.config import CONF
 from vit.errors import ConfigError, DataError, Stopped, TrainingFailed, UserError
+from vit.files import open_missing_streams
 
 # Keys that hold paths, which may contain characters of Hydra's grammar
 PATH_KEYS = (
@@ -51,6 +52,7 @@ def run_main(main: Callable[[], None], schema: type) -> int:
 
     schema: the dataclass whose keys are suggested for a mistyped one.
     """
+    open_missing_streams()
     # Hydra's log shows what every library has to say; of its fonts, in the middle of a first run
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
