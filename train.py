@@ -20,7 +20,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vit.config.command_line import prepare_arguments, run_main, task_errors
+from vit.config.command_line import (
+    configuration_options,
+    prepare_arguments,
+    run_main,
+    task_errors,
+)
 from vit.config.config import (
     Config,
     from_composed,
@@ -58,7 +63,9 @@ def main(composed: DictConfig) -> float | None:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     # As typed: an interpolation in an override must not be resolved here
-    overrides: list[str] = OmegaConf.to_container(job.overrides.task)  # pyright: ignore
+    typed: list[str] = OmegaConf.to_container(job.overrides.task)  # pyright: ignore
+    with task_errors(), removed_if_refused(folder):
+        overrides = [*configuration_options(job), *typed]
 
     # A job of a sweep runs in a child process: a crash must not take the other jobs with it
     if job.mode == RunMode.MULTIRUN:

@@ -1,10 +1,11 @@
 """Sweeps (-m): every job a process of its own, all of them in one table."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
-from helpers import TINY, read_result, start, train, wait_until
+from helpers import TINY, error_line, read_result, start, train, wait_until
 
 SWEEP = [
     "-m",
@@ -14,6 +15,15 @@ SWEEP = [
     "seed=3",
     "hydra.sweep.dir=my sweep",
 ]
+
+MODEL = """
+name: my model
+image_size: 32
+patch_size: 8
+hidden_size: 32
+num_layers: 1
+num_heads: 2
+"""
 
 
 def jobs_of(sweep: Path) -> list[dict[str, str]]:
@@ -40,6 +50,35 @@ def test_a_sweep_survives_a_failing_job_and_ends_in_a_table(tmp_path):
     after = [(sweep / job / "result.json").stat().st_mtime_ns for job in ("0", "1")]
     assert (before[0] == after[0], before[1] == after[1]) == (True, False)
     assert [job["status"] for job in jobs_of(sweep)] == ["finished", "failed"]
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_sweep_find_files_outside_the_project(tmp_path):
+    """So do the processes of a job, and whoever repeats one by its card."""
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "mine.yaml").write_text(MODEL)
+    own = [
+        "--config-dir=own",
+        "experiment=digits",
+        "model=mine",
+        "train.steps=2",
+        "runtime.processes=1,2",
+        "runtime.threads=1",
+    ]
+    done = train(tmp_path, "-m", *own, "hydra.sweep.dir=sweep")
+    assert "2 of 2 jobs finished" in done.stdout, done.stderr
+    for job in ("0", "1"):
+        config = (tmp_path / "sweep" / job / "config.yaml").read_text()
+        assert config.startswith(f"# python train.py --config-dir={tmp_path / 'own'} ")
+        assert "name: my model" in config
+
+
+def test_a_file_that_the_project_hides_is_refused(tmp_path):
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "vit_s4.yaml").write_text(MODEL)
+    done = train(tmp_path, "--config-dir=own", "experiment=digits", "model=vit_s4")
+    assert re.search(r"own/model/vit_s4\.yaml .*conf/model/vit_s4\.yaml", error_line(done))
+    assert list((tmp_path / "outputs").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import atexit
 import errno
-import importlib.util
 import re
 import subprocess
 import sys
@@ -17,12 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from vit.config.command_line import (
     AtSweepEnd,
     check_override,
-    composition_error,
-    known_keys,
     prepare_arguments,
     quote_paths,
     run_main,
-    suggestion,
     task_errors,
 )
 from vit.config.config import Config
@@ -35,58 +31,6 @@ def _arguments(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/train.py", "seed=1"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("optimizer.lrr=3", r"optimizer\.lrr: no such key; did you mean optimizer\.lr"),
-        ("optimiser.lr=3", r"optimiser\.lr: no such key; did you mean optimizer\.lr"),
-        ("optimiser=sgd", "optimiser: no such key; did you mean optimizer"),
-        ("model=vit_b17", r"model=vit_b17: .*conf/model/vit_b17\.yaml; did you mean vit_b16"),
-        ("experiment=digts", r"experiment=digts: .*digts\.yaml; did you mean digits"),
-        ("optimizer.lr=fast", r"optimizer\.lr: .*'fast'"),
-        ("train.epochs=[1]", r"train\.epochs"),
-        ("train.epochs=null", r"train\.epochs: expected a value, got null"),
-        ("data.mean=0.5", r"^data\.mean: expected a list, .*brackets"),
-        ("model.num_heads=2.5", r"model\.num_heads: .*'2\.5'"),
-        ("train.batch_size=", r"train\.batch_size"),
-        ("train.batch_size", r"train\.batch_size"),
-        ("optimizer.lr=(", r"optimizer\.lr"),
-        ("seed=0,1,2", r"^seed=0,1,2: .*-m\b.*brackets"),
-    ],
-)
-def test_mistakes_in_composing_become_one_line(override, message):
-    assert re.search(message, mistake(override)), mistake(override)
-
-
-@pytest.mark.parametrize(
-    ("override", "needs", "package"),
-    [
-        ("search=digits", "hydra/sweeper=optuna", "optuna"),
-        ("hydra/launcher=submitit", "hydra/launcher=submitit", "submitit"),
-    ],
-)
-def test_what_is_not_installed_says_what_it_needs(override, needs, package):
-    if importlib.util.find_spec(package) is not None:
-        pytest.skip(f"{package} is installed")
-    expected = f"{needs} needs pip install -r requirements-sweeps.txt"
-    assert mistake(override).startswith(expected)
-
-
-def mistake(override: str) -> str:
-    """The one line that is printed for an override that can't be composed."""
-    with pytest.raises((HydraException, OmegaConfBaseException)) as raised:
-        composed(override)
-    line = composition_error(raised.value, Config)
-    assert "\n" not in line
-    return line
-
-
-def test_suggestions():
-    assert suggestion("vit_b17", ["vit_b16", "deit"]) == "; did you mean vit_b16?"
-    assert suggestion("xyz", ["vit_b16", "vit_s4"]) == "; known: vit_b16, vit_s4"
-    assert {"optimizer", "optimizer.lr", "seed"} <= set(known_keys(Config))
 
 
 @pytest.mark.parametrize(

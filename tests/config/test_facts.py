@@ -13,7 +13,7 @@ import yaml
 from composing import check, configured, files_of, groups, keys_of_schema
 
 from vit.augment.policies import POLICIES, build_policies
-from vit.config.command_line import known_keys
+from vit.config.composition import known_keys
 from vit.config.config import CONF, Config, EvaluateConfig, default_values
 from vit.config.data import DataConfig, data_arguments
 from vit.config.model import ModelConfig

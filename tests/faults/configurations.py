@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vit.config.command_line import known_keys
+from vit.config.composition import known_keys
 from vit.config.config import Config
 from vit.config.settings import Range, settings_of
 

@@ -6,23 +6,24 @@ that goes wrong; scripts and schedulers need to tell a mistake, a bug and a stop
 
 import atexit
 import contextlib
-import difflib
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
+from vit.config.composition import composition_error, unreadable_file
 from vit.config.config import CONF
 from vit.errors import ConfigError, DataError, Stopped, TrainingFailed, UserError
 from vit.files import open_missing_streams
@@ -38,9 +39,15 @@ PATH_KEYS = (
     "checkpoint",
     "out",
 )
-# Groups of Hydra's own, of which conf/ has no files
-PLUGINS = ("hydra/sweeper", "hydra/launcher")
 NO_RESULTS = "No trials are completed yet."
+# What Hydra raises for mistakes on the command line and in YAML files, and a bug may raise too
+BUGS_LIKE_MISTAKES = (
+    HydraException,
+    OmegaConfBaseException,
+    MarkedYAMLError,
+    UnicodeDecodeError,
+    OSError,
+)
 
 
 def run_main(main: Callable[[], None], schema: type) -> int:
@@ -74,6 +81,8 @@ def run_main(main: Callable[[], None], schema: type) -> int:
         message, code = str(error), error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         message, code = composition_error(error, schema), ConfigError.exit_code
+    except (MarkedYAMLError, UnicodeDecodeError) as error:
+        message, code = unreadable_file(error), ConfigError.exit_code
     except OSError as error:
         # Hydra makes the run folder before it calls main; errors of the task do not get here
         reason = error.strerror or error
@@ -107,8 +116,8 @@ def task_errors(wait_for_first: Callable[[], bool] | None = None) -> Iterator[No
             print_error(str(error))
         # SystemExit passes through Hydra, which would add lines of its own to another exception
         raise SystemExit(error.exit_code) from None
-    except (HydraException, OmegaConfBaseException, OSError) as error:
-        # Bugs of the kinds that Hydra raises: run_main would take them for the user's mistakes
+    except BUGS_LIKE_MISTAKES as error:
+        # run_main would take them for the user's mistakes
         raise RuntimeError(f"unexpected {type(error).__name__}: {error}") from error
 
 
@@ -175,6 +184,37 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     return prepared
 
 
+def configuration_options(job: HydraConf) -> list[str]:
+    """Return the options by which another process finds the YAML files that this one was given.
+
+    Raises ConfigError where a file of the user's folder is hidden by one of conf/.
+    """
+    sources = {source.provider: source.path for source in job.runtime.config_sources}
+    options = []
+    if Path(sources["main"]) != CONF:
+        options.append(f"--config-path={sources['main']}")
+    if "command-line" in sources:
+        own = Path(sources["command-line"])
+        refuse_hidden_files(own)
+        options.append(f"--config-dir={own}")
+    if job.job.config_name != "train":
+        options.append(f"--config-name={job.job.config_name}")
+    return options + [item for item in job.overrides.hydra if item.startswith("hydra.searchpath=")]
+
+
+def refuse_hidden_files(own: Path) -> None:
+    """Raise ConfigError where a folder has a file of a group and name that conf/ has too.
+
+    Hydra reads that of conf/ without a word.
+    """
+    for file in sorted(own.rglob("*.yaml")):
+        if own != CONF and (CONF / file.relative_to(own)).exists():
+            raise ConfigError(
+                f"--config-dir: {file} has the name of a file of the project, conf/"
+                f"{file.relative_to(own)}, which would be read instead; rename yours"
+            )
+
+
 def is_sweep(arguments: Sequence[str]) -> bool:
     return "-m" in arguments or "--multirun" in arguments
 
@@ -237,66 +277,3 @@ def check_override(argument: str) -> None:
 def group_names() -> set[str]:
     """Return the names of the groups of conf/."""
     return {path.name for path in CONF.iterdir() if path.is_dir()}
-
-
-def composition_error(error: Exception, schema: type) -> str:
-    """Say what to write instead, in one line, where Hydra or OmegaConf refuse the command line."""
-    # A choice of a group that has no file
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = [option for option in error.options if not option.endswith("schema")]
-        if group in PLUGINS and options == ["basic"]:
-            return f"{group}={name} needs pip install -r requirements-sweeps.txt"
-        file = f"conf/{group}/{name}.yaml"
-        return f"{group}={name}: there is no {file}{suggestion(name, options)}"
-
-    # What check_override() did not see
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: expected KEY=VALUE or GROUP=NAME"
-
-    # Hydra's first line alone does not say what to write instead
-    ambiguous = re.match(r"Ambiguous value for argument '(.*)'", str(error))
-    if ambiguous:
-        return (
-            f"{ambiguous[1]}: several values are for a sweep, train.py -m; a list is written in "
-            "brackets, as in data.mean=[0.5]"
-        )
-
-    # Hydra wraps OmegaConf's error, which alone has the key's full name
-    cause = error
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        cause = error.__cause__
-    overridden = re.search(r"Could not override '([^']+)'", str(error))
-    full_key = getattr(cause, "full_key", None) or (overridden and overridden[1])
-    unknown_key = "Key" in str(cause) and "not in" in str(cause)
-    if unknown_key or "No match in the defaults list" in str(error):
-        key = overridden[1] if overridden else str(full_key)
-        return f"{key}: no such key{suggestion(key, known_keys(schema))}"
-
-    # Of a message of several lines the one that says what is wrong with the value
-    lines = [line.strip() for line in f"{error}\n{cause}".split("\n") if line.strip()]
-    if any(line.endswith("is not Optional") for line in lines):
-        return f"{full_key}: expected a value, got null"
-    if any("is not a ListConfig" in line for line in lines):
-        return f"{full_key}: expected a list, which is written in brackets, as in data.mean=[0.5]"
-    starts = ("Value ", "Invalid value ", "Object of ")
-    line = next((line for line in lines if line.startswith(starts)), lines[0])
-    return f"{full_key}: {line}" if full_key and str(full_key) not in line else line
-
-
-def suggestion(word: str, known: Sequence[str]) -> str:
-    """Return "; did you mean …?" with the known words nearest to a mistyped one, or else all."""
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; known: {', '.join(known)}"
-
-
-def known_keys(schema: type) -> list[str]:
-    """Return every key of a schema with dots, groups included."""
-    keys: list[str] = []
-    for item in fields(schema):
-        keys.append(item.name)
-        if isinstance(item.type, type) and is_dataclass(item.type):
-            keys += [f"{item.name}.{key}" for key in known_keys(item.type)]
-    return keys

@@ -5,7 +5,7 @@ Imports neither torch nor anything of vit/data, so that a mistyped key is answer
 
 import functools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vit.config.augment import AugmentConfig
+from vit.config.composition import known_keys, suggestion
 from vit.config.data import DataConfig
 from vit.config.model import ModelConfig
 from vit.config.optimizer import OptimizerConfig, ScheduleConfig
@@ -242,7 +243,7 @@ def require_resolvable(composed: DictConfig) -> None:
 def from_composed(composed: DictConfig) -> Any:
     """Return the typed configuration that Hydra composed: a Config or an EvaluateConfig.
 
-    Raises ConfigError, naming the key, where one has no value or can't be resolved.
+    Raises ConfigError, naming the key, where one has no value, can't be resolved or does not exist.
     """
     require_resolvable(composed)
     # Hydra's own keys are mandatory only for launchers and sweepers that are not in use
@@ -250,7 +251,23 @@ def from_composed(composed: DictConfig) -> Any:
     if missing:
         key = missing[0]
         raise ConfigError(f"{key} has no value; give it on the command line, such as {key}=…")
-    return OmegaConf.to_object(composed)
+
+    # Hydra lets +KEY=VALUE add a key to any schema; nothing would read it
+    config = OmegaConf.to_object(composed)
+    for key in added_keys(config):
+        raise ConfigError(f"+{key}: no such key{suggestion(key, known_keys(type(config)))}")
+    return config
+
+
+def added_keys(config: Any, prefix: str = "") -> list[str]:
+    """Return the keys of a typed configuration that its schema does not have, with dots."""
+    names = [item.name for item in fields(config)]
+    added = [prefix + name for name in vars(config) if name not in [*names, "hydra"]]
+    for name in names:
+        group = getattr(config, name)
+        if is_dataclass(group):
+            added += added_keys(group, f"{prefix}{name}.")
+    return added
 
 
 def from_dict(container: dict[str, Any], source: str) -> Config:

@@ -66,8 +66,12 @@ USUAL_KEYS = (
 
 
 def overridden_keys(overrides: Sequence[str]) -> list[str]:
-    """Return the keys and groups of overrides, with dots: "+hydra/x=1" gives hydra.x."""
-    return [re.split(r"[=@]", item.lstrip("+~"))[0].replace("/", ".") for item in overrides]
+    """Return the keys and groups of overrides, with dots: "+hydra/x=1" gives hydra.x.
+
+    Options such as --config-dir=FOLDER have none.
+    """
+    typed = [item.lstrip("+~") for item in overrides if not item.startswith("-")]
+    return [re.split(r"[=@]", item)[0].replace("/", ".") for item in typed]
 
 
 def command_line_changes(composed: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
