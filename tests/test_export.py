@@ -25,6 +25,7 @@ from vit.export import FORMATS, export, main
 from vit.model.vision_transformer import VisionTransformer
 from vit.weights import huggingface, own
 from vit.weights import timm as timm_format
+from vit.weights.description import PLAIN
 from vit.weights.loading import build, read
 from vit.weights.onnx import new_metadata
 from vit.weights.writing import WRITERS
@@ -356,6 +357,16 @@ def test_onnx_that_is_not_installed(tmp_path, monkeypatch):
 
 def command(*arguments: object) -> int:
     return run_command("vit.export", lambda: main([str(argument) for argument in arguments]))
+
+
+@pytest.mark.parametrize("kind", ["hf", "timm", "torchvision", "npz"])
+def test_a_setting_that_no_format_knows_of_is_refused(tmp_path, monkeypatch, kind):
+    """As one is that somebody adds to the model: it would be left out in silence."""
+    _, path = checkpoint(tmp_path, pre_norm=True)
+    monkeypatch.delitem(PLAIN, "pre_norm")
+    with pytest.raises(CheckpointError, match="can't express pre_norm=True"):
+        WRITERS[kind](read(path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_line(tmp_path, capsys):

@@ -18,7 +18,7 @@ from foreign_models import (
 )
 from safetensors.torch import save_file
 
-from vit.config.resume import MODEL_SETTINGS_OF_WEIGHTS
+from vit.config.model import MODEL_SETTINGS_OF_WEIGHTS
 from vit.errors import CheckpointError
 from vit.model.vision_transformer import Block, VisionTransformer
 from vit.weights.loading import read

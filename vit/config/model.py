@@ -1,6 +1,6 @@
 """The group `model`: conf/model/*.yaml, which hold the values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from vit.config.settings import (
@@ -99,3 +99,37 @@ class ModelConfig:
     init: str = setting(one_of("jax", "xavier", "trunc_normal", "local"))
     # Standard deviation; null: 0.02
     init_range: float | None = setting(POSITIVE, belongs=belongs_to("model.init", "trunc_normal"))
+
+
+# Sizes are the user's choice, and weights that don't fit are refused
+SIZES = (
+    "image_size",
+    "patch_size",
+    "grid_size",
+    "num_channels",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "mlp_ratio",
+    "intermediate_size",
+    "representation_size",
+    "resnet_stages",
+    "conv_stem",
+)
+# What a trained model does not compute with
+OF_TRAINING = (
+    "dropout",
+    "embedding_dropout",
+    "attention_dropout",
+    "projection_dropout",
+    "mlp_dropout",
+    "drop_path",
+    "patch_dropout",
+    "init",
+    "init_range",
+)
+# What pretrained weights were trained with, and a model must have to compute what they did: a new
+# setting of the model is one of them, unless it is named above
+MODEL_SETTINGS_OF_WEIGHTS = tuple(
+    item.name for item in fields(ModelConfig) if item.name not in ("name", *SIZES, *OF_TRAINING)
+)

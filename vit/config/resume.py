@@ -20,30 +20,10 @@ from vit.config.config import (
     to_dict,
     with_changes,
 )
+from vit.config.model import MODEL_SETTINGS_OF_WEIGHTS
 from vit.config.settings import BITS_MAY_DIFFER, FREE, settings_of
 from vit.errors import ConfigError
 
-# What pretrained weights were trained with, and a model must have to compute what they did. Its
-# sizes are not among them: they are the user's choice, and weights that don't fit are refused
-MODEL_SETTINGS_OF_WEIGHTS = (
-    "layer_norm_eps",
-    "activation",
-    "resnet_style",
-    "conv_stem_strides",
-    "qkv_bias",
-    "qk_norm",
-    "layer_scale",
-    "position",
-    "cls_token",
-    "cls_position",
-    "distill_token",
-    "num_registers",
-    "pre_norm",
-    "global_pool",
-    "fc_norm",
-    "gated_mlp",
-    "pruned_heads",
-)
 PREPROCESSING_OF_WEIGHTS = ("mean", "std", "eval_crop", "interpolation")
 ADOPTED_KEYS = {f"model.{key}" for key in MODEL_SETTINGS_OF_WEIGHTS} | {
     f"data.{key}" for key in PREPROCESSING_OF_WEIGHTS

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit.config.model import MODEL_SETTINGS_OF_WEIGHTS
 from vit.data.preprocessing import Preprocessing
 from vit.errors import CheckpointError
 from vit.model.positions import fixed_positions
+from vit.model.vision_transformer import VisionTransformer
 from vit.weights.names import CLS, DISTILL, PATCHES, POSITIONS, PROBE, REGISTERS, ROOT, list_some
 from vit.weights.stems import (
     CONV_KERNEL,
@@ -46,6 +48,9 @@ PLAIN = {
     "qkv_bias": True,
     "position": "learned",
 }
+
+# Settings that are expressed with positions and with stems, or not needed without them
+WITH_OTHERS = ("cls_position", "resnet_style", "conv_stem_strides")
 
 FIRST_BLOCK = "encoder.blocks.0."
 
@@ -431,6 +436,12 @@ def check_expressible(weights: Weights, format_name: str, supported: tuple[str, 
         for key, plain in PLAIN.items()
         if key not in supported and (weights.model.get(key) or None) != (plain or None)
     ]
+    # A setting that no format knows of, so that none leaves it out in silence
+    defaults = VisionTransformer.__init__.__kwdefaults__
+    for key in MODEL_SETTINGS_OF_WEIGHTS:
+        value = weights.model.get(key, defaults[key])
+        if key not in PLAIN and key not in WITH_OTHERS and value != defaults[key]:
+            problems.append(f"{key}={value}")
     if problems:
         raise CheckpointError(
             f"{weights.path}: {format_name} can't express {', '.join(problems)}; "
