@@ -10,8 +10,14 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from vit.config.composition import composition_error, known_keys, suggestion, unreadable_file
-from vit.config.config import Config, from_composed
+from vit.config.composition import (
+    composition_error,
+    known_keys,
+    refuse_dashes,
+    suggestion,
+    unreadable_file,
+)
+from vit.config.config import Config, EvaluateConfig, from_composed
 from vit.errors import ConfigError
 
 # What composing raises where a file or an override is mistaken
@@ -152,3 +158,41 @@ def mistake_in_file(folder: Path, group: str, text: bytes) -> str:
     line = composition_error(error, Config) if known else unreadable_file(error)
     assert "\n" not in line
     return line
+
+
+@pytest.mark.parametrize(
+    ("argument", "key"),
+    [
+        ("--epochs=3", "train.epochs"),
+        ("--lr", "optimizer.lr"),
+        ("--batch-size", "train.batch_size"),
+        ("--model", "model"),
+        ("--train.epochs=3", "train.epochs"),
+    ],
+)
+def test_keys_are_no_options(argument, key):
+    with pytest.raises(
+        ConfigError, match=rf"^{argument}: keys are written without dashes, as {key}=VALUE"
+    ):
+        refuse_dashes([argument, "3"], Config)
+
+
+def test_options_of_hydra_pass():
+    options = [
+        "--cfg",
+        "job",
+        "--config-dir=model",
+        "--multirun",
+        "-m",
+        "--info=searchpath",
+        "seed=1",
+    ]
+    refuse_dashes(options, Config)
+
+
+@pytest.mark.parametrize(("schema", "key"), [(Config, "resume"), (EvaluateConfig, "checkpoint")])
+def test_a_path_alone_is_told_its_key(tmp_path, schema, key):
+    with pytest.raises(HydraException) as raised:
+        composed(str(tmp_path))
+    line = composition_error(raised.value, schema)
+    assert line == f"{tmp_path}: expected KEY=VALUE or GROUP=NAME, as in {key}={tmp_path}"

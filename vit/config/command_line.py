@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from vit.config.composition import composition_error, unreadable_file
+from vit.config.composition import composition_error, refuse_dashes, unreadable_file
 from vit.config.config import CONF
 from vit.errors import ConfigError, DataError, Stopped, TrainingFailed, UserError
 from vit.files import open_missing_streams
@@ -73,6 +73,7 @@ def run_main(main: Callable[[], None], schema: type) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
     try:
+        refuse_dashes(sys.argv[1:], schema)
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
         main()
         return 0

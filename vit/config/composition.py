@@ -5,6 +5,7 @@ class but not the key.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -12,6 +13,8 @@ from dataclasses import fields, is_dataclass
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
+
+from vit.errors import ConfigError
 
 # Groups of Hydra's own, of which conf/ has no files
 PLUGINS = ("hydra/sweeper", "hydra/launcher")
@@ -31,7 +34,7 @@ def composition_error(error: Exception, schema: type) -> str:
 
     # What check_override() did not see
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: expected KEY=VALUE or GROUP=NAME"
+        return f"{error.override}: expected KEY=VALUE or GROUP=NAME{path_key(error, schema)}"
 
     # Hydra's first line alone does not say what to write instead
     ambiguous = re.match(r"Ambiguous value for argument '(.*)'", str(error))
@@ -45,6 +48,15 @@ def composition_error(error: Exception, schema: type) -> str:
     in_file = re.match(r"In '([^']+)': ", str(error))
     mistake = mistaken_value(error, schema)
     return f"{in_file[1]}.yaml: {mistake}" if in_file else mistake
+
+
+def path_key(error: OverrideParseException, schema: type) -> str:
+    """Return ", as in …" where a path stands alone on the command line."""
+    path = str(error.override)
+    if not os.path.exists(path):
+        return ""
+    key = "checkpoint" if "checkpoint" in known_keys(schema) else "resume"
+    return f", as in {key}={path}"
 
 
 def missing_file(path: str, options: Sequence[str]) -> str:
@@ -110,11 +122,26 @@ def unreadable_file(error: MarkedYAMLError | UnicodeDecodeError) -> str:
 def suggestion(word: str, known: Sequence[str]) -> str:
     """Return "; did you mean …?" with the known words nearest to a mistyped one, or else all."""
     # In letters, lr is far from optimizer.lr
-    of_other_groups = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]]
-    near = of_other_groups[:3] or difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    near = same_in_any_group(word, known)[:3] or difflib.get_close_matches(
+        word, known, n=3, cutoff=0.5
+    )
     if near:
         return f"; did you mean {' or '.join(near)}?"
     return f"; known: {', '.join(known)}"
+
+
+def same_in_any_group(word: str, known: Sequence[str]) -> list[str]:
+    """Return the known keys that have this name in whatever group."""
+    return [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]]
+
+
+def refuse_dashes(arguments: Sequence[str], schema: type) -> None:
+    """Raise ConfigError for a key that is written like an option of other programs."""
+    for argument in arguments:
+        word = argument.partition("=")[0].lstrip("-").replace("-", "_")
+        meant = same_in_any_group(word, known_keys(schema))
+        if argument.startswith("--") and meant:
+            raise ConfigError(f"{argument}: keys are written without dashes, as {meant[0]}=VALUE")
 
 
 def known_keys(schema: type) -> list[str]:
