@@ -7,9 +7,11 @@ import pytest
 import torch
 from composing import configured, files_of
 from helpers import ROOT, make_images, read_result, rows, train
+from torch import nn
 
 from vit.checkpoints.model import build_model
 from vit.config.config import Config
+from vit.model.vision_transformer import VisionTransformer
 from vit.training.plan import build_schedule
 from vit.training.prepare import build_optimizer_of, macs_of
 
@@ -151,3 +153,28 @@ def test_the_second_phase_of_deit_3_has_a_constant_rate():
     settings = asdict(recipe("imagenet_vit_b16_phase2").schedule)
     schedule = build_schedule(**settings, total_steps=20000, steps_per_epoch=1000)
     assert [schedule(2500), schedule(5000), schedule(20000)] == [0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+def test_fine_tuning_at_224_px_drops_where_the_port_does(data):
+    """ViT-pytorch's models/modeling.py: after the embeddings and in the MLPs, not in attention."""
+    model = on_meta(recipe(f"finetune_{data}_vit_b16"))
+    assert model.embeddings.dropout.p == 0.1
+    assert {block.mlp.dropout.p for block in model.encoder.blocks} == {0.1}
+    assert {block.attention.dropout.p for block in model.encoder.blocks} == {0.0}
+    assert {block.attention.attention_dropout for block in model.encoder.blocks} == {0.0}
+
+
+@pytest.mark.parametrize(("data", "lr"), [("cifar10", 0.01), ("cifar100", 0.03)])
+def test_fine_tuning_at_384_px_is_that_of_vit_jax(data, lr):
+    """configs/vit.py has its own learning rate for CIFAR-10; checkpoint.py zooms with order 1."""
+    config = recipe(f"finetune_{data}_vit_b16_384")
+    assert config.optimizer.lr == lr
+    assert config.pretrained_positions == "linear"
+    model = on_meta(config)
+    assert {part.p for part in model.modules() if isinstance(part, nn.Dropout)} == {0.0}
+
+
+def on_meta(config: Config) -> VisionTransformer:
+    with torch.device("meta"):
+        return build_model(asdict(config.model), 10)
