@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -113,6 +114,20 @@ def test_a_killed_process_ends_all_and_one_process_resumes(tmp_path, one_process
     resumed = train(tmp_path, "resume=run")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert_same_run(tmp_path / "run", one_process)
+
+
+def test_two_machines_train_as_one(tmp_path, one_process):
+    """A torchrun on each, which find each other; the machines share the disk."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    nodes = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    meeting = [f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=run"]
+    arguments = [*nodes, *meeting, str(ROOT / "train.py"), *RUN]
+    finish_ranks([start("torch.distributed.run", *arguments, cwd=tmp_path) for _ in range(2)])
+
+    # The name of the folder has the time and the process in it, which each takes for itself
+    (folder,) = tmp_path.glob("outputs/*/*")
+    assert_same_run(folder, one_process)
 
 
 def test_a_stopped_launcher_saves_and_one_process_resumes(tmp_path, one_process):
