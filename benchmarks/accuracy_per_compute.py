@@ -61,6 +61,7 @@ RECIPES = {
     "conv_vit_mini4": "cifar10_fast_conv",
     "conv_vit_mini4_without_weight_decay": "cifar10_fast_conv, no weight decay",
     "conv_vit_medium4": "cifar10_medium_conv",
+    "conv_vit_large4": "cifar10_large_conv",
     "conv_vit_medium4_without_weight_decay": "cifar10_medium_conv, no weight decay",
 }
 CIFAR10 = re.compile(r"conv_vit(?!.*cifar100)|.*cifar10(?!\d)")
