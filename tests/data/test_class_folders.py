@@ -54,6 +54,15 @@ def test_hidden_folders_in_a_class_are_left_out(tmp_path):
     assert images.labels.tolist() == [0, 1]
 
 
+def test_folders_of_programs_are_no_classes_and_hold_no_images(tmp_path):
+    """macOS packs one into every zip file, and Synology's disks have one in each folder."""
+    make_images(tmp_path, {"train": 1})
+    make_images(tmp_path, {"train": 1}, classes=("__MACOSX", "@eaDir"))
+    make_images(tmp_path / "train" / "cat", {"@eaDir": 2}, classes=("0.jpg",))
+    classes, images = list_class_folders(tmp_path / "train", "title")
+    assert (classes, images.labels.tolist()) == (["cat", "dog"], [0, 1])
+
+
 def test_a_class_whose_name_is_no_text_is_refused(tmp_path):
     """Old archives of Windows unpack to such names, which TensorBoard and pages can't hold."""
     make_images(tmp_path, {"train": 1}, classes=("cat", os.fsdecode(b"caf\xe9")))

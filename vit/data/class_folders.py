@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torchvision.models import ResNet18_Weights
 
-from vit.data.image_files import is_image_file, iter_image_files, no_images, refuse_folder
+from vit.data.image_files import (
+    is_hidden,
+    is_image_file,
+    iter_image_files,
+    no_images,
+    refuse_folder,
+)
 from vit.data.imagenet_val import list_flat_val
 from vit.data.splits import ImageSplit, check_classes
 from vit.errors import DataError
@@ -30,7 +36,7 @@ def class_names(folder: Path) -> list[str]:
         return sorted(
             entry.name
             for entry in os.scandir(folder)
-            if entry.is_dir() and not entry.name.startswith(".")
+            if entry.is_dir() and not is_hidden(entry.name)
         )
     except OSError as error:
         refuse_folder(error)

@@ -34,6 +34,9 @@ EXTENSIONS = (*JPEG, ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", 
 # What phones and cameras write and Pillow does not read: left out, but not in silence
 UNSUPPORTED = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf")
 
+# Of macOS in zip files, of Synology's disks with a thumbnail of each image, and of Windows
+FOLDERS_OF_PROGRAMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+
 # The tar file, the member's first byte and its size in bytes
 TAR_MEMBER = re.compile(r"(.*\.tar)!(\d+)\+(\d+)")
 
@@ -58,9 +61,14 @@ UNREADABLE = (
 )
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is a program's and not the user's, by its name."""
+    return name.startswith(".") or name in FOLDERS_OF_PROGRAMS
+
+
 def is_image_file(name: str) -> bool:
     """Whether a file name is that of an image: by its extension, and not hidden."""
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
 
 
 def walk_folders(folder: str | Path, onerror: OnError | None = None) -> Iterator[Folder]:
@@ -80,7 +88,7 @@ def walk_folders(folder: str | Path, onerror: OnError | None = None) -> Iterator
         folders[:] = [
             name
             for name in sorted(folders)
-            if not name.startswith(".") and is_new_folder(os.path.join(parent, name), seen)
+            if not is_hidden(name) and is_new_folder(os.path.join(parent, name), seen)
         ]
         yield parent, names
 
@@ -99,7 +107,7 @@ def is_new_folder(folder: str | Path, seen: set[tuple[int, int]]) -> bool:
 
 def is_unsupported(name: str) -> bool:
     """Whether a file name is that of an image in a format that is not read."""
-    return name.lower().endswith(UNSUPPORTED) and not name.startswith(".")
+    return name.lower().endswith(UNSUPPORTED) and not is_hidden(name)
 
 
 def unsupported_image(path: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from vit.data.image_files import is_image_file
+from vit.data.image_files import is_hidden, is_image_file
 from vit.data.layouts import SPLIT_FOLDERS, folder_name, split_of
 from vit.data.parquet_rows import image_columns, is_parquet, open_file
 from vit.data.splits import (
@@ -69,7 +69,7 @@ def iter_parquet(folder: str, levels: int) -> Iterator[str]:
     except PermissionError:
         return  # lost+found of a disk, say; a folder that is needed is refused when it is listed
     for entry in entries:
-        if entry.name.startswith("."):
+        if is_hidden(entry.name):
             continue
         if is_image_file(entry.name):
             return
