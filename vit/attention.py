@@ -53,7 +53,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m vit.attention", description="Draw attention maps and rollout as PNG grids."
     )
-    parser.add_argument("checkpoint", type=Path, help="RUN/checkpoints/best.safetensors")
+    parser.add_argument("checkpoint", type=Path, help="RUN/checkpoints/best.safetensors, or RUN")
     parser.add_argument(
         "images",
         type=Path,

@@ -175,7 +175,7 @@ def predict_split(folder: Path, split: str, workers: int | None) -> SplitPredict
     """Predict a split with the best checkpoint of a run."""
     import torch
 
-    from vit.checkpoints.run import BEST
+    from vit.checkpoints.file import BEST
     from vit.evaluation.restore import restore
     from vit.runtime.cores import loader_workers
     from vit.runtime.device import start_device

@@ -38,7 +38,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Write an HTML page to look into a model with: attention of every patch, "
         "layer and head, rollout, and predictions without a head.",
     )
-    parser.add_argument("checkpoint", type=Path, help="RUN/checkpoints/best.safetensors")
+    parser.add_argument("checkpoint", type=Path, help="RUN/checkpoints/best.safetensors, or RUN")
     parser.add_argument(
         "images",
         type=Path,

@@ -72,7 +72,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="The exit code is 2 if an image could not be read; the others are answered.",
     )
     parser.add_argument(
-        "checkpoint", type=Path, help="RUN/checkpoints/best.safetensors, or a pruned one"
+        "checkpoint", type=Path, help="RUN/checkpoints/best.safetensors, or RUN, or a pruned one"
     )
     parser.add_argument(
         "images",

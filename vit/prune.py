@@ -49,7 +49,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Remove the least important attention heads of a checkpoint.",
     )
     parser.add_argument(
-        "checkpoint", type=Path, help="RUN/checkpoints/best.safetensors, or a pruned one"
+        "checkpoint", type=Path, help="RUN/checkpoints/best.safetensors, or RUN, or a pruned one"
     )
     parser.add_argument(
         "--fraction",

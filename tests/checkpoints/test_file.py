@@ -89,6 +89,16 @@ def test_a_missing_file_is_refused(tmp_path):
         read_checkpoint(tmp_path / "missing.safetensors")
 
 
+@pytest.mark.parametrize("folder", ["run", "run/checkpoints"])
+def test_the_folder_of_a_run_stands_for_its_best_checkpoint(tmp_path, folder):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    write_checkpoint(tmp_path / "run" / "checkpoints" / "best.safetensors", TENSORS, HEADER)
+    assert read_checkpoint(tmp_path / folder)[1] == HEADER
+    (tmp_path / "run" / "checkpoints" / "best.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=f"{folder}: no such checkpoint"):
+        read_checkpoint(tmp_path / folder)
+
+
 def test_a_failed_write_leaves_the_old_file(path):
     with pytest.raises(TypeError):
         write_checkpoint(path, TENSORS, {"not json": object()})

@@ -34,6 +34,13 @@ def test_the_current_folder_may_be_that_of_the_checkpoints(tmp_path, monkeypatch
     assert Outputs.of("best.safetensors", None, "test").run is None
 
 
+def test_the_folder_of_a_run_may_be_given(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "best.safetensors").touch()
+    outputs = Outputs.of(str(tmp_path / "run"), None, "test")
+    assert (outputs.folder, outputs.run) == (tmp_path / "run", tmp_path / "run")
+
+
 def test_the_reports_folder_is_named_after_the_split():
     assert Outputs.of(None, "x", "test").report_folder == Path("x/report")
     assert Outputs.of(None, "x", "val").report_folder == Path("x/report_val")

@@ -23,6 +23,8 @@ from vit.files import atomic_write
 
 # Stands in every file's metadata; a change that older programs can't read needs a new number
 FORMAT = "vit-checkpoint-1"
+# The name of the file that evaluations and predictions read
+BEST = "best.safetensors"
 
 
 def write_checkpoint(
@@ -85,12 +87,19 @@ def digest(tensors: dict[str, Tensor], header: str) -> str:
     return sha.hexdigest()
 
 
-def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return (tensors on the CPU, header) of a checkpoint.
+def best_in_folder(path: Path) -> Path:
+    """Return the best checkpoint in the folder of a run, and any other path as it is."""
+    files = (path / "checkpoints" / BEST, path / BEST)
+    return next((file for file in files if file.is_file()), path)
 
-    Raises CheckpointError where it is missing, damaged or not a checkpoint of this project.
+
+def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return (tensors on the CPU, header) of a checkpoint, or of a run's best one.
+
+    path: a file; or the folder of a run, or that of its checkpoints. Raises CheckpointError where
+    it is missing, damaged or not a checkpoint of this project.
     """
-    path = Path(path)
+    path = best_in_folder(Path(path))
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such checkpoint file; runs keep theirs under RUN_FOLDER/checkpoints/"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vit.checkpoints.file import (
+    BEST,
     read_checkpoint,
     read_header,
     require_header_keys,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from vit.model.vision_transformer import VisionTransformer
     from vit.training.state import TrainingState
 
-LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
+LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
 
 
 @dataclass(frozen=True)

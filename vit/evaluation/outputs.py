@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vit.checkpoints.file import best_in_folder
 from vit.errors import writing_to
 from vit.files import read_json
 
@@ -30,7 +31,7 @@ class Outputs:
         run = None
         folder = Path()
         if checkpoint is not None:
-            folder = Path(checkpoint).parent
+            folder = best_in_folder(Path(checkpoint)).parent
             # The current folder has no name of its own, and may be that of the checkpoints
             if folder.absolute().name == "checkpoints":
                 run = folder = folder.parent if folder.name else Path("..")
