@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from vit.data.class_folders import list_class_folders, list_same_classes
+from vit.data.copies import describe_copies
 from vit.data.image_files import describe_unsupported
 from vit.data.layouts import find_layout
 from vit.data.parquet_index import find_parquet, list_parquet
@@ -51,4 +52,6 @@ def list_folders(root: Path) -> Splits:
     found = layout.describe()
     if unsupported:
         found += f"; {describe_unsupported(unsupported)}"
+    copies = [describe_copies(train, images) for images in others.values()]
+    found += "".join(f"; {text}" for text in copies if text)
     return Splits(classes, train, **others, layout=found)
