@@ -437,7 +437,7 @@ def check_expressible(weights: Weights, format_name: str, supported: tuple[str, 
         if key not in supported and (weights.model.get(key) or None) != (plain or None)
     ]
     # A setting that no format knows of, so that none leaves it out in silence
-    defaults = VisionTransformer.__init__.__kwdefaults__
+    defaults = VisionTransformer.__init__.__kwdefaults__ or {}
     for key in MODEL_SETTINGS_OF_WEIGHTS:
         value = weights.model.get(key, defaults[key])
         if key not in PLAIN and key not in WITH_OTHERS and value != defaults[key]:
