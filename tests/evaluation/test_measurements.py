@@ -24,6 +24,7 @@ from vit.evaluation.measurements import (
     validation_logits,
 )
 from vit.evaluation.metrics import negative_log_likelihood
+from vit.runtime.precision import Precision
 
 MEASURED = list(MEASUREMENTS.values())
 
@@ -131,6 +132,19 @@ def test_logits_that_are_not_finite_are_refused():
     model.outputs.logit_batches.append(torch.tensor([[math.nan, 0.0]]))
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
         measure_calibration(model)
+
+
+@pytest.mark.parametrize(
+    ("precision", "advice"), [("bf16", "precision=fp32"), ("fp32", "have diverged")]
+)
+def test_no_accuracy_is_reported_of_outputs_that_are_not_finite(precision, advice):
+    restored = restored_model(["a", "b"], 6)
+    cpu = torch.device("cpu")
+    object.__setattr__(restored, "precision", Precision(precision, cpu))
+    with torch.no_grad():
+        restored.model.head.weight.fill_(math.inf)
+    with pytest.raises(ConfigError, match=f"not finite in {precision}.*{advice}"):
+        measure_all(measured_model(restored), [])
 
 
 def test_neighbors_of_the_training_images_are_refused():

@@ -4,6 +4,7 @@ All of it comes from the file alone, but for foreign weights, which need to be t
 """
 
 import functools
+import math
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,8 +108,11 @@ class RestoredModel:
         workers: int,
         counted: Callable[[], None] | None = None,
     ) -> dict[str, float]:
-        """As measure(), on any images of the data set's classes."""
-        return evaluate(
+        """As measure(), on any images of the data set's classes.
+
+        Raises ConfigError where outputs are not finite, as where 16 bits overflow.
+        """
+        metrics = evaluate(
             model,
             self.batches(images, workers, model.preprocessing),
             self.precision,
@@ -116,6 +120,16 @@ class RestoredModel:
             memory=self.memory,
             counted=counted,
         )
+        # NaN has a largest element too, so that accuracies look like those of a bad model
+        if not math.isfinite(metrics["loss"]):
+            advice = "try evaluate.py with precision=fp32"
+            if self.precision.name == "fp32":
+                advice = "its weights have diverged; train again at a lower optimizer.lr"
+            raise ConfigError(
+                f"{images}: outputs of the model are not finite in {self.precision.name}, so there "
+                f"is nothing to report; {advice}"
+            )
+        return metrics
 
 
 def restore(
