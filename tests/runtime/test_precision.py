@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from vit.model.vision_transformer import VisionTransformer
 from vit.runtime.precision import Precision, choose_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -48,6 +49,22 @@ def test_products_are_of_the_precision_and_weights_stay_float32(name, dtype):
         assert layer(torch.ones(1, 2)).dtype == dtype
     assert precision.dtype == dtype
     assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype"),
+    [
+        ({"position": "learned"}, torch.float32),
+        ({"position": "rope2d"}, torch.bfloat16),
+        ({"position": "rope2d", "layer_scale": 0.1}, torch.float32),
+    ],
+)
+def test_what_flows_between_the_blocks(changes, dtype):
+    sizes = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_layers": 2, "num_heads": 2}
+    model = VisionTransformer(num_classes=2, **sizes, **changes)
+    with Precision("bf16", CPU).autocast():
+        trace = model.trace(torch.zeros(1, 3, 8, 8))
+    assert trace.hidden_states[1].dtype == dtype
 
 
 def test_only_fp16_scales_its_loss():

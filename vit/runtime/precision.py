@@ -21,8 +21,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 class Precision:
     """The number format of a run on a device.
 
-    bf16 or fp16: matrix products in 16 bits under autocast, weights and sums in float32; fp32: no
-    autocast.
+    bf16 or fp16: matrix products in 16 bits under autocast, weights and their updates in float32;
+    fp32: no autocast. What flows from block to block is float32 where positions are added to the
+    patches; with rotary ones or none it stays in 16 bits until a LayerScale.
     """
 
     name: str
