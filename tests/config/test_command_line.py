@@ -73,6 +73,12 @@ def test_other_overrides_pass(argument):
     check_override(argument)
 
 
+def test_an_option_may_stand_between_overrides():
+    arguments = ["seed=1", "-m", "train.steps=1,2", "--cfg", "job", "seed=2"]
+    expected = ["-m", "--cfg", "job", "seed=1", "train.steps=1,2", "seed=2"]
+    assert prepare_arguments(arguments) == expected
+
+
 @pytest.mark.parametrize(
     "value",
     [

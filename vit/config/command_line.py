@@ -179,10 +179,11 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
 
     # Options such as -m and --help are no overrides, and an argument without "=" may be the value
     # of one, as in --cfg job
-    for argument in prepared:
-        if "=" in argument and not argument.startswith("-"):
-            check_override(argument)
-    return prepared
+    overrides = [item for item in prepared if "=" in item and not item.startswith("-")]
+    for override in overrides:
+        check_override(override)
+    # In a row, since Hydra takes no override behind an option that comes between others
+    return [item for item in prepared if item not in overrides] + overrides
 
 
 def configuration_options(job: HydraConf) -> list[str]:
