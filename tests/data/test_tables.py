@@ -114,6 +114,7 @@ GOOD = ["path,label,split", "images/a.jpg,cat,train", "images/b.jpg,dog,train"]
     [
         (["images/c.jpg,fox,val"], "line 4 has the label 'fox', which no image of train has"),
         (["images/x.jpg,cat,val"], r"line 4: no file .*/images/x\.jpg; paths are relative"),
+        (["images\\x.jpg,cat,val"], r"line 4: no file .* of the table, with / between folders"),
         (["no/x.jpg,cat,val", "images/y,dog,val"], r"line 4: no file .*no/x\.jpg \(and 1 others\)"),
         (
             ["images/../images/b.jpg,dog,test"],

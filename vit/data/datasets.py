@@ -98,7 +98,7 @@ class DatasetReader:
 # What to write, and why, where a required key is missing; else the key alone says enough
 REQUIRED = {
     "root": "data.root=FOLDER",
-    "test_fraction": "data.test_fraction: its test images are cut from train",
+    "test_fraction": "data.test_fraction=0.1: its test images are cut from train",
 }
 
 

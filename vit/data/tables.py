@@ -260,10 +260,12 @@ def require_files(table: Path, paths: np.ndarray, lines: np.ndarray) -> None:
     if missing:
         first = min(missing)
         others = f" (and {len(missing) - 1:,} others)" if len(missing) > 1 else ""
+        path = os.fsdecode(bytes(paths[first]))
+        # As Windows writes paths
+        backslashes = ", with / between folders and not a backslash" if "\\" in path else ""
         raise DataError(
-            f"{table.absolute()}: line {lines[first]}: no file "
-            f"{os.fsdecode(bytes(paths[first]))}"
-            f"{others}; paths are relative to the folder of the table"
+            f"{table.absolute()}: line {lines[first]}: no file {path}{others}; paths are relative "
+            f"to the folder of the table{backslashes}"
         )
 
 
